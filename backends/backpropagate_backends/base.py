@@ -1,0 +1,98 @@
+"""The contract between the runner and a backend: what a backend does, and what the runner does for it.
+
+A backend wraps its ecosystem's own trainer and decides nothing. It gets a `Session`, through which it says where it is,
+asks at every optimizer step boundary whether to go on, save or stop, and hands over finished checkpoint folders. Every
+backend passes tests/backends/test_contract.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from backpropagate_protocol.jobs import GenerateJob, TrainJob
+from backpropagate_protocol.messages import Phase, Progress, Started, TrainResult
+from backpropagate_protocol.prepared import Prepared
+from backpropagate_protocol.rundir import Manifest
+from backpropagate_protocol.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Directive:
+    """What the runner wants at a step boundary. `save` before `stop`; a stopped backend returns None from `train`."""
+
+    save: bool = False
+    stop: bool = False
+
+
+class Session(Protocol):
+    """What the runner does for a backend. Called from the thread that trains; none of it blocks on the parent."""
+
+    job: TrainJob
+    resume: Manifest | None  # the manifest of job.resume_from, already verified
+    staging: Path  # an empty folder on the file system of the checkpoints
+
+    def phase(self, phase: Phase, done: int = 0, total: int = 0, detail: str = "") -> None: ...
+
+    def notice(self, text: str, level: str = "info") -> None: ...
+
+    def started(self, started: Started) -> None:
+        """Once, when the first step is next."""
+
+    def before_step(self, step: int) -> None:
+        """Before optimizer step `step` (1-based) consumes its first sample. Planned faults happen here."""
+
+    def step_done(self, progress: Progress) -> Directive:
+        """After each optimizer step. A loss or gradient norm that is not finite raises LossDivergedError here."""
+
+    def publish(self, staged: Path, progress: Progress) -> bool:
+        """Makes the folder `staged` (below `staging`) the checkpoint of progress.step; True if it is durable.
+
+        False: the disk is full or failing, the partial is gone, training goes on. Raises nothing for that.
+        """
+
+    def save_failed(self, progress: Progress, error: BaseException) -> None:
+        """Says that writing the staged folder itself failed; the staged remains are removed."""
+
+
+class Tokenizer(Protocol):
+    """Turns one conversation into token ids and loss flags, by the model's own chat template."""
+
+    digest: str  # over vocabulary, merges, special tokens and the training template
+    max_length: int | None  # the model's own limit, if it has one
+
+    def chat(self, messages: Sequence[dict[str, object]], tools: object | None) -> tuple[list[int], list[int]]:
+        """messages: dicts with `role` and `content` (and tool fields). Flags are 1 on assistant tokens and their EOS."""
+
+    def completion(self, prompt: str, completion: str) -> tuple[list[int], list[int]]:
+        """Plain text pair; flags are 1 on the completion and its EOS."""
+
+    def text(self, text: str) -> tuple[list[int], list[int]]:
+        """Plain text; flags are 1 everywhere, EOS appended if missing."""
+
+    def check(self) -> None:
+        """Raises a coded error if training with this template cannot work: no generation markers and no patch known, or
+        an EOS that would never be trained."""
+
+
+class Backend(Protocol):
+    """One way to train."""
+
+    name: str
+
+    def warm(self) -> None:
+        """Imports the frameworks; touches no device. May run in a thread while the Job is awaited. Raises
+        DependencyError if something is missing."""
+
+    def check(self, job: TrainJob) -> None:
+        """After `warm`: raises a coded error if the device or a wish of the Job cannot be served. Loads no model."""
+
+    def tokenizer(self, model: ModelSpec) -> Tokenizer: ...
+
+    def train(self, session: Session, data: Prepared) -> TrainResult | None:
+        """Loads, trains to the end, writes the adapter into session.staging / 'adapter' and returns the result with that
+        path; None if it was told to stop. Exceptions are faults: they are classified by the runner, never here."""
+
+    def generate(self, job: GenerateJob) -> tuple[str, ...]: ...

@@ -1,0 +1,182 @@
+"""Write, sync, rename: the one way a file gets into a run directory, and the one way a folder is found whole.
+
+Guarantees, each with a test:
+1. `write_file`: after it returns, a crash leaves the new content; before, the old content; never a mixture.
+2. `commit_dir`: the folder appears under its final name only when every file in it, and its manifest, are durable.
+3. `verify_dir` accepts exactly the folders whose every byte is what was committed.
+4. An fsync that failed is never retried on the same file: the caller throws the file away and writes a new one.
+
+Every system call goes through a `Disk`, so that a test can stand in the door and lose what was not synced.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from backpropagate_protocol.rundir import MANIFEST, PARTIAL, FileEntry, Manifest
+
+if sys.platform == "darwin":
+    import fcntl
+
+# Antivirus and indexers hold files open for moments: access denied, sharing violation, lock violation.
+_WINDOWS_TRANSIENT = (5, 32, 33)
+_RETRY_DELAYS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
+
+
+class Disk:
+    """The file system calls that durability depends on."""
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Create or truncate `path`, write, sync. An error leaves the file for the caller to remove."""
+        with open(path, "wb") as file:
+            file.write(data)
+            file.flush()
+            self.fsync(file.fileno())
+
+    def fsync(self, descriptor: int) -> None:
+        if sys.platform == "darwin":
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # fsync alone leaves the data in the drive's cache there
+        else:
+            os.fsync(descriptor)
+
+    def sync_file(self, path: Path) -> None:
+        # Windows can only flush a handle that was opened for writing.
+        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+        try:
+            self.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def sync_dir(self, path: Path) -> None:
+        if sys.platform == "win32":
+            return  # a directory handle cannot be flushed there; NTFS journals the rename itself
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Replaces a file; a target folder must not exist."""
+        os.replace(source, target)
+
+    def remove(self, path: Path) -> None:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+DISK = Disk()
+
+
+def _retrying(action: Callable[[], None]) -> None:
+    """Runs `action`; on Windows, again for a bounded time (2.6 s) where another program holds the file."""
+    for delay in _RETRY_DELAYS:
+        try:
+            return action()
+        except OSError as error:
+            if getattr(error, "winerror", None) not in _WINDOWS_TRANSIENT:
+                raise
+            time.sleep(delay)
+    action()
+
+
+def discard(path: Path, disk: Disk = DISK) -> None:
+    """Removes a file or folder of ours that is of no use any more; says nothing if that fails."""
+    try:
+        _retrying(lambda: disk.remove(path))
+    except OSError:
+        pass  # a leftover is found and removed at the next start
+
+
+def write_file(path: Path, data: bytes, disk: Disk = DISK) -> None:
+    """Replaces the content of `path` atomically and durably. On an error the old content stands."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        disk.write(temporary, data)
+        _retrying(lambda: disk.rename(temporary, path))
+    except BaseException:
+        discard(temporary, disk)
+        raise
+    disk.sync_dir(path.parent)
+
+
+def file_entry(path: Path) -> FileEntry:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(size=path.stat().st_size, sha256=digest)
+
+
+def files_of(folder: Path) -> list[str]:
+    """The names of all files below `folder`, with forward slashes, sorted; the manifest left out."""
+    found = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+    return sorted(name for name in found if name != MANIFEST)
+
+
+def commit_dir(
+    staged: Path, final: Path, manifest: Callable[[dict[str, FileEntry]], bytes], disk: Disk = DISK
+) -> int:
+    """Makes the folder `staged` durable and gives it the name `final`; returns its size in bytes.
+
+    `staged` must lie on the same file system. `manifest` gets the file list and returns the bytes of `manifest.json`.
+    On an error `staged` is removed, `final` does not exist, and the error is raised.
+    """
+    partial = final.with_name(final.name + PARTIAL)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        discard(partial, disk)
+        if partial.exists():
+            raise FileExistsError(errno.EEXIST, "a leftover cannot be removed", str(partial))
+        _retrying(lambda: disk.rename(staged, partial))
+        names = files_of(partial)
+        entries = {name: file_entry(partial / name) for name in names}
+        for name in names:
+            disk.sync_file(partial / name)
+        for folder in sorted({(partial / name).parent for name in names} | {partial}, reverse=True):
+            disk.sync_dir(folder)
+        disk.write(partial / MANIFEST, manifest(entries))
+        disk.sync_dir(partial)
+        _retrying(lambda: disk.rename(partial, final))
+        disk.sync_dir(final.parent)
+    except BaseException:
+        discard(staged, disk)
+        discard(partial, disk)
+        raise
+    return sum(entry.size for entry in entries.values())
+
+
+class NotWhole(Exception):
+    """A folder is not what was committed; the message says what is wrong with it."""
+
+
+def verify_dir(folder: Path) -> Manifest:
+    """The manifest of a checkpoint whose every byte is what was committed; raises NotWhole otherwise."""
+    try:
+        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+    except FileNotFoundError as error:
+        raise NotWhole("there is no manifest") from error
+    except (msgspec.DecodeError, OSError) as error:
+        raise NotWhole(f"the manifest cannot be read: {error}") from error
+    for name, entry in manifest.files.items():
+        path = folder / name
+        try:
+            if path.stat().st_size != entry.size:
+                raise NotWhole(f"{name} has {path.stat().st_size} bytes instead of {entry.size}")
+            if file_entry(path) != entry:
+                raise NotWhole(f"{name} has other content than was written")
+        except OSError as error:
+            raise NotWhole(f"{name} cannot be read: {error.strerror or error}") from error
+    if not manifest.files:
+        raise NotWhole("the manifest names no file")
+    return manifest

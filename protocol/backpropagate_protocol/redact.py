@@ -1,0 +1,39 @@
+"""Takes secrets out of any text before it leaves a process: logs, events, messages, history.
+
+Patterns: bearer tokens, `sk-…` keys of every vendor, `hf_…`, GitHub and GitLab tokens, AWS key ids, JWTs, credentials in
+URLs, and `password= / token= / api_key=` pairs. Redaction may hide too much; it must never hide too little.
+"""
+
+from __future__ import annotations
+
+import re
+
+_MASK = "[redacted]"
+
+_WHOLE = re.compile(
+    r"""
+    \bsk-[A-Za-z0-9_-]{8,}                              # OpenAI, Anthropic, and those who copied the shape
+  | \bhf_[A-Za-z0-9]{8,}                                # Hugging Face
+  | \bgh[pousr]_[A-Za-z0-9]{20,} | \bgithub_pat_\w{20,} # GitHub
+  | \bglpat-[A-Za-z0-9_-]{16,}                          # GitLab
+  | \b(?:AKIA|ASIA)[A-Z0-9]{16}\b                       # AWS
+  | \beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{4,}                # JWT
+    """,
+    re.VERBOSE,
+)
+_BEARER = re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{8,}")
+_URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/:@]+:[^\s/@]+@")
+_PAIR = re.compile(
+    r"""(?ix)
+    \b((?:\w*[_-])?(?:password|passwd|pwd|secret|token|api[_-]?key|access[_-]?key)["']?\s*[=:]\s*["']?)
+    (?!\[redacted\]) [^\s"',;&)}\]]{4,}
+    """
+)
+
+
+def redact(text: str) -> str:
+    """The same text with every secret replaced by `[redacted]`. Idempotent."""
+    text = _WHOLE.sub(_MASK, text)
+    text = _BEARER.sub(rf"\g<1>{_MASK}", text)
+    text = _URL.sub(rf"\g<1>{_MASK}@", text)
+    return _PAIR.sub(rf"\g<1>{_MASK}", text)

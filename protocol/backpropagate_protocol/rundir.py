@@ -1,0 +1,136 @@
+"""The name of every file in an output folder and in a run directory, and the shape of a checkpoint's manifest.
+
+No other file spells a name from here. The tree is drawn in docs/run-directory.md.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+CHECKPOINT_SCHEMA = 1
+MANIFEST = "manifest.json"
+PARTIAL = ".partial"
+QUARANTINE = ".quarantine"
+
+_CHECKPOINT = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True, slots=True)
+class OutputDir:
+    """The folder that the user names with --output. Several runs share it."""
+
+    path: Path
+
+    @property
+    def history(self) -> Path:
+        return self.path / "run_history.json"
+
+    @property
+    def history_lock(self) -> Path:
+        return self.path / ".run_history.lock"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the supervisor that trains into this folder."""
+        return self.path / ".backpropagate.lock"
+
+    @property
+    def lora(self) -> Path:
+        """The newest finished run's adapter."""
+        return self.path / "lora"
+
+    @property
+    def runs(self) -> Path:
+        return self.path / "runs"
+
+    @property
+    def cache(self) -> Path:
+        """Prepared data sets, one folder per digest."""
+        return self.path / "cache"
+
+    def run(self, run_id: str) -> RunDir:
+        return RunDir(self.runs / run_id)
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """`<output>/runs/<run-id>/`."""
+
+    path: Path
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @property
+    def output(self) -> OutputDir:
+        return OutputDir(self.path.parent.parent)
+
+    @property
+    def spec(self) -> Path:
+        return self.path / "spec.json"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "runner.log"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def staging(self) -> Path:
+        """Where the child writes what is not yet complete: on the same file system as `checkpoints`."""
+        return self.path / "staging"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / checkpoint_name(step)
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def checkpoint_step(name: str) -> int | None:
+    """The step in a checkpoint folder's name; None for anything else (partial, quarantined, foreign)."""
+    match = _CHECKPOINT.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    """One file of a checkpoint."""
+
+    size: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """`manifest.json`, written last. A folder without one, or with one that does not verify, is not a checkpoint."""
+
+    schema: int = CHECKPOINT_SCHEMA
+    run_id: str
+    step: int
+    total_steps: int
+    samples_seen: int
+    order: int
+    micro_batch: int
+    accumulation: int
+    data_digest: str
+    spec_digest: str  # over what must not change between attempts (see `spec_digest`)
+    backend: str
+    loss: float | None = None
+    created: str = ""
+    packages: dict[str, str] = {}
+    files: dict[str, FileEntry] = {}

@@ -1,0 +1,134 @@
+"""RunSpec: what the user asked for, complete and frozen. `spec.json` in the run directory is this, as JSON.
+
+The parent resolves settings, presets and arguments into a RunSpec before anything starts; from then on neither side
+reads a setting or an environment variable, so that a resume or a replay sees exactly the same wishes. Fields only grow
+at the end and always with a default, so that an old `spec.json` can be read for ever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+SPEC_SCHEMA = 1
+
+
+class PlannedFault(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A fault that the runner brings about on purpose, for tests and for drills.
+
+    kind      a name of `backpropagate_runner.drill.KINDS`, such as `oom`, `sigkill`, `hang`
+    step      the optimizer step before which it happens; for faults while saving, the step of that checkpoint
+    attempt   the attempt (1 = first child of the run) in which it happens; 0 = in every attempt
+    """
+
+    kind: str
+    step: int
+    attempt: int = 1
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Which base model, and how its weights are held."""
+
+    name: str  # as the user said it: a preset, a hub id, a folder, `tiny`
+    path: str  # what the runner loads: an absolute folder or a hub id
+    revision: str | None = None
+    trust_remote_code: bool = False
+    load_in_4bit: bool | None = None  # None: yes on CUDA when bitsandbytes is there, no elsewhere
+    dtype: str = "auto"  # auto: bf16 on CUDA (fp16 before Ampere), fp32 on the CPU
+
+
+class DataSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Which rows, and how they become tokens."""
+
+    source: str  # an absolute path, or a hub id
+    split: str = "train"
+    format: str = "auto"  # or: sharegpt, alpaca, messages, text, prompt_completion, question_answer, raw
+    samples: int | None = None  # the first N rows of the file; None: all
+    on_bad_row: str = "error"  # or: skip
+    max_length: int = 2048  # tokens; longer rows are cut on the right
+    train_on: str = "assistant"  # or: all
+    packing: bool = False
+
+
+class LoraSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """The adapter. `targets` is `all-linear` or module names."""
+
+    preset: str = "quality"
+    r: int = 256
+    alpha: int = 512
+    dropout: float = 0.0  # anything else costs the near-exactness of a halved batch (other masks), not of the samples
+    targets: tuple[str, ...] = ("all-linear",)
+    use_dora: bool = False
+    use_rslora: bool = False
+    init: str = "default"
+
+
+class TrainSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """The optimisation. `effective_batch` is what never changes in a run, whatever happens to the micro-batch."""
+
+    method: str = "sft"
+    mode: str = "lora"
+    steps: int | None = 100  # optimizer steps; None: `epochs` decides
+    epochs: float | None = None
+    effective_batch: int = 8  # samples in one optimizer step
+    batch_size: int | None = None  # micro-batch to begin with; None: chosen from the card's memory
+    learning_rate: float = 2e-4
+    scheduler: str = "cosine"
+    warmup_steps: int = 10
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    optim: str = "auto"
+    seed: int = 42
+    gradient_checkpointing: bool | None = None  # None: on for CUDA, off on the CPU
+    logging_steps: int = 1
+
+
+class SafetySpec(msgspec.Struct, frozen=True, kw_only=True):
+    """How faults are met. Seconds and degrees Celsius."""
+
+    oom_recovery: bool = True
+    max_halvings: int = 3
+    max_respawns: int = 3  # without a newly committed step between them
+    save_steps: int | None = None  # None: adaptive
+    save_seconds: float = 60.0  # adaptive: at most this much work at risk, where saving is cheap
+    keep_checkpoints: int = 3
+    grace: float = 30.0  # for a save, when asked to stop
+    hang_floor: float = 30.0  # deadline of a step = max(5 x p99 of its own step times, this)
+    first_step_deadline: float = 900.0
+    load_deadline: float = 3600.0
+    temperature_warn: int = 80
+    temperature_pause: int = 90
+    temperature_kill: int = 95
+    wait_for_lock: bool = False
+
+
+class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything needed to run it, and to run it again."""
+
+    schema: int = SPEC_SCHEMA
+    run_id: str
+    created: str  # ISO 8601, UTC
+    backend: str = "auto"  # or: cuda, cpu, mlx, toy
+    output: str  # absolute
+    model: ModelSpec
+    data: DataSpec
+    lora: LoraSpec = LoraSpec()
+    train: TrainSpec = TrainSpec()
+    safety: SafetySpec = SafetySpec()
+    runner_python: str | None = None  # another interpreter that has the frameworks
+    detached: bool = False  # the run outlives whoever started it
+    name: str | None = None  # a label of the user's
+    verbose: bool = False
+    faults: tuple[PlannedFault, ...] = ()
+
+
+def spec_digest(spec: RunSpec) -> str:
+    """A digest of what must be equal in every attempt of a run: model, data, adapter, optimisation.
+
+    Left out: the micro-batch to begin with, gradient checkpointing, logging and all of safety, which may change between
+    attempts without changing a single sample.
+    """
+    train = msgspec.structs.replace(spec.train, batch_size=None, gradient_checkpointing=None, logging_steps=1)
+    fixed = msgspec.json.encode([spec.model, spec.data, spec.lora, train], order="sorted")
+    return hashlib.sha256(fixed).hexdigest()

@@ -1,0 +1,197 @@
+"""What happened in a run, as lines of `events.jsonl`: the truth from which history, display and trackers are made.
+
+Each event is one JSON object on one line: `event` (the tag), `time` (seconds since 1970, wall clock, for people only),
+`run_id`, and its own fields. Only the supervisor appends. Progress lines are thinned in a long run; all others are whole.
+Fields only grow, each new one with a default.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_defaults=True):
+    time: float
+    run_id: str
+
+
+class RunCreated(_Event, frozen=True, kw_only=True, tag="run_created"):
+    """First line of the first supervisor; a resume appends RunResumed instead."""
+
+    versions: dict[str, str] = {}
+
+
+class RunResumed(_Event, frozen=True, kw_only=True, tag="run_resumed"):
+    """A new supervisor took the run up again; `previous` is the status it found."""
+
+    previous: str
+
+
+class AttemptStarted(_Event, frozen=True, kw_only=True, tag="attempt_started"):
+    """A child was spawned. `resume_step` 0 with no `checkpoint` means from the start."""
+
+    attempt: int
+    pid: int
+    micro_batch: int
+    accumulation: int
+    checkpoint: str | None = None
+    resume_step: int = 0
+
+
+class PhaseEntered(_Event, frozen=True, kw_only=True, tag="phase"):
+    phase: str
+    done: int = 0
+    total: int = 0
+    detail: str = ""
+
+
+class DataPrepared(_Event, frozen=True, kw_only=True, tag="data"):
+    path: str
+    digest: str
+    format: str
+    rows: int
+    skipped: int
+    tokens: int
+    trained_tokens: int
+    truncated: int
+    source_digest: str = ""
+
+
+class ModelReady(_Event, frozen=True, kw_only=True, tag="model_ready"):
+    """The child's Started message."""
+
+    attempt: int
+    backend: str
+    device: str
+    step: int
+    total_steps: int
+    micro_batch: int
+    accumulation: int
+    trainable_parameters: int
+    parameters: int
+    precision: str
+    device_memory: int = 0
+    gpu_uuid: str = ""
+    notes: tuple[str, ...] = ()
+
+
+class Step(_Event, frozen=True, kw_only=True, tag="step"):
+    """One optimizer step, from the child's Progress."""
+
+    step: int
+    total_steps: int
+    samples_seen: int
+    order: int
+    loss: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    tokens: int = 0
+    step_seconds: float = 0.0
+    epoch: float = 0.0
+    memory_used: int = 0
+    memory_reserved: int = 0
+
+
+class CheckpointCommitted(_Event, frozen=True, kw_only=True, tag="checkpoint"):
+    name: str
+    step: int
+    samples_seen: int
+    order: int
+    seconds: float
+    bytes: int
+    loss: float | None = None
+
+
+class CheckpointMissed(_Event, frozen=True, kw_only=True, tag="checkpoint_failed"):
+    step: int
+    code: str
+    message: str
+    failures: int
+
+
+class CheckpointQuarantined(_Event, frozen=True, kw_only=True, tag="checkpoint_quarantined"):
+    name: str
+    reason: str
+
+
+class Noticed(_Event, frozen=True, kw_only=True, tag="notice"):
+    level: str
+    text: str
+
+
+class FaultSeen(_Event, frozen=True, kw_only=True, tag="fault"):
+    """A child failed or died. `death` decodes the exit code or signal, if it is known yet."""
+
+    attempt: int
+    kind: str  # a FaultKind, or: hang, died, overheat, protocol
+    code: str
+    message: str
+    step: int = 0
+    phase: str = ""
+    death: str = ""
+    traceback: str = ""
+    needed: int = 0
+    free: int = 0
+
+
+class Recovering(_Event, frozen=True, kw_only=True, tag="recovering"):
+    """What the supervisor does about a fault: respawn after `delay` seconds."""
+
+    reason: str
+    delay: float
+    micro_batch: int
+    accumulation: int
+    checkpoint: str | None = None
+    resume_step: int = 0
+    steps_lost: int = 0
+
+
+class Heat(_Event, frozen=True, kw_only=True, tag="heat"):
+    """The GPU crossed a threshold; level: warning, pause, kill, cool."""
+
+    level: str
+    celsius: int
+
+
+class StopRequested(_Event, frozen=True, kw_only=True, tag="stop_requested"):
+    """reason: ctrl-c, sigterm, owner-gone, heat, disk, …"""
+
+    reason: str
+    save: bool = True
+
+
+class RunEnded(_Event, frozen=True, kw_only=True, tag="run_ended"):
+    """Last line of a supervisor. status: completed, failed, interrupted, partial."""
+
+    status: str
+    exit_code: int
+    step: int
+    total_steps: int
+    code: str | None = None
+    message: str = ""
+    suggestion: str = ""
+    adapter: str | None = None
+    final_loss: float | None = None
+    samples_seen: int = 0
+    order: int = 0
+    seconds: float = 0.0
+
+
+Event = (
+    RunCreated
+    | RunResumed
+    | AttemptStarted
+    | PhaseEntered
+    | DataPrepared
+    | ModelReady
+    | Step
+    | CheckpointCommitted
+    | CheckpointMissed
+    | CheckpointQuarantined
+    | Noticed
+    | FaultSeen
+    | Recovering
+    | Heat
+    | StopRequested
+    | RunEnded
+)
