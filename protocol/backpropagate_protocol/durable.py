@@ -84,7 +84,8 @@ def _retrying(action: Callable[[], None]) -> None:
     """Runs `action`; on Windows, again for a bounded time (2.6 s) where another program holds the file."""
     for delay in _RETRY_DELAYS:
         try:
-            return action()
+            action()
+            return
         except OSError as error:
             if getattr(error, "winerror", None) not in _WINDOWS_TRANSIENT:
                 raise
@@ -124,9 +125,7 @@ def files_of(folder: Path) -> list[str]:
     return sorted(name for name in found if name != MANIFEST)
 
 
-def commit_dir(
-    staged: Path, final: Path, manifest: Callable[[dict[str, FileEntry]], bytes], disk: Disk = DISK
-) -> int:
+def commit_dir(staged: Path, final: Path, manifest: Callable[[dict[str, FileEntry]], bytes], disk: Disk = DISK) -> int:
     """Makes the folder `staged` durable and gives it the name `final`; returns its size in bytes.
 
     `staged` must lie on the same file system. `manifest` gets the file list and returns the bytes of `manifest.json`.

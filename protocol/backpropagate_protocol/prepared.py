@@ -55,7 +55,9 @@ class PreparedWriter:
         self._partial = final.with_name(final.name + PARTIAL)
         discard(self._partial, disk)
         self._partial.mkdir(parents=True)
-        self._files: dict[str, BinaryIO] = {name: open(self._partial / name, "wb") for name in (TOKENS, TRAINED, ROWS)}
+        self._files: dict[str, BinaryIO] = {}
+        for name in (TOKENS, TRAINED, ROWS):
+            self._files[name] = open(self._partial / name, "wb")  # noqa: SIM115 - closed by commit or abandon
         self._hashes = {name: hashlib.sha256() for name in self._files}
         self.rows = self.tokens = self.trained_tokens = 0
         self._write(ROWS, array("q", [0]).tobytes())
