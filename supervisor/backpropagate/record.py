@@ -1,0 +1,187 @@
+"""Events of one run, folded into its row of the history. The live supervisor and a rebuild use the same fold."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import msgspec
+
+from backpropagate.events import (
+    AttemptStarted,
+    CheckpointCommitted,
+    DataPrepared,
+    Event,
+    FaultSeen,
+    ModelReady,
+    Recovering,
+    RunCreated,
+    RunEnded,
+    RunResumed,
+    Step,
+)
+from backpropagate_protocol.rundir import RunDir
+from backpropagate_protocol.spec import RunSpec
+
+LOSS_POINTS = 200
+
+
+class RunRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of `run_history.json`. Times are ISO 8601 in UTC, durations are seconds. Fields only grow."""
+
+    run_id: str
+    name: str | None = None
+    status: str = "running"  # running, completed, failed, interrupted, partial
+    session_kind: str = "single_run"
+    model_name: str = ""
+    dataset_info: str = ""
+    dataset_digest: str = ""
+    hyperparameters: dict[str, object] = {}
+    started_at: str = ""
+    completed_at: str | None = None
+    duration_seconds: float = 0.0  # of supervision; the time between an interruption and a resume does not count
+    steps: int = 0
+    total_steps: int = 0
+    final_loss: float | None = None
+    loss_history: list[tuple[int, float]] = []
+    samples_seen: int = 0
+    order: int = 0
+    checkpoint_path: str | None = None
+    adapter_path: str | None = None
+    backend: str = ""
+    device: str = ""
+    gpu_uuid: str = ""
+    micro_batch_history: list[tuple[int, int]] = []  # (step, micro-batch from there on)
+    faults: list[dict[str, object]] = []
+    recoveries: int = 0
+    packages: dict[str, str] = {}
+    exit_code: int | None = None
+    code: str | None = None
+    failure_reason: str | None = None
+    schema_version: str = "1.0"
+
+
+def iso(seconds: float) -> str:
+    """Seconds since 1970 as ISO 8601 in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def _hyperparameters(spec: RunSpec) -> dict[str, object]:
+    shown: dict[str, object] = dict(msgspec.to_builtins(spec.train))
+    shown.update({f"lora_{key}": value for key, value in msgspec.to_builtins(spec.lora).items()})
+    shown.update(max_length=spec.data.max_length, samples=spec.data.samples, train_on=spec.data.train_on)
+    return shown
+
+
+class Record:
+    """What is known of one run so far. Feed it every event, in order; `row()` at any time."""
+
+    def __init__(self, spec: RunSpec, run_dir: RunDir) -> None:
+        self._run_dir = run_dir
+        self._row = RunRow(
+            run_id=spec.run_id,
+            name=spec.name,
+            model_name=spec.model.name,
+            dataset_info=spec.data.source,
+            hyperparameters=_hyperparameters(spec),
+            started_at=spec.created,
+            backend=spec.backend,
+        )
+        self._losses: list[tuple[int, float]] = []
+        self._stride = 1
+        self._session_start = 0.0
+        self._earlier_seconds = 0.0
+        self._last: Step | None = None
+
+    def row(self) -> RunRow:
+        row = self._row
+        step = self._last
+        if step is not None and row.status != "completed":
+            row = msgspec.structs.replace(
+                row, steps=step.step, total_steps=step.total_steps, samples_seen=step.samples_seen, order=step.order
+            )
+        losses = list(self._losses)
+        if step is not None and finite(step.loss) is not None and (not losses or losses[-1][0] < step.step):
+            losses.append((step.step, finite(step.loss) or 0.0))
+        return msgspec.structs.replace(row, loss_history=losses)
+
+    def fold(self, event: Event) -> None:
+        """Takes one event into account; events that say nothing about the row are passed over."""
+        row = self._row
+        if isinstance(event, Step):
+            self._step(event)
+            return
+        if isinstance(event, RunCreated | RunResumed):
+            self._session_start = event.time
+            row = msgspec.structs.replace(
+                row, status="running", completed_at=None, exit_code=None, code=None, failure_reason=None
+            )
+            if isinstance(event, RunCreated):
+                row = msgspec.structs.replace(row, started_at=iso(event.time), packages=event.versions)
+        elif isinstance(event, AttemptStarted):
+            sizes = row.micro_batch_history
+            if not sizes or sizes[-1][1] != event.micro_batch:
+                sizes = [*sizes, (event.resume_step, event.micro_batch)]
+            row = msgspec.structs.replace(row, micro_batch_history=sizes)
+            self._forget_after(event.resume_step)
+        elif isinstance(event, DataPrepared):
+            row = msgspec.structs.replace(row, dataset_digest=event.source_digest or event.digest)
+        elif isinstance(event, ModelReady):
+            row = msgspec.structs.replace(
+                row, backend=event.backend, device=event.device, gpu_uuid=event.gpu_uuid, total_steps=event.total_steps
+            )
+        elif isinstance(event, CheckpointCommitted):
+            row = msgspec.structs.replace(row, checkpoint_path=str(self._run_dir.checkpoints / event.name))
+        elif isinstance(event, FaultSeen):
+            fault: dict[str, object] = {
+                "attempt": event.attempt,
+                "kind": event.kind,
+                "code": event.code,
+                "message": event.message,
+                "step": event.step,
+            }
+            row = msgspec.structs.replace(row, faults=[*row.faults, fault][-50:])
+        elif isinstance(event, Recovering):
+            row = msgspec.structs.replace(row, recoveries=row.recoveries + 1)
+        elif isinstance(event, RunEnded):
+            row = self._ended(event)
+        self._row = row
+
+    def _step(self, event: Step) -> None:
+        self._last = event
+        loss = finite(event.loss)
+        if loss is None or event.step % self._stride:
+            return
+        self._losses.append((event.step, loss))
+        if len(self._losses) >= LOSS_POINTS:
+            self._stride *= 2
+            self._losses = [point for point in self._losses if point[0] % self._stride == 0]
+
+    def _forget_after(self, step: int) -> None:
+        """An attempt begins again at `step`: what was measured after it is measured anew."""
+        self._losses = [point for point in self._losses if point[0] <= step]
+        if self._last is not None and self._last.step > step:
+            self._last = None
+
+    def _ended(self, event: RunEnded) -> RunRow:
+        self._earlier_seconds += event.seconds
+        return msgspec.structs.replace(
+            self.row(),
+            status=event.status,
+            completed_at=iso(event.time),
+            duration_seconds=round(self._earlier_seconds, 3),
+            steps=event.step,
+            total_steps=event.total_steps or self._row.total_steps,
+            final_loss=finite(event.final_loss),
+            samples_seen=event.samples_seen,
+            order=event.order,
+            adapter_path=event.adapter,
+            exit_code=event.exit_code,
+            code=event.code,
+            failure_reason=event.message or None if event.exit_code else None,
+        )
+
+
+def finite(value: float | None) -> float | None:
+    """None for what JSON cannot say."""
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,88 @@
+"""Run directories: make one, find one by a prefix of its id, read the spec it was made from."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import msgspec
+
+from backpropagate_protocol import durable
+from backpropagate_protocol.errors import ConfigurationError, RunNotFoundError
+from backpropagate_protocol.rundir import OutputDir, RunDir
+from backpropagate_protocol.spec import RunSpec
+
+Output = OutputDir | Path | str
+
+
+def as_output(output: Output) -> OutputDir:
+    """The same folder as an OutputDir with an absolute path."""
+    path = output.path if isinstance(output, OutputDir) else Path(output)
+    return OutputDir(path.absolute())
+
+
+def create(spec: RunSpec) -> RunDir:
+    """Makes the run directory of a new run and writes its `spec.json`.
+
+    Raises ConfigurationError (CONFIG_OUTPUT_UNWRITABLE) if that cannot be done; nothing half-made stays behind.
+    """
+    run_dir = OutputDir(Path(spec.output)).run(spec.run_id)
+    try:
+        run_dir.path.mkdir(parents=True)
+    except OSError as error:
+        raise _unwritable(run_dir.output, error, spec.run_id) from error
+    try:
+        durable.write_file(run_dir.spec, msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n")
+    except OSError as error:
+        durable.discard(run_dir.path)
+        for folder in (run_dir.output.runs, run_dir.output.path):
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # only if nobody else has anything in it
+        raise _unwritable(run_dir.output, error, spec.run_id) from error
+    return run_dir
+
+
+def _unwritable(output: OutputDir, error: OSError, run_id: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{output.path} cannot be written: {error.strerror or error}", code="CONFIG_OUTPUT_UNWRITABLE", run_id=run_id
+    )
+
+
+def find(output: Output, prefix: str) -> RunDir:
+    """The one run in `output` whose id begins with `prefix`; `latest` is the one made last.
+
+    Raises RunNotFoundError: INPUT_RUN_NOT_FOUND for none, INPUT_RUN_AMBIGUOUS for several.
+    """
+    output = as_output(output)
+    ids = run_ids(output)
+    if prefix == "latest" and ids:
+        newest = max(ids, key=lambda run_id: output.run(run_id).spec.stat().st_mtime_ns)
+        return output.run(newest)
+    matches = [prefix] if prefix in ids else [run_id for run_id in ids if prefix and run_id.startswith(prefix)]
+    if not matches:
+        raise RunNotFoundError(f"no run in {output.path} has an id that begins with {prefix!r}")
+    if len(matches) > 1:
+        shown = ", ".join(matches[:5]) + (", …" if len(matches) > 5 else "")
+        raise RunNotFoundError(
+            f"{len(matches)} runs in {output.path} begin with {prefix!r}: {shown}", code="INPUT_RUN_AMBIGUOUS"
+        )
+    return output.run(matches[0])
+
+
+def run_ids(output: Output) -> list[str]:
+    """The ids of all runs in the folder that have a spec, sorted; none if there is no such folder."""
+    output = as_output(output)
+    try:
+        return sorted(entry.name for entry in output.runs.iterdir() if output.run(entry.name).spec.is_file())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def load_spec(run_dir: RunDir) -> RunSpec:
+    """The frozen RunSpec of a run. Raises RunNotFoundError if it is not there or cannot be read."""
+    try:
+        return msgspec.json.decode(run_dir.spec.read_bytes(), type=RunSpec)
+    except FileNotFoundError as error:
+        raise RunNotFoundError(f"{run_dir.path} holds no run") from error
+    except (OSError, msgspec.DecodeError) as error:
+        raise RunNotFoundError(f"{run_dir.spec} cannot be read: {error}") from error
