@@ -1,0 +1,220 @@
+"""The one table of everything a user can set: its name, type, default, flag, environment variable and help.
+
+Flags of `backprop train`, arguments of `Trainer`, environment variables, `.env`, `backpropagate.toml` and the generated
+pages are all made from `OPTIONS`. What is not in here cannot be set. A default of None means that something else decides
+(the help says what).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+Value = str | int | float | bool | tuple[str, ...] | None
+Kind = Literal["str", "int", "float", "bool", "list"]
+
+PREFIX = "BACKPROPAGATE_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One thing that can be set.
+
+    key        dotted name: group and field; at the top level, only a field
+    argument   the keyword of `Trainer` (or of `Trainer.train`) and the name behind the flag
+    flags      as the command line declares them; empty: only by variable, file or Python
+    aliases    other spellings of the flag (those of Hugging Face and TRL), accepted and not shown
+    variables  other names of the field in the environment, without the prefix
+    least      smallest value accepted; `above` is the same with the bound itself left out
+    later      values that this release cannot serve yet; asking for one is an error
+    """
+
+    key: str
+    kind: Kind
+    default: Value
+    help: str
+    argument: str
+    flags: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    variables: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    later: tuple[Value, ...] = ()
+    hidden: bool = False
+
+    @property
+    def group(self) -> str:
+        return self.key.partition(".")[0] if "." in self.key else ""
+
+    @property
+    def variable(self) -> str:
+        """`training.learning_rate` → `BACKPROPAGATE_TRAINING__LEARNING_RATE`."""
+        return PREFIX + self.key.replace(".", "__").upper()
+
+    @property
+    def all_variables(self) -> tuple[str, ...]:
+        return (self.variable, *(PREFIX + name for name in self.variables))
+
+    @property
+    def shown_choices(self) -> tuple[str, ...]:
+        return tuple(choice for choice in self.choices if choice not in _HIDDEN_CHOICES)
+
+    @property
+    def accepted(self) -> str:
+        """What a value may be, in words."""
+        if self.choices:
+            return "one of " + ", ".join(self.shown_choices)
+        words = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "list": "names separated by commas"}[self.kind]  # fmt: skip
+        if self.above is not None:
+            words += f" above {self.above:g}"
+        if self.least is not None:
+            words += f" of at least {self.least:g}"
+        if self.most is not None:
+            words += f" and at most {self.most:g}"
+        return words
+
+
+_HIDDEN_CHOICES = ("toy",)  # learns one number without any framework: for tests and drills
+
+OPTIONS: tuple[Option, ...] = (
+    # model
+    Option(key="model.name", kind="str", default="Qwen/Qwen2.5-7B-Instruct", argument="model", flags=("-m", "--model"), aliases=("--model-name-or-path", "--model-name"), help="Base model: a hub id, a folder, a preset (see `backprop info`), or `tiny`, the bundled one."),
+    Option(key="model.revision", kind="str", default=None, argument="revision", flags=("--revision",), aliases=("--model-revision",), help="Branch, tag or commit of a hub model. Default: its main branch."),
+    Option(key="model.trust_remote_code", kind="bool", default=False, argument="trust_remote_code", flags=("--trust-remote-code",), help="Run Python code that comes with the model. Only for models that you trust."),
+    Option(key="model.load_in_4bit", kind="bool", default=None, argument="load_in_4bit", flags=("--load-in-4bit/--no-4bit",), aliases=("--no-load-in-4bit",), help="Hold the base model in 4-bit weights (QLoRA). Default: yes on CUDA with bitsandbytes, no elsewhere."),
+    Option(key="model.dtype", kind="str", default="auto", argument="dtype", flags=("--dtype",), aliases=("--torch-dtype",), choices=("auto", "bfloat16", "float16", "float32"), help="Number format of the base model. auto: bf16 on CUDA (fp16 on cards before Ampere), fp32 on the CPU."),
+    Option(key="model.max_seq_length", kind="int", default=2048, argument="max_length", flags=("--max-length",), aliases=("--max-seq-length",), variables=("MODEL__MAX_LENGTH",), least=8, help="Tokens in a row; longer rows are cut on the right."),
+    # lora
+    Option(key="lora.preset", kind="str", default="quality", argument="lora_preset", flags=("--lora-preset",), choices=("quality", "fast"), help="quality: r 256 on all linear layers. fast: r 16 on q and v."),
+    Option(key="lora.r", kind="int", default=None, argument="lora_r", flags=("--lora-r",), aliases=("--lora-rank",), least=1, help="Rank of the adapter. Default: the preset's."),
+    Option(key="lora.alpha", kind="int", default=None, argument="lora_alpha", flags=("--lora-alpha",), variables=("LORA__LORA_ALPHA",), least=1, help="Scale of the adapter. Default: twice the rank."),
+    Option(key="lora.dropout", kind="float", default=0.0, argument="lora_dropout", flags=("--lora-dropout",), variables=("LORA__LORA_DROPOUT",), least=0, most=0.99, help="Dropout on the adapter's input."),
+    Option(key="lora.target_modules", kind="list", default=None, argument="target_modules", flags=("--target-modules",), aliases=("--lora-target-modules",), help="`all-linear`, or module names separated by commas. Default: the preset's."),
+    Option(key="lora.use_dora", kind="bool", default=False, argument="use_dora", flags=("--use-dora",), help="Weight-decomposed LoRA: slower, often better at small ranks."),
+    Option(key="lora.use_rslora", kind="bool", default=False, argument="use_rslora", flags=("--use-rslora",), help="Rank-stabilised scaling (alpha divided by the root of r)."),
+    Option(key="lora.init_lora_weights", kind="str", default="default", argument="init_lora_weights", flags=("--init-lora-weights",), choices=("default", "pissa", "loftq"), later=("loftq",), help="How the adapter starts."),
+    # data
+    Option(key="data.source", kind="str", default=None, argument="data", flags=("-d", "--data"), aliases=("--dataset", "--dataset-name"), variables=("DATA__DATASET_NAME",), help="Training data: a .jsonl, .json, .csv, .parquet, .txt or .md file (also .gz), or a hub id."),
+    Option(key="data.split", kind="str", default="train", argument="split", flags=("--split",), aliases=("--dataset-train-split",), variables=("DATA__DATASET_SPLIT",), help="Split of a hub data set."),
+    Option(key="data.format", kind="str", default="auto", argument="format", flags=("--format",), choices=("auto", "sharegpt", "alpaca", "messages", "text", "prompt_completion", "question_answer", "raw"), help="Shape of the rows; auto looks at them."),
+    Option(key="data.max_samples", kind="int", default=None, argument="samples", flags=("--samples",), aliases=("--max-samples", "--max-train-samples"), least=1, help="Use only the first N rows. Default: all."),
+    Option(key="data.on_bad_row", kind="str", default="error", argument="on_bad_row", flags=("--on-bad-row",), choices=("error", "skip"), help="error: stop before the model is loaded. skip: leave bad rows out and count them."),
+    Option(key="data.train_on", kind="str", default="assistant", argument="train_on", flags=("--train-on",), choices=("assistant", "all"), help="Which tokens carry loss."),
+    Option(key="data.packing", kind="bool", default=False, argument="packing", flags=("--packing/--no-packing",), later=(True,), hidden=True, help="Pack short rows together."),
+    # training
+    Option(key="training.preset", kind="str", default=None, argument="preset", flags=("--preset",), choices=("fast-3b", "fast", "balanced", "quality"), help="Starting point for rank, effective batch, learning rate and steps."),
+    Option(key="training.method", kind="str", default="sft", argument="method", flags=("--method",), choices=("sft", "orpo", "simpo", "kto"), later=("orpo", "simpo", "kto"), help="Training objective; this release trains sft."),
+    Option(key="training.mode", kind="str", default="lora", argument="mode", flags=("--mode",), choices=("lora", "full"), later=("full",), help="What is trained; this release trains lora."),
+    Option(key="training.backend", kind="str", default="auto", argument="backend", flags=("--backend",), choices=("auto", "cuda", "cpu", "mlx", "toy"), help="Where to train; auto takes the GPU if there is one."),
+    Option(key="training.max_steps", kind="int", default=None, argument="steps", flags=("--steps",), aliases=("--max-steps",), variables=("TRAINING__STEPS",), least=1, help="Optimizer steps. Default: 100, unless --epochs or a preset says otherwise."),
+    Option(key="training.epochs", kind="float", default=None, argument="epochs", flags=("--epochs",), aliases=("--num-train-epochs", "--num-epochs"), variables=("TRAINING__NUM_TRAIN_EPOCHS",), above=0, help="Passes over the data, instead of --steps."),
+    Option(key="training.batch_size", kind="int", default=None, argument="batch_size", flags=("--batch-size",), aliases=("--per-device-train-batch-size", "--per-device-batch-size"), variables=("TRAINING__PER_DEVICE_TRAIN_BATCH_SIZE",), least=1, help="Rows on the device at once, to begin with. Default: chosen from the card's memory."),
+    Option(key="training.gradient_accumulation", kind="int", default=None, argument="gradient_accumulation", flags=("--gradient-accumulation",), aliases=("--gradient-accumulation-steps",), variables=("TRAINING__GRADIENT_ACCUMULATION_STEPS",), least=1, help="Batches in one optimizer step. Default: so many that the effective batch is 8 (or the preset's)."),
+    Option(key="training.learning_rate", kind="float", default=2e-4, argument="learning_rate", flags=("--lr", "--learning-rate"), above=0, most=10, help="Peak learning rate."),
+    Option(key="training.scheduler", kind="str", default="cosine", argument="scheduler", flags=("--scheduler",), aliases=("--lr-scheduler-type", "--lr-scheduler"), variables=("TRAINING__LR_SCHEDULER_TYPE",), choices=("cosine", "linear", "constant", "constant_with_warmup"), help="How the learning rate moves."),
+    Option(key="training.warmup_steps", kind="int", default=10, argument="warmup_steps", flags=("--warmup-steps",), least=0, help="Steps until the learning rate has its peak."),
+    Option(key="training.weight_decay", kind="float", default=0.01, argument="weight_decay", flags=("--weight-decay",), least=0, most=1, help="Weight decay."),
+    Option(key="training.max_grad_norm", kind="float", default=1.0, argument="max_grad_norm", flags=("--max-grad-norm",), above=0, help="Gradients are scaled down to this norm."),
+    Option(key="training.optim", kind="str", default="auto", argument="optim", flags=("--optim",), choices=("auto", "adamw_torch", "paged_adamw_8bit", "adamw_8bit"), help="Optimizer; auto: an 8-bit one on CUDA with bitsandbytes, adamw_torch elsewhere."),
+    Option(key="training.seed", kind="int", default=42, argument="seed", flags=("--seed",), variables=("LORA__RANDOM_STATE",), least=0, most=2**32 - 1, help="Seed of the order of rows, the adapter's start, and dropout."),
+    Option(key="training.gradient_checkpointing", kind="bool", default=None, argument="gradient_checkpointing", flags=("--gradient-checkpointing/--no-gradient-checkpointing",), help="Trade time for memory. Default: on for CUDA, off on the CPU."),
+    Option(key="training.logging_steps", kind="int", default=1, argument="logging_steps", flags=("--logging-steps",), least=1, hidden=True, help="The trainer's own log interval."),
+    Option(key="training.output_dir", kind="str", default="./output", argument="output_dir", flags=("-o", "--output"), aliases=("--output-dir",), help="Folder for runs, history and the finished adapter."),
+    Option(key="training.name", kind="str", default=None, argument="run_name", flags=("--name",), aliases=("--run-name",), help="A label of your own for the run."),
+    # safety
+    Option(key="safety.oom_recovery", kind="bool", default=True, argument="oom_recovery", flags=("--oom-recovery/--no-oom-recovery",), help="Out of GPU memory: halve the batch, keep the effective batch, go on from the newest checkpoint."),
+    Option(key="safety.max_halvings", kind="int", default=3, argument="max_halvings", least=0, most=16, help="How often the batch may be halved."),
+    Option(key="safety.max_respawns", kind="int", default=3, argument="max_respawns", least=0, most=1000, help="How often a run may restart without having saved a new step in between."),
+    Option(key="safety.save_steps", kind="int", default=None, argument="save_steps", flags=("--save-steps",), variables=("TRAINING__SAVE_STEPS",), least=1, help="Checkpoint every N steps. Default: adaptive, at most 1 % of the time."),
+    Option(key="safety.save_seconds", kind="float", default=60.0, argument="save_seconds", above=0, help="Adaptive checkpoints: seconds of work at risk, where saving is cheap."),
+    Option(key="safety.keep_checkpoints", kind="int", default=3, argument="keep_checkpoints", flags=("--keep-checkpoints",), aliases=("--save-total-limit",), least=1, help="How many of the newest checkpoints stay."),
+    Option(key="safety.grace", kind="float", default=30.0, argument="grace", flags=("--grace",), above=0, help="Seconds for the last checkpoint when a run is asked to stop."),
+    Option(key="safety.hang_floor", kind="float", default=30.0, argument="hang_floor", above=0, help="Seconds without a step before a run can count as hung."),
+    Option(key="safety.first_step_deadline", kind="float", default=900.0, argument="first_step_deadline", above=0, help="Seconds for the first step."),
+    Option(key="safety.load_deadline", kind="float", default=3600.0, argument="load_deadline", above=0, help="Seconds for loading (and downloading) the model."),
+    Option(key="safety.temperature_warn", kind="int", default=80, argument="temperature_warn", least=30, most=120, help="GPU temperature, °C, that is reported."),
+    Option(key="safety.temperature_pause", kind="int", default=90, argument="temperature_pause", least=30, most=120, help="GPU temperature, °C, at which a run saves and waits until the card is cool."),
+    Option(key="safety.temperature_kill", kind="int", default=95, argument="temperature_kill", least=30, most=120, help="GPU temperature, °C, at which the training process is ended at once."),
+    Option(key="safety.wait", kind="bool", default=False, argument="wait", flags=("--wait",), help="Output folder or GPU busy: wait instead of giving up."),
+    # runner
+    Option(key="runner.python", kind="str", default=None, argument="runner_python", flags=("--runner-python",), help="Python interpreter that has the training packages. Default: this one."),
+    # top level
+    Option(key="debug", kind="bool", default=False, argument="debug", help="Full tracebacks, as --verbose."),
+)  # fmt: skip
+
+BY_KEY: dict[str, Option] = {option.key: option for option in OPTIONS}
+BY_ARGUMENT: dict[str, Option] = {option.argument: option for option in OPTIONS}
+
+# Names of the original's interface that a later release will serve: known, so that asking for one says so.
+LATER_ARGUMENTS: tuple[str, ...] = ("fp8", "reasoning_trace", "orpo_beta", "simpo_beta", "simpo_gamma", "kto_beta")
+
+
+class NotAccepted(ValueError):
+    """A value that an option does not accept; the message says what it does accept."""
+
+
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+
+def parse(option: Option, raw: object) -> Value:
+    """The typed value of `raw`: text from outside, or a value that already has a type. Raises NotAccepted."""
+    if raw is None or (isinstance(raw, str) and option.default is None and raw.strip().lower() in ("", "none", "auto")):
+        return None
+    try:
+        value = _typed(option.kind, raw)
+    except (TypeError, ValueError):
+        raise NotAccepted(f"{raw!r} is not {option.accepted}") from None
+    if option.choices and value not in option.choices:
+        raise NotAccepted(f"{raw!r} is not {option.accepted}")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        low = option.least is not None and value < option.least
+        low = low or (option.above is not None and not value > option.above)
+        if low or value != value or (option.most is not None and value > option.most):
+            raise NotAccepted(f"{raw!r} is not {option.accepted}")
+        if value in (float("inf"), float("-inf")):
+            raise NotAccepted(f"{raw!r} is not {option.accepted}")
+    if value in option.later:
+        raise NotAccepted(f"{raw!r} is not part of this release yet; it accepts {_now(option)}")
+    return value
+
+
+def _now(option: Option) -> str:
+    if option.kind == "bool":
+        return "false"
+    return ", ".join(choice for choice in option.shown_choices if choice not in option.later)
+
+
+def _typed(kind: Kind, raw: object) -> Value:
+    if isinstance(raw, os.PathLike):
+        raw = os.fspath(raw)
+    text = raw.strip() if isinstance(raw, str) else raw
+    if kind == "bool":
+        if isinstance(text, bool):
+            return text
+        if isinstance(text, str) and text.lower() in _TRUE + _FALSE:
+            return text.lower() in _TRUE
+        raise ValueError
+    if isinstance(text, bool):
+        raise ValueError
+    if kind == "int":
+        if isinstance(text, str | int):
+            return int(text)
+        raise ValueError
+    if kind == "float":
+        if isinstance(text, str | int | float):
+            return float(text)
+        raise ValueError
+    if kind == "list":
+        parts = text.split(",") if isinstance(text, str) else text
+        if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+            raise ValueError
+        names = tuple(str(part).strip() for part in parts if str(part).strip())
+        if not names:
+            raise ValueError
+        return names
+    if isinstance(text, str) and text:
+        return text
+    raise ValueError
