@@ -7,7 +7,8 @@ Four files in one folder, each a flat little-endian array, so that opening is O(
     rows.i64      len(rows) + 1 offsets into the two above; row i is [rows[i], rows[i+1])
     prepared.json PreparedManifest, written last: sizes and a digest over the three
 
-A row's index is its sample id for ever.
+A row's index is its sample id for ever. Several processes may write the same set at once: each writes a folder of its
+own, the first to finish gives it the name, and the others find it there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from __future__ import annotations
 import hashlib
 import mmap
 import sys
+import time
+import uuid
 from array import array
 from pathlib import Path
 from typing import BinaryIO
@@ -27,6 +30,8 @@ from backpropagate_protocol.rundir import PARTIAL
 
 TOKENS, TRAINED, ROWS, ABOUT = "tokens.i32", "trained.u8", "rows.i64", "prepared.json"
 PREPARED_SCHEMA = 1
+_BUFFER = 256 * 1024
+_DEAD_AFTER = 24 * 3600  # seconds without a write after which an unfinished folder's writer is taken for dead
 
 if sys.byteorder != "little":  # pragma: no cover
     raise ImportError("prepared data sets are little-endian, and this machine is not")
@@ -52,12 +57,12 @@ class PreparedWriter:
 
     def __init__(self, final: Path, disk: Disk = DISK) -> None:
         self._final, self._disk = final, disk
-        self._partial = final.with_name(final.name + PARTIAL)
-        discard(self._partial, disk)
+        _sweep(final, disk)
+        self._partial = final.with_name(f"{final.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
         self._partial.mkdir(parents=True)
         self._files: dict[str, BinaryIO] = {}
         for name in (TOKENS, TRAINED, ROWS):
-            self._files[name] = open(self._partial / name, "wb")  # noqa: SIM115 - closed by commit or abandon
+            self._files[name] = open(self._partial / name, "wb", _BUFFER)  # noqa: SIM115 - closed by commit or abandon
         self._hashes = {name: hashlib.sha256() for name in self._files}
         self.rows = self.tokens = self.trained_tokens = 0
         self._write(ROWS, array("q", [0]).tobytes())
@@ -82,7 +87,7 @@ class PreparedWriter:
             file.flush()
             self._disk.fsync(file.fileno())
             file.close()
-        whole = hashlib.sha256("".join(h.hexdigest() for h in self._hashes.values()).encode()).hexdigest()
+        whole = _whole([hash.hexdigest() for hash in self._hashes.values()])
         manifest = PreparedManifest(
             key=key,
             digest=whole,
@@ -95,8 +100,22 @@ class PreparedWriter:
             source_digest=source_digest,
         )
         write_file(self._partial / ABOUT, msgspec.json.encode(manifest), self._disk)
-        discard(self._final, self._disk)
-        self._disk.rename(self._partial, self._final)
+        try:
+            there = verify(self._final)
+        except ValueError:
+            discard(self._final, self._disk)  # damaged, or nothing
+        else:
+            discard(self._partial, self._disk)
+            return there
+        try:
+            self._disk.rename(self._partial, self._final)
+        except OSError as error:
+            try:
+                there = verify(self._final)  # made by another process between the look and the rename
+            except ValueError:
+                raise error from None
+            discard(self._partial, self._disk)
+            return there
         self._disk.sync_dir(self._final.parent)
         return manifest
 
@@ -143,6 +162,36 @@ def read_manifest(folder: Path) -> PreparedManifest:
     except (OSError, msgspec.DecodeError) as error:
         raise ValueError(f"{folder} holds no prepared data: {error}") from error
     return manifest
+
+
+def verify(folder: Path) -> PreparedManifest:
+    """Like `read_manifest`, and every byte of the arrays is read: ValueError unless they are what was written."""
+    manifest = read_manifest(folder)
+    digests = []
+    for name in (TOKENS, TRAINED, ROWS):
+        try:
+            with open(folder / name, "rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+        except OSError as error:
+            raise ValueError(f"{folder / name} cannot be read: {error}") from error
+    if _whole(digests) != manifest.digest:
+        raise ValueError(f"{folder} has other content than was written")
+    return manifest
+
+
+def _whole(digests: list[str]) -> str:
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _sweep(final: Path, disk: Disk) -> None:
+    """Removes what writers of the same set left when they died."""
+    for left in final.parent.glob(f"{final.name}.*{PARTIAL}"):
+        try:
+            age = time.time() - max(path.stat().st_mtime for path in (left, *left.iterdir()))
+        except OSError:
+            continue  # gone already
+        if age > _DEAD_AFTER:
+            discard(left, disk)
 
 
 def open_prepared(ref: PreparedRef) -> Prepared:
