@@ -1,0 +1,237 @@
+"""A backend without a framework that is no fake: it learns one number by gradient descent, in milliseconds.
+
+The number is fitted to the mean token of each row. Sample order, gradient accumulation, checkpoints, resume and result
+work as in the torch backends, so all that surrounds a backend can be tried on it, on every machine.
+
+Its model's path is `toy`, optionally with wishes: `toy?step_seconds=0.01&state_bytes=1000000` makes each optimizer step
+take that long and each checkpoint that large.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import time
+import zlib
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from backpropagate_backends.base import Session
+from backpropagate_protocol.errors import InvalidSettingError
+from backpropagate_protocol.jobs import GenerateJob, TrainJob
+from backpropagate_protocol.messages import Progress, Started, TrainResult
+from backpropagate_protocol.prepared import Prepared
+from backpropagate_protocol.spec import ModelSpec, TrainSpec
+
+EOS = 256
+_MOMENTUM = 0.9
+_RATE_SCALE = 100.0  # one number learns faster than a language model
+
+
+class BytesTokenizer:
+    """A token is a byte of UTF-8; 256 ends a text."""
+
+    digest = "toy-bytes-1"
+    max_length: int | None = None
+
+    def chat(self, messages: Sequence[dict[str, object]], tools: object | None) -> tuple[list[int], list[int]]:
+        ids: list[int] = []
+        trained: list[int] = []
+        for message in messages:
+            head = list(f"{message['role']}: ".encode())
+            body = [*str(message.get("content") or "").encode(), EOS]
+            ids += head + body
+            trained += [0] * len(head) + [int(message["role"] == "assistant")] * len(body)
+        return ids, trained
+
+    def completion(self, prompt: str, completion: str) -> tuple[list[int], list[int]]:
+        head, body = list(prompt.encode()), [*completion.encode(), EOS]
+        return head + body, [0] * len(head) + [1] * len(body)
+
+    def text(self, text: str) -> tuple[list[int], list[int]]:
+        ids = [*text.encode(), EOS]
+        return ids, [1] * len(ids)
+
+    def check(self) -> None: ...
+
+
+class _State(msgspec.Struct):
+    """All that a resume needs. Floats are kept as hexadecimal text: exact to the last bit."""
+
+    number: str
+    momentum: str
+    step: int
+    samples_seen: int
+    order: int
+
+
+class _Order:
+    """Position → sample id: a new seeded permutation in each epoch. Any position is found at once."""
+
+    def __init__(self, rows: int, seed: int) -> None:
+        self._rows, self._seed = rows, seed
+        self._epoch = -1
+        self._permutation: array[int] = array("q")
+
+    def take(self, position: int, count: int) -> array[int]:
+        ids: array[int] = array("q")
+        while len(ids) < count:
+            epoch, index = divmod(position + len(ids), self._rows)
+            if epoch != self._epoch:
+                shuffled = list(range(self._rows))
+                Random(f"{self._seed}/{epoch}").shuffle(shuffled)
+                self._epoch, self._permutation = epoch, array("q", shuffled)
+            ids += self._permutation[index : index + count - len(ids)]
+        return ids
+
+
+class ToyBackend:
+    """See the module."""
+
+    name = "toy"
+
+    def warm(self) -> None: ...
+
+    def check(self, job: TrainJob) -> None:
+        _wishes(job.spec.model)
+        if job.spec.train.mode != "lora" or job.spec.train.method != "sft":
+            raise InvalidSettingError("the toy backend knows no other training than --method sft --mode lora")
+
+    def tokenizer(self, model: ModelSpec) -> BytesTokenizer:
+        return BytesTokenizer()
+
+    def train(self, session: Session, data: Prepared) -> TrainResult | None:
+        job, spec = session.job, session.job.spec.train
+        step_seconds, state_bytes = _wishes(job.spec.model)
+
+        # ----- how long, and from where -----
+        total_samples = round((spec.epochs or 1.0) * len(data))
+        if spec.steps is not None:
+            total_samples = spec.steps * spec.effective_batch
+        total_steps = math.ceil(total_samples / spec.effective_batch)
+        number = momentum = 0.0
+        step = samples = order = 0
+        if job.resume_from is not None:
+            state = msgspec.json.decode(Path(job.resume_from, "state.json").read_bytes(), type=_State)
+            number, momentum = float.fromhex(state.number), float.fromhex(state.momentum)
+            step, samples, order = state.step, state.samples_seen, state.order
+        session.started(
+            Started(
+                backend=self.name,
+                device="toy",
+                step=step,
+                total_steps=total_steps,
+                samples_seen=samples,
+                micro_batch=job.micro_batch,
+                accumulation=job.accumulation,
+                trainable_parameters=1,
+                parameters=1,
+                precision="fp64",
+            )
+        )
+
+        # ----- the loop -----
+        sampler = _Order(len(data), spec.seed)
+        targets: dict[int, float] = {}
+        loss = None
+        tokens = 0
+        while step < total_steps:
+            session.before_step(step + 1)
+            began = time.monotonic()
+            ids = sampler.take(samples, min(spec.effective_batch, total_samples - samples))
+            loss = gradient = 0.0
+            for start in range(0, len(ids), job.micro_batch):
+                micro_loss = micro_gradient = 0.0
+                for sample in ids[start : start + job.micro_batch]:
+                    target = targets.get(sample)
+                    if target is None:
+                        target = targets[sample] = _target(data, sample)
+                    error = number - target
+                    micro_loss += error * error
+                    micro_gradient += 2.0 * error
+                loss += micro_loss / len(ids)
+                gradient += micro_gradient / len(ids)
+            rate = _rate(spec, step, total_steps)
+            momentum = _MOMENTUM * momentum + gradient
+            number -= rate * momentum
+            step += 1
+            samples += len(ids)
+            order = zlib.crc32(ids.tobytes(), order)
+            tokens += sum(data.offsets[i + 1] - data.offsets[i] for i in ids)
+            if step_seconds:
+                time.sleep(step_seconds)
+            progress = Progress(
+                step=step,
+                total_steps=total_steps,
+                samples_seen=samples,
+                order=order,
+                loss=loss,
+                learning_rate=rate,
+                grad_norm=abs(gradient),
+                tokens=tokens,
+                step_seconds=time.monotonic() - began,
+                epoch=samples / len(data),
+            )
+            directive = session.step_done(progress)
+            if directive.save:
+                self._save(session, progress, number, momentum, state_bytes)
+            if directive.stop:
+                return None
+
+        # ----- the result -----
+        adapter = session.staging / "adapter"
+        adapter.mkdir()
+        (adapter / "adapter_model.bin").write_bytes(struct.pack("<d", number))
+        about = {"peft_type": "TOY", "base_model_name_or_path": job.spec.model.path}
+        (adapter / "adapter_config.json").write_bytes(msgspec.json.encode(about))
+        return TrainResult(str(adapter), step, samples, order, loss)
+
+    def _save(self, session: Session, progress: Progress, number: float, momentum: float, state_bytes: int) -> None:
+        staged = session.staging / f"checkpoint-{progress.step}"
+        state = _State(number.hex(), momentum.hex(), progress.step, progress.samples_seen, progress.order)
+        try:
+            staged.mkdir()
+            (staged / "state.json").write_bytes(msgspec.json.encode(state))
+            if state_bytes:
+                (staged / "ballast.bin").write_bytes(bytes(state_bytes))
+        except OSError as error:
+            session.save_failed(progress, error)
+            return
+        session.publish(staged, progress)
+
+    def generate(self, job: GenerateJob) -> tuple[str, ...]:
+        number = 0.0
+        if job.adapter is not None:
+            (number,) = struct.unpack("<d", Path(job.adapter, "adapter_model.bin").read_bytes())
+        return tuple(f"{number:.6f}" for _ in job.prompts)
+
+
+def _target(data: Prepared, sample: int) -> float:
+    tokens, _ = data.row(sample)
+    return sum(tokens) / (EOS * len(tokens))
+
+
+def _rate(spec: TrainSpec, step: int, total_steps: int) -> float:
+    """Linear warm-up, then a half cosine to zero; or constant."""
+    top = spec.learning_rate * _RATE_SCALE
+    if step < spec.warmup_steps:
+        return top * (step + 1) / spec.warmup_steps
+    if spec.scheduler == "constant":
+        return top
+    done = (step - spec.warmup_steps) / max(1, total_steps - spec.warmup_steps)
+    return top * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def _wishes(model: ModelSpec) -> tuple[float, int]:
+    """step_seconds and state_bytes from the model's path."""
+    _, _, query = model.path.partition("?")
+    wishes = dict(parse_qsl(query))
+    try:
+        return float(wishes.pop("step_seconds", 0.0)), int(wishes.pop("state_bytes", 0))
+    except ValueError as error:
+        raise InvalidSettingError(f"the toy model {model.path!r} cannot be understood: {error}") from error

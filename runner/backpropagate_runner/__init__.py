@@ -1,0 +1,1 @@
+"""The child: does one Job, says how it goes, decides nothing."""

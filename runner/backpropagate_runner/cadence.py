@@ -1,0 +1,50 @@
+"""When to save. Pure: times are handed in, in seconds of any monotonic clock.
+
+With `save_steps`, every so many steps. Otherwise adaptive, by three rules:
+1. At most `save_seconds` of work are at risk, and early in the run at most half of what was done so far (the first save
+   comes after a tenth of `save_seconds`, which also tells what a save costs).
+2. Rule 1 yields where saving is dear: all saves together, the next one included, take at most 1 % of the time trained.
+   Only the very first, whose cost nobody knows, may break this.
+3. The last step is always saved, so that nothing that follows it can cost the training.
+"""
+
+from __future__ import annotations
+
+BUDGET = 0.01
+RETRY_SECONDS = 10.0
+
+
+class Cadence:
+    """Asked after every optimizer step; told about every save. `start` is the time at which training begins."""
+
+    def __init__(self, save_steps: int | None, save_seconds: float, total_steps: int, start: float) -> None:
+        self._save_steps, self._save_seconds, self._total_steps = save_steps, save_seconds, total_steps
+        self._start = self._safe_until = start
+        self._spent = 0.0
+        self._cost = 0.0
+        self._not_before = start
+
+    def due(self, step: int, now: float) -> bool:
+        if step >= self._total_steps:
+            return True
+        if self._save_steps is not None:
+            return step % self._save_steps == 0
+        at_risk = now - self._safe_until
+        safe = self._safe_until - self._start
+        bound = min(self._save_seconds, max(self._save_seconds / 10, safe))
+        affordable = self._spent + self._cost <= BUDGET * (now - self._start)
+        return at_risk >= bound and affordable and now >= self._not_before
+
+    def saved(self, begin: float, end: float) -> None:
+        """A checkpoint that took from `begin` to `end` is durable: all work up to `begin` is safe."""
+        self._safe_until = end
+        self._pay(begin, end)
+
+    def failed(self, begin: float, end: float) -> None:
+        """A checkpoint could not be written: the work stays at risk, and the next try waits a little."""
+        self._not_before = end + min(RETRY_SECONDS, self._save_seconds)
+        self._pay(begin, end)
+
+    def _pay(self, begin: float, end: float) -> None:
+        self._cost = end - begin
+        self._spent += self._cost

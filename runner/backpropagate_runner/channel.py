@@ -1,0 +1,141 @@
+"""The runner's end of the pipes: the only file that touches the descriptors on which it talks with its parent.
+
+Guarantees:
+1. No print of any library can reach the protocol: descriptors 0 and 1 are claimed before anything else is imported.
+2. The thread that trains never waits for the parent: it leaves a message and goes on.
+3. Progress is coalesced, the newest replaces one not yet written; every other message is written, in order.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from backpropagate_protocol.framing import ProtocolError, decoder_for_child, encode
+from backpropagate_protocol.messages import Ping, Progress, RunJob, Save, Stop, ToChild, ToParent
+
+_READ = 1 << 16
+
+
+def claim() -> tuple[int, int]:
+    """Moves the protocol to private descriptors; returns (from parent, to parent). 0 becomes null and 1 becomes 2."""
+    incoming, outgoing = os.dup(0), os.dup(1)  # dup gives descriptors that no child of ours inherits
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.setmode(incoming, os.O_BINARY)
+        msvcrt.setmode(outgoing, os.O_BINARY)
+    return incoming, outgoing
+
+
+class Channel:
+    """Frames in, frames out, one thread for each. `heard` gets Stop and Save; `lost` is called once, at end of file."""
+
+    def __init__(
+        self,
+        incoming: int,
+        outgoing: int,
+        heard: Callable[[Stop | Save], None],
+        lost: Callable[[str], None],
+    ) -> None:
+        self._incoming, self._outgoing = incoming, outgoing
+        self._heard, self._lost = heard, lost
+        self._jobs: queue.SimpleQueue[RunJob | None] = queue.SimpleQueue()
+        self._events: deque[bytes] = deque()
+        self._latest: Progress | None = None
+        self._changed = threading.Condition()
+        self._writing = False
+        self._broken = False
+
+    def start(self) -> None:
+        threading.Thread(target=self._read, name="protocol-in", daemon=True).start()
+        threading.Thread(target=self._write, name="protocol-out", daemon=True).start()
+
+    def job(self) -> RunJob | None:
+        """Waits for the Job; None if the parent went away without giving one."""
+        return self._jobs.get()
+
+    def send(self, message: ToParent) -> None:
+        """Leaves a message that is never dropped."""
+        self.send_bytes(encode(message))
+
+    def send_bytes(self, frame: bytes) -> None:
+        with self._changed:
+            if self._latest is not None:
+                # What was said before must arrive before: only a newer progress may replace an older one.
+                self._events.append(encode(self._latest))
+                self._latest = None
+            self._events.append(frame)
+            self._changed.notify_all()
+
+    def progress(self, progress: Progress) -> None:
+        """Leaves where the training is; replaces the last one if that was not yet written."""
+        with self._changed:
+            if self._latest is None and not self._events:
+                self._changed.notify_all()
+            self._latest = progress
+
+    def flush(self, timeout: float) -> bool:
+        """Waits until all is written; False if it is not within `timeout` seconds, or if nobody reads any more."""
+        with self._changed:
+            self._changed.wait_for(self._idle, timeout)
+            return self._idle() and not self._broken
+
+    def _idle(self) -> bool:
+        return self._broken or not (self._writing or self._events or self._latest is not None)
+
+    def _write(self) -> None:
+        while True:
+            with self._changed:
+                self._writing = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._events or self._latest is not None)
+                self._writing = True
+                parts = list(self._events)
+                self._events.clear()
+                latest, self._latest = self._latest, None
+            if latest is not None:
+                parts.append(encode(latest))
+            try:
+                self._write_all(b"".join(parts))
+            except OSError as error:
+                with self._changed:
+                    self._broken = True
+                    self._changed.notify_all()
+                self._lost(f"the pipe to the parent broke: {error.strerror}")
+                return
+
+    def _write_all(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._outgoing, view[: 1 << 20]) :]
+
+    def _read(self) -> None:
+        decoder = decoder_for_child()
+        reason = "the parent closed the pipe"
+        try:
+            while data := os.read(self._incoming, _READ):
+                for message in decoder.feed(data):
+                    self._hear(message)
+            decoder.close()
+        except (OSError, ProtocolError) as error:
+            reason = f"the pipe from the parent broke: {error}"
+        self._jobs.put(None)
+        self._lost(reason)
+
+    def _hear(self, message: ToChild) -> None:
+        match message:
+            case RunJob():
+                self._jobs.put(message)
+            case Stop() | Save():
+                self._heard(message)
+            case Ping():
+                pass  # that it came through is all it says

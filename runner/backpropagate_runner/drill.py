@@ -1,0 +1,249 @@
+"""Faults on purpose, at an exact step of any backend: the body of every test of recovery, and of `backprop drill`.
+
+A PlannedFault names a kind from KINDS. Kinds of STEP happen before that optimizer step (step 0: before the model is
+loaded); kinds of SAVE happen while the checkpoint of that step is written; `hang_teardown` after Done.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from backpropagate_protocol.durable import Disk
+from backpropagate_protocol.framing import encode
+from backpropagate_protocol.messages import Progress
+from backpropagate_protocol.rundir import MANIFEST, PARTIAL
+from backpropagate_protocol.spec import PlannedFault
+from backpropagate_runner.channel import Channel
+from backpropagate_runner.control import Control
+
+FLOOD = 100_000
+
+
+class Drill:
+    """The planned faults of one attempt."""
+
+    def __init__(self, faults: tuple[PlannedFault, ...], attempt: int, channel: Channel, control: Control) -> None:
+        mine = [f for f in faults if f.attempt in (0, attempt)]
+        unknown = sorted({f.kind for f in mine} - KINDS)
+        if unknown:
+            raise ValueError(f"there is no planned fault called {', '.join(unknown)}")
+        self._steps: dict[int, list[str]] = {}
+        self._saves: dict[int, list[str]] = {}
+        for fault in mine:
+            (self._saves if fault.kind in SAVE else self._steps).setdefault(fault.step, []).append(fault.kind)
+        self._channel, self._control = channel, control
+        self._poisoned = False
+
+    def before_step(self, step: int) -> None:
+        if not self._steps:
+            return
+        for kind in self._steps.get(step, ()):
+            if kind in STEP:
+                STEP[kind](self)
+
+    def after_step(self, progress: Progress) -> Progress:
+        if self._poisoned:
+            return msgspec.structs.replace(progress, loss=math.nan)
+        return progress
+
+    def disk_for(self, step: int, disk: Disk) -> Disk:
+        for kind in self._saves.get(step, ()):
+            if kind in DISKS:
+                return DISKS[kind]()
+        return disk
+
+    def after_save(self, step: int, folder: Path) -> None:
+        for kind in self._saves.get(step, ()):
+            if kind in DAMAGE:
+                DAMAGE[kind](folder)
+
+    def after_done(self) -> None:
+        if any("hang_teardown" in kinds for kinds in self._steps.values()):
+            _hang(self)
+
+    # --- kinds that need the drill's own state ----------------------------------------------------------------------
+
+    def poison(self) -> None:
+        self._poisoned = True
+
+    def write_garbage(self) -> None:
+        self._channel.send_bytes(b"\xff" * 4096)
+        self._channel.flush(5.0)
+
+    def flood(self) -> None:
+        frame = encode(Progress(0, 0, 0, 0, None))
+        for _ in range(FLOOD):
+            self._channel.send_bytes(frame)
+
+    def hold(self) -> None:
+        while self._control.stop is None:
+            time.sleep(0.005)
+
+
+def _torch_error(name: str) -> type[Exception]:
+    """torch's own class where torch is in this process, so that the real thing is classified."""
+    found: object = getattr(sys.modules.get("torch"), name, None)
+    return found if isinstance(found, type) and issubclass(found, Exception) else RuntimeError
+
+
+def _oom(_drill: Drill) -> None:
+    raise _torch_error("OutOfMemoryError")(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.64 GiB of which 1.50 GiB is free."
+    )
+
+
+def _cuda_fault(_drill: Drill) -> None:
+    raise _torch_error("AcceleratorError")("CUDA error: an illegal memory access was encountered")
+
+
+def _device_lost(_drill: Drill) -> None:
+    raise RuntimeError("Unable to determine the device handle for GPU0: GPU is lost. Reboot the system to recover it")
+
+
+def _host_oom(_drill: Drill) -> None:
+    raise MemoryError("a planned shortage of memory")
+
+
+def _error(_drill: Drill) -> None:
+    raise RuntimeError("a planned error")
+
+
+def _segfault(_drill: Drill) -> None:
+    ctypes.string_at(0)
+
+
+def _abort(_drill: Drill) -> None:
+    os.abort()
+
+
+def _kill_self(_drill: Drill) -> None:
+    if sys.platform == "win32":
+        os.kill(os.getpid(), 9)  # TerminateProcess with exit code 9
+    else:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _terminate_self(_drill: Drill) -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
+def _stop_self(_drill: Drill) -> None:
+    if sys.platform == "win32":
+        raise RuntimeError("a process cannot stop itself on Windows")
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _hang(_drill: Drill) -> None:
+    while True:
+        time.sleep(3600)
+
+
+def _hang_holding_gil(_drill: Drill) -> None:
+    # PyDLL, unlike CDLL, keeps the GIL during the call: no other thread of this process runs a line of Python.
+    while True:
+        if sys.platform == "win32":
+            ctypes.PyDLL("kernel32").Sleep(3_600_000)
+        else:
+            ctypes.PyDLL(None).sleep(3600)
+
+
+def _exit_zero(_drill: Drill) -> None:
+    os._exit(0)
+
+
+def _print_noise(_drill: Drill) -> None:
+    os.write(1, b"noise on descriptor 1\n" * 1000)
+    os.write(2, b"noise on descriptor 2\n" * 1000)
+    sys.stdout.write("noise on stdout\n" * 1000)
+    sys.stdout.flush()
+    if os.read(0, 10):
+        raise RuntimeError("descriptor 0 still has the protocol")
+
+
+STEP: dict[str, Callable[[Drill], None]] = {
+    "oom": _oom,
+    "cuda_fault": _cuda_fault,
+    "device_lost": _device_lost,
+    "host_oom": _host_oom,
+    "nan": Drill.poison,  # the loss of this step and of all that follow
+    "error": _error,
+    "segfault": _segfault,
+    "abort": _abort,
+    "sigkill": _kill_self,
+    "sigterm_self": _terminate_self,
+    "sigstop": _stop_self,  # not on Windows
+    "hang": _hang,
+    "hang_gil": _hang_holding_gil,
+    "hold": Drill.hold,  # waits, in good health but for the step's deadline, until a stop is asked for
+    "exit0": _exit_zero,
+    "garbage": Drill.write_garbage,
+    "flood": Drill.flood,
+    "print_noise": _print_noise,
+}
+
+
+class _FullDisk(Disk):
+    def write(self, path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+class _FailingDisk(Disk):
+    def fsync(self, descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+class _KilledBeforeRename(Disk):
+    """Dies when the checkpoint is complete but for its name."""
+
+    def rename(self, source: Path, target: Path) -> None:
+        if source.name.endswith(PARTIAL):
+            os.kill(os.getpid(), 9)
+        super().rename(source, target)
+
+
+class _KilledBeforeManifest(Disk):
+    """Dies when the files are written and the manifest is not."""
+
+    def write(self, path: Path, data: bytes) -> None:
+        os.kill(os.getpid(), 9)
+
+
+DISKS: dict[str, type[Disk]] = {
+    "disk_full": _FullDisk,
+    "disk_error": _FailingDisk,
+    "sigkill_in_save": _KilledBeforeRename,
+    "sigkill_before_manifest": _KilledBeforeManifest,
+}
+
+
+def _victim(folder: Path) -> Path:
+    """The largest file of a checkpoint."""
+    return max((p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST), key=lambda p: p.stat().st_size)
+
+
+def _truncate(folder: Path) -> None:
+    path = _victim(folder)
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _flip_bit(folder: Path) -> None:
+    path = _victim(folder)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {"torn_save": _truncate, "bitflip_save": _flip_bit}
+
+SAVE = frozenset(DISKS) | frozenset(DAMAGE)
+KINDS = frozenset(STEP) | SAVE | {"hang_teardown"}

@@ -1,0 +1,234 @@
+"""What a backend gets from the runner: where to say how far it is, what to do at a step boundary, and how to save.
+
+The implementation of `backpropagate_backends.base.Session`. Invariants:
+1. A checkpoint is announced only after it is durable under its final name.
+2. A disk that is full or failing never ends the training from here: the partial goes, the failure is told.
+3. No loss or gradient norm that is not finite gets into a checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from backpropagate_backends.base import Directive
+from backpropagate_protocol.durable import DISK, Disk, discard
+from backpropagate_protocol.errors import DiskFullError, LossDivergedError
+from backpropagate_protocol.jobs import TrainJob
+from backpropagate_protocol.messages import (
+    CheckpointFailed,
+    CheckpointSaved,
+    Notice,
+    Phase,
+    PhaseChanged,
+    Progress,
+    Started,
+    TrainResult,
+)
+from backpropagate_protocol.redact import redact
+from backpropagate_protocol.rundir import FileEntry, Manifest, RunDir
+from backpropagate_protocol.spec import spec_digest
+from backpropagate_runner.cadence import Cadence
+from backpropagate_runner.channel import Channel
+from backpropagate_runner.checkpoint import commit, make_room, prune
+from backpropagate_runner.control import Control
+from backpropagate_runner.drill import Drill
+from backpropagate_runner.faults import is_disk_trouble
+from backpropagate_runner.lifeline import Lifeline
+
+_SAME_PHASE_EVERY = 0.25  # seconds: a long phase says that it advances, not each row
+
+
+class Voice:
+    """Says where the child is. `where` is the phase and step that a fault will be reported with."""
+
+    def __init__(self, channel: Channel, lifeline: Lifeline, clock: Callable[[], float] = time.monotonic) -> None:
+        self.where = Phase.IMPORT
+        self.step = 0
+        self._channel, self._lifeline, self._clock = channel, lifeline, clock
+        self._said = -math.inf
+
+    def phase(self, phase: Phase, done: int = 0, total: int = 0, detail: str = "") -> None:
+        now = self._clock()
+        if phase is self.where and now - self._said < _SAME_PHASE_EVERY and done != total:
+            return
+        self.where, self._said = phase, now
+        self._lifeline.enter(phase)
+        self._channel.send(PhaseChanged(phase, done, total, redact(detail)))
+
+    def notice(self, text: str, level: str = "info") -> None:
+        self._channel.send(Notice(level, redact(text)))
+
+
+class TrainSession:
+    """One TrainJob's session. `staging` is emptied when it is made."""
+
+    def __init__(
+        self,
+        job: TrainJob,
+        resume: Manifest | None,
+        voice: Voice,
+        channel: Channel,
+        control: Control,
+        drill: Drill,
+        *,
+        data_digest: str,
+        backend: str,
+        packages: dict[str, str],
+        disk: Disk = DISK,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.job, self.resume = job, resume
+        self.run = RunDir(Path(job.run_dir))
+        self.staging = self.run.staging / f"attempt-{job.attempt}"
+        discard(self.run.staging)
+        self.staging.mkdir(parents=True, exist_ok=True)
+        self.run.checkpoints.mkdir(exist_ok=True)
+        self.saved_step = resume.step if resume else 0
+        self._voice, self._channel, self._control = voice, channel, control
+        self._disk, self._clock = disk, clock
+        self._drill = drill
+        self._failures = 0
+        self._save_began = 0.0
+        self._cadence = Cadence(job.spec.safety.save_steps, job.spec.safety.save_seconds, 0, 0.0)
+        self._total_steps = 0
+        self._stamp = Manifest(
+            run_id=job.spec.run_id,
+            step=0,
+            total_steps=0,
+            samples_seen=0,
+            order=0,
+            micro_batch=job.micro_batch,
+            accumulation=job.accumulation,
+            data_digest=data_digest,
+            spec_digest=spec_digest(job.spec),
+            backend=backend,
+            packages=packages,
+        )
+        voice.step = self.saved_step
+
+    # --- where it is ------------------------------------------------------------------------------------------------
+
+    def phase(self, phase: Phase, done: int = 0, total: int = 0, detail: str = "") -> None:
+        self._voice.phase(phase, done, total, detail)
+
+    def notice(self, text: str, level: str = "info") -> None:
+        self._voice.notice(text, level)
+
+    def started(self, started: Started) -> None:
+        safety = self.job.spec.safety
+        self._total_steps = started.total_steps
+        self._cadence = Cadence(safety.save_steps, safety.save_seconds, started.total_steps, self._clock())
+        self._channel.send(started)
+        self.phase(Phase.FIRST_STEP)
+        self._control.begin_training()
+
+    # --- the step boundary ------------------------------------------------------------------------------------------
+
+    def before_step(self, step: int) -> None:
+        self._drill.before_step(step)
+
+    def step_done(self, progress: Progress) -> Directive:
+        progress = self._drill.after_step(progress)
+        self._voice.step = progress.step
+        for name, value in (("loss", progress.loss), ("gradient norm", progress.grad_norm)):
+            if value is not None and not math.isfinite(value):
+                raise LossDivergedError(f"the {name} of step {progress.step} is {value}")
+        self._channel.progress(progress)
+        if self._voice.where is Phase.FIRST_STEP:
+            self.phase(Phase.TRAIN)
+        # After the last step there is nothing left to stop: writing the result is all that remains.
+        stop = self._control.stop if progress.step < self._total_steps else None
+        now = self._clock()
+        save = self._control.take_save() or self._cadence.due(progress.step, now) or (stop is not None and stop.save)
+        if save:
+            self._save_began = now
+            self.phase(Phase.CHECKPOINT)
+        return Directive(save=save, stop=stop is not None)
+
+    # --- saving -----------------------------------------------------------------------------------------------------
+
+    def publish(self, staged: Path, progress: Progress) -> bool:
+        manifest = self._manifest(progress)
+        final = self.run.checkpoint(progress.step)
+        disk = self._drill.disk_for(progress.step, self._disk)
+        try:
+            if make_room(final, manifest):
+                discard(staged)
+                size = 0
+            else:
+                size, _ = commit(staged, final, manifest, disk)
+        except OSError as error:
+            self._failed(progress, error)
+            return False
+        end = self._clock()
+        self._cadence.saved(self._save_began, end)
+        self._failures = 0
+        self.saved_step = progress.step
+        self._drill.after_save(progress.step, final)
+        self._channel.send(
+            CheckpointSaved(
+                name=final.name,
+                step=progress.step,
+                samples_seen=progress.samples_seen,
+                order=progress.order,
+                seconds=end - self._save_began,
+                bytes=size,
+                loss=progress.loss,
+            )
+        )
+        prune(self.run, progress.step, self.job.spec.safety.keep_checkpoints)
+        self.phase(Phase.TRAIN)
+        return True
+
+    def save_failed(self, progress: Progress, error: BaseException) -> None:
+        if not is_disk_trouble(error) and not isinstance(error, OSError):
+            raise error  # out of memory while saving, for one, is not the disk's fault
+        for left in self.staging.iterdir():
+            discard(left)
+        self._failed(progress, error)
+
+    def _failed(self, progress: Progress, error: BaseException) -> None:
+        self._cadence.failed(self._save_began, self._clock())
+        self._failures += 1
+        text = redact(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+        self._channel.send(CheckpointFailed(progress.step, DiskFullError.default_code, text, self._failures))
+        self.phase(Phase.TRAIN)
+
+    def finish(self, result: TrainResult) -> TrainResult:
+        """Moves the result from staging to its place in the run directory, whole or not at all."""
+        self.phase(Phase.FINISH)
+        final = self.run.adapter
+        old = final.with_name(f"{final.name}.old.partial")
+        manifest = self._manifest(
+            Progress(result.step, self._total_steps, result.samples_seen, result.order, result.final_loss)
+        )
+        discard(old)
+        if final.exists():
+            self._disk.rename(final, old)  # of an attempt that died between this and its Done
+        _, files = commit(Path(result.adapter), final, manifest, self._disk)
+        discard(old)
+        return msgspec.structs.replace(result, adapter=str(final), digest=result.digest or _weights_digest(files))
+
+    def _manifest(self, progress: Progress) -> Manifest:
+        return msgspec.structs.replace(
+            self._stamp,
+            step=progress.step,
+            total_steps=progress.total_steps,
+            samples_seen=progress.samples_seen,
+            order=progress.order,
+            loss=progress.loss,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+
+def _weights_digest(files: dict[str, FileEntry]) -> str:
+    """Equal for equal weights, whatever the text files beside them say."""
+    weights = [f"{name} {e.sha256}" for name, e in sorted(files.items()) if name.endswith((".safetensors", ".bin"))]
+    return hashlib.sha256("\n".join(weights).encode()).hexdigest()

@@ -1,0 +1,148 @@
+"""One runner's life after its first lines: Hello, the Job, the last word, the end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn, assert_never
+
+from backpropagate_protocol.jobs import GenerateJob, Job, TrainJob, ValidateJob
+from backpropagate_protocol.messages import (
+    PROTOCOL_VERSION,
+    Answers,
+    Done,
+    Fault,
+    FaultKind,
+    Hello,
+    Phase,
+    Stop,
+    Stopped,
+    ToParent,
+)
+from backpropagate_protocol.redact import redact
+from backpropagate_runner.channel import Channel
+from backpropagate_runner.control import Control
+from backpropagate_runner.drill import Drill
+from backpropagate_runner.faults import classify
+from backpropagate_runner.frameworks import Frameworks
+from backpropagate_runner.lifeline import Lifeline
+from backpropagate_runner.session import Voice
+from backpropagate_runner.train import train
+
+_PACKAGES = (
+    "backpropagate",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "bitsandbytes",
+    "safetensors",
+    "tokenizers",
+    "unsloth",
+)
+_DEFAULT_GRACE = 30.0
+# A parent that is alive but stopped (SIGSTOP, a closed lid) will read the last word when it wakes.
+_LAST_WORD_SECONDS = 3600.0
+
+
+class Runner:
+    """Holds the parts together. Nothing but `work` makes one."""
+
+    def __init__(self, parent: int, run_id: str, warm: str, descriptors: tuple[int, int]) -> None:
+        logging.basicConfig(
+            stream=sys.stderr,
+            level=logging.WARNING,
+            format=f"%(asctime)s {run_id} %(levelname)s %(name)s: %(message)s",
+        )
+        self.lifeline = Lifeline(parent)
+        self.lifeline.start()
+        self.control = Control(self._leave_early)
+        self.control.handle_signals()
+        self.channel = Channel(*descriptors, self.control.ask, self._parent_gone)
+        self.voice = Voice(self.channel, self.lifeline)
+        self.packages = _versions()
+        self._grace = _DEFAULT_GRACE
+        self._drill: Drill | None = None
+        self.channel.send(Hello(PROTOCOL_VERSION, os.getpid(), platform.python_version(), self.packages))
+        self.channel.start()
+        self.frameworks = Frameworks(warm)
+
+    def _parent_gone(self, reason: str) -> None:
+        self.lifeline.parent_gone(self._grace)
+        self.control.ask(Stop(reason))
+
+    def _leave_early(self) -> None:
+        self.channel.send(Stopped(self.voice.step, saved=False))
+        self.channel.flush(5.0)
+
+    def run(self) -> None:
+        message = self.channel.job()
+        if message is None:
+            os._exit(0)
+        last, code = self._outcome(message.job)
+        self.control.end()
+        self.channel.send(last)
+        self.channel.flush(_LAST_WORD_SECONDS)
+        if self._drill is not None and isinstance(last, Done):
+            self._drill.after_done()
+        # Frameworks have hung and crashed while being torn down; nothing of theirs is needed any more.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    def _outcome(self, job: Job) -> tuple[ToParent, int]:
+        try:
+            return self._do(job), 0
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the parent is told
+            fault = self._fault(error)
+            sys.stderr.write(fault.traceback + "\n")
+            return fault, 1
+
+    def _fault(self, error: BaseException) -> Fault:
+        try:
+            return classify(error, self.voice.where, self.voice.step)
+        except Exception as second:  # noqa: BLE001 - a library's exception may not even have a text
+            name = redact(type(error).__name__)
+            return Fault(
+                FaultKind.INTERNAL, "RUNTIME_TRAINING_FAILED", f"{name}, and telling it: {type(second).__name__}"
+            )
+
+    def _do(self, job: Job) -> ToParent:
+        match job:
+            case TrainJob():
+                self._grace = job.spec.safety.grace
+                self._drill = Drill(job.spec.faults, job.attempt, self.channel, self.control)
+                result = train(job, self.channel, self.control, self.voice, self.frameworks, self.packages, self._drill)
+                return result if isinstance(result, Stopped) else Done(result)
+            case ValidateJob():
+                from backpropagate_runner.validate import report
+
+                self.voice.phase(Phase.VALIDATE)
+                return Done(report(job))
+            case GenerateJob():
+                self.voice.phase(Phase.IMPORT)
+                backend = self.frameworks.backend(job.backend)
+                self.voice.phase(Phase.GENERATE)
+                return Done(Answers(backend.generate(job)))
+            case _:
+                assert_never(job)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            pass
+    return found
+
+
+def work(parent: int, run_id: str, warm: str, descriptors: tuple[int, int]) -> NoReturn:
+    Runner(parent, run_id, warm, descriptors).run()
+    raise AssertionError("a runner ends by itself")
