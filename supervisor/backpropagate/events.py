@@ -90,6 +90,7 @@ class Step(_Event, frozen=True, kw_only=True, tag="step"):
     epoch: float = 0.0
     memory_used: int = 0
     memory_reserved: int = 0
+    celsius: int = 0  # of the GPU, from the newest sensor reading; 0: unknown
 
 
 class CheckpointCommitted(_Event, frozen=True, kw_only=True, tag="checkpoint"):
