@@ -1,0 +1,55 @@
+"""What the cpu and cuda backends share: the contract, with torch imported only when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import ClassVar, Literal
+
+from backpropagate_backends.base import Session, Tokenizer
+from backpropagate_backends.torch_warm import warm
+from backpropagate_protocol.jobs import GenerateJob, TrainJob
+from backpropagate_protocol.messages import TrainResult
+from backpropagate_protocol.prepared import Prepared
+from backpropagate_protocol.spec import ModelSpec
+
+# Ours that import torch at their top; `warm` imports them too, so that nothing is left for the first step.
+_OURS = ("torch_train", "torch_generate", "torch_tokenizer")
+
+
+class TorchBackend:
+    """One torch device. See `base.Backend` for what each method promises."""
+
+    name: ClassVar[str]
+    device: ClassVar[Literal["cpu", "cuda"]]
+
+    def warm(self) -> None:
+        warm(extra=self.device)
+        for module in _OURS:
+            importlib.import_module(f"backpropagate_backends.{module}")
+
+    def check(self, job: TrainJob) -> None:
+        from backpropagate_backends.torch_model import choose_precision
+        from backpropagate_backends.torch_wishes import check_wishes
+
+        check_wishes(job)
+        self.check_device()
+        choose_precision(job.spec.model, self.device, lambda text, level: None)
+
+    def check_device(self) -> None:
+        """Raises GPUNotAvailableError if the device cannot be used. The CPU always can."""
+
+    def tokenizer(self, model: ModelSpec) -> Tokenizer:
+        from backpropagate_backends.torch_tokenizer import TorchTokenizer
+
+        return TorchTokenizer(model)
+
+    def train(self, session: Session, data: Prepared) -> TrainResult | None:
+        from backpropagate_backends import torch_train
+
+        return torch_train.train(session, data, self.name, self.device)
+
+    def generate(self, job: GenerateJob) -> tuple[str, ...]:
+        from backpropagate_backends.torch_generate import generate
+
+        self.check_device()
+        return generate(job, self.device)

@@ -1,0 +1,108 @@
+"""The prepared rows as TRL sees them, and the account of which of them were consumed.
+
+The `datasets.Dataset` that TRL shuffles holds nothing but sample ids; the collator fetches the tokens of a batch from
+the memory map, so that a row is copied once, from the page cache into the padded batch. The ids of a micro-batch travel
+with it as bytes and are entered into the account when the micro-batch is trained on, not when it is collated: the data
+loader runs ahead.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset
+
+from backpropagate_protocol.prepared import Prepared
+from backpropagate_protocol.spec import TrainSpec
+
+IGNORED = -100  # the label of a token without loss
+CONSUMED = "consumed"  # the key of a batch under which its `Consumed` travels
+_ID = "sample_id"
+
+
+@dataclass(frozen=True, slots=True)
+class Consumed:
+    """One micro-batch: its sample ids as little-endian int64, and its real tokens (without padding)."""
+
+    ids: bytes
+    tokens: int
+
+
+@dataclass(slots=True)
+class Account:
+    """Samples consumed since the start of the run, and the CRC-32 chained over their ids.
+
+    Chaining byte by byte makes the order independent of how the samples were cut into micro-batches.
+    """
+
+    samples: int = 0
+    order: int = 0
+    tokens: int = 0  # of this attempt
+
+    def take(self, consumed: Consumed) -> None:
+        self.samples += len(consumed.ids) // 8
+        self.order = zlib.crc32(consumed.ids, self.order)
+        self.tokens += consumed.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How many optimizer steps there are, and where in the samples each of them ends."""
+
+    rows: int
+    effective_batch: int
+    total_steps: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.rows / self.effective_batch)
+
+    def samples_at(self, step: int) -> int:
+        """Samples consumed when `step` is done: the last batch of an epoch may be smaller."""
+        epochs, within = divmod(step, self.steps_per_epoch)
+        return epochs * self.rows + min(within * self.effective_batch, self.rows)
+
+
+def course(spec: TrainSpec, rows: int) -> Course:
+    per_epoch = math.ceil(rows / spec.effective_batch)
+    total = spec.steps if spec.steps is not None else math.ceil((spec.epochs or 1.0) * per_epoch)
+    return Course(rows, spec.effective_batch, total)
+
+
+def ids_dataset(data: Prepared) -> Dataset:
+    """One column, the sample ids. The fingerprint is the data's digest, so that nothing is hashed or cached by row."""
+    ids = pa.array(np.arange(len(data), dtype=np.int64))
+    return Dataset(pa.table({_ID: ids}), fingerprint=data.manifest.digest[:32])
+
+
+class Collator:
+    """Sample ids → one padded micro-batch: input_ids, attention_mask, labels, each int64 (rows, longest)."""
+
+    def __init__(self, data: Prepared, pad_token_id: int) -> None:
+        self._data = data
+        self._pad = pad_token_id
+
+    def __call__(self, examples: Sequence[dict[str, int]]) -> dict[str, torch.Tensor | Consumed]:
+        ids = [example[_ID] for example in examples]
+        rows = [self._data.row(index) for index in ids]
+        shape = (len(rows), max(len(tokens) for tokens, _ in rows))
+        input_ids = np.full(shape, self._pad, dtype=np.int64)
+        labels = np.full(shape, IGNORED, dtype=np.int64)
+        mask = np.zeros(shape, dtype=np.int64)
+        for at, (tokens, trained) in enumerate(rows):
+            length = len(tokens)
+            input_ids[at, :length] = tokens
+            labels[at, :length] = np.where(np.asarray(trained) != 0, tokens, IGNORED)
+            mask[at, :length] = 1
+        return {
+            "input_ids": torch.from_numpy(input_ids),
+            "attention_mask": torch.from_numpy(mask),
+            "labels": torch.from_numpy(labels),
+            CONSUMED: Consumed(np.array(ids, dtype="<i8").tobytes(), int(mask.sum())),
+        }

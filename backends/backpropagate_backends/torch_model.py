@@ -1,0 +1,134 @@
+"""Loading the base model and putting the adapter on it: precision, 4-bit weights, LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from backpropagate_backends.torch_source import Source
+from backpropagate_protocol.errors import InvalidSettingError, ModelLoadError
+from backpropagate_protocol.spec import LoraSpec, ModelSpec
+
+Notice = Callable[[str, str], None]  # text, level
+
+_DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """How weights are held and what the arithmetic is done in. Adapters are always float32."""
+
+    device: Literal["cpu", "cuda"]
+    dtype: torch.dtype
+    four_bit: bool
+
+    @property
+    def label(self) -> str:
+        name = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
+        return f"nf4+{name}" if self.four_bit else name
+
+    @property
+    def place(self) -> str:
+        return "cuda:0" if self.device == "cuda" else "cpu"
+
+
+def choose_precision(model: ModelSpec, device: Literal["cpu", "cuda"], notice: Notice) -> Precision:
+    """Auto is bf16 on CUDA from Ampere on and fp16 before, fp32 on the CPU; 4-bit on CUDA where bitsandbytes is there.
+
+    Raises InvalidSettingError for a dtype that is unknown or that the device cannot train in, and for 4-bit weights that
+    were asked for without bitsandbytes.
+    """
+    if model.dtype == "auto":
+        dtype = torch.float32
+        if device == "cuda":
+            dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    elif model.dtype in _DTYPES:
+        dtype = _DTYPES[model.dtype]
+    else:
+        raise InvalidSettingError(f"there is no dtype {model.dtype!r}; choose auto, bf16, fp16 or fp32")
+    if device == "cpu" and dtype is torch.float16:
+        raise InvalidSettingError("the CPU cannot train in fp16; choose auto, bf16 or fp32")
+    installed = find_spec("bitsandbytes") is not None
+    if model.load_in_4bit and not installed:
+        raise InvalidSettingError(
+            "4-bit weights were asked for, and bitsandbytes is not installed",
+            suggestion="pip install bitsandbytes, or leave load_in_4bit to auto.",
+        )
+    four_bit = model.load_in_4bit
+    if four_bit is None:
+        four_bit = device == "cuda" and installed
+        if device == "cuda" and not installed:
+            notice("bitsandbytes is not installed: the weights are held in 16 bits instead of 4", "warning")
+    return Precision(device, dtype, four_bit)
+
+
+def load_model(
+    source: Source, precision: Precision, tokenizer: PreTrainedTokenizerBase, notice: Notice
+) -> PreTrainedModel:
+    """The base model on its device. Raises ModelLoadError; running out of memory stays what it is."""
+    options = source.options()
+    quantization = None
+    if precision.four_bit:
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=precision.dtype,
+        )
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source.path,
+            dtype=precision.dtype,
+            device_map={"": precision.place},
+            quantization_config=quantization,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, KeyError, ImportError, AttributeError, SafetensorError) as error:
+        raise ModelLoadError(f"{source.name} cannot be loaded: {error}") from error
+    if report["missing_keys"]:
+        some = ", ".join(sorted(report["missing_keys"])[:3])
+        notice(f"{source.name} lacks {len(report['missing_keys'])} weights, which start at random: {some}", "warning")
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ModelLoadError(f"the tokenizer of {source.name} has {len(tokenizer)} tokens and the model {rows}")
+    return model
+
+
+def add_adapter(model: PreTrainedModel, lora: LoraSpec, seed: int) -> PeftModel:
+    """LoRA on `model`, float32, the same initial weights for the same seed. Raises InvalidSettingError."""
+    targets = lora.targets[0] if lora.targets == ("all-linear",) else list(lora.targets)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        use_dora=lora.use_dora,
+        use_rslora=lora.use_rslora,
+        init_lora_weights=True if lora.init == "default" else lora.init,
+    )
+    set_seed(seed)  # adapters begin at random
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise InvalidSettingError(f"the adapter does not fit {model.name_or_path}: {error}") from error
+
+
+def all_finite(model: PeftModel) -> bool:
+    """False if a trained weight is NaN or infinite."""
+    return all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.requires_grad)

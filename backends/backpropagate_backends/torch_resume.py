@@ -1,0 +1,47 @@
+"""May this checkpoint be resumed? All that transformers would silently restart or silently do otherwise is refused here.
+
+Exactness hangs on six conditions. Four are constants of `torch_train`: no dropped batches, no ignored position, plain
+random sampling by an explicit data seed, a loss over the whole accumulated batch. The other two are checked: the same
+samples (data, seed, effective batch), and a checkpoint that holds all state.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from backpropagate_backends.torch_data import Course
+from backpropagate_protocol.errors import CheckpointError, UserInputError
+from backpropagate_protocol.jobs import TrainJob
+from backpropagate_protocol.rundir import Manifest
+from backpropagate_protocol.spec import spec_digest
+
+ADAPTER = "adapter_model.safetensors"
+_STATE = "trainer_state.json"
+_NEEDED = (ADAPTER, "optimizer.pt", "scheduler.pt", "rng_state.pth", _STATE)
+
+
+def check_resume(job: TrainJob, manifest: Manifest, data_digest: str, course: Course, scaled: bool) -> None:
+    """Raises CheckpointError if the folder is not a whole state, UserInputError [STATE_RUN_MISMATCH] if it belongs to
+    other data or other settings. `scaled`: fp16, which keeps the loss scale in a file of its own."""
+    folder = Path(job.resume_from or "")
+    for name in (*_NEEDED, "scaler.pt") if scaled else _NEEDED:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder.name} has no {name}: training would silently start over with it")
+    if manifest.data_digest != data_digest:
+        raise UserInputError(f"{folder.name} was trained on other data", code="STATE_RUN_MISMATCH")
+    if manifest.spec_digest != spec_digest(job.spec):
+        raise UserInputError(f"{folder.name} was trained with other settings", code="STATE_RUN_MISMATCH")
+    if manifest.micro_batch * manifest.accumulation != course.effective_batch:
+        raise UserInputError(f"{folder.name} was trained with another effective batch", code="STATE_RUN_MISMATCH")
+    try:
+        step = json.loads((folder / _STATE).read_bytes())["global_step"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder.name} has a {_STATE} that cannot be read: {error}") from error
+    if step != manifest.step:
+        raise CheckpointError(f"{folder.name} says step {manifest.step}, and its {_STATE} step {step}")
+    expected = course.samples_at(manifest.step)
+    if manifest.samples_seen != expected:
+        raise CheckpointError(
+            f"{folder.name} has seen {manifest.samples_seen} samples; after step {manifest.step} it must be {expected}"
+        )

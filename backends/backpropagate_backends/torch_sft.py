@@ -1,0 +1,186 @@
+"""TRL's SFTTrainer with our account of samples, our save policy, and checkpoints that go through the session.
+
+What is overridden, and why it has to be:
+    training_step      the one place where a micro-batch is certainly consumed
+    _save_checkpoint   the one place where an error of writing can be told from an error of training
+    _save              leaves out `training_args.bin`, a pickle, and the tokenizer, which does not change
+    create_model_card  would write beside the checkpoints, at each of them
+Everything else goes through public callbacks. `save_steps` and `logging_steps` of an old trainer_state.json have no
+say: saving is never scheduled by the Trainer, and every step is logged because the callback asks for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from safetensors import SafetensorError
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import SFTTrainer
+
+from backpropagate_backends.base import Session
+from backpropagate_backends.torch_data import CONSUMED, Account
+from backpropagate_protocol.messages import Progress, Started
+
+_MIB = 1 << 20
+
+# How torch words a failed write: its archive writer raises a bare RuntimeError.
+_WRITE_ERRORS = ("inline_container", "PytorchStreamWriter", "file write failed", "unexpected pos", "No space left")
+
+
+def is_write_error(error: BaseException) -> bool:
+    """True if `error` says that a file could not be written."""
+    if isinstance(error, (OSError, SafetensorError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _WRITE_ERRORS)
+
+
+class ExactTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
+    """`session`, `account` and `boundary` are given after construction, by `attach`."""
+
+    session: Session
+    boundary: Boundary
+
+    def attach(self, session: Session, boundary: Boundary) -> None:
+        self.session = session
+        self.boundary = boundary
+        # TRL's loss divides by the trained tokens of the whole accumulated batch for every architecture, but the count
+        # is only made for models whose forward takes loss arguments; without it, a halved batch is another loss.
+        self.model_accepts_loss_kwargs = True
+        self.add_callback(boundary)
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, object], *rest: object) -> torch.Tensor:
+        self.boundary.account.take(inputs.pop(CONSUMED))  # type: ignore[arg-type]  # our collator put it there
+        loss: torch.Tensor = super().training_step(model, inputs, *rest)
+        return loss
+
+    def create_model_card(self, *args: object, **kwargs: object) -> None:
+        return
+
+    def _save(self, output_dir: str | None = None, state_dict: object | None = None) -> None:
+        # save_embedding_layers: "auto" would ask the hub, at every checkpoint, whether the vocabulary grew.
+        self.model.save_pretrained(output_dir, save_embedding_layers=False)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
+        progress = self.boundary.progress
+        staged = self.session.staging / f"checkpoint-{progress.step}"
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if not is_write_error(error):
+                raise
+            self.session.save_failed(progress, error)
+            return
+        self.session.publish(staged, progress)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What `Started` says and the Trainer does not know."""
+
+    backend: str
+    device: str
+    precision: str
+    samples_seen: int
+    gpu_uuid: str = ""
+    device_memory: int = 0
+    notes: tuple[str, ...] = ()
+
+
+class Boundary(TrainerCallback):  # type: ignore[misc]  # transformers has no types
+    """Speaks with the session at every step boundary, and remembers where the run stands."""
+
+    def __init__(self, session: Session, account: Account, header: Header) -> None:
+        self.account = account
+        self.stopped = False
+        self.progress = Progress(0, 0, account.samples, account.order, None)
+        self._session = session
+        self._header = header
+        self._began = 0.0
+        # With fp16, overflowing gradients are the loss scaler's daily bread: it skips the step and scales down.
+        self._scaled = header.precision.endswith("fp16")
+        self._cuda = header.device.startswith("cuda")
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        model = kwargs["model"]
+        assert isinstance(model, torch.nn.Module)
+        header = self._header
+        self._began = perf_counter()
+        self._session.started(
+            Started(
+                backend=header.backend,
+                device=header.device,
+                step=state.global_step,
+                total_steps=state.max_steps,
+                samples_seen=header.samples_seen,
+                micro_batch=args.per_device_train_batch_size,
+                accumulation=args.gradient_accumulation_steps,
+                trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+                parameters=_parameters(model),
+                precision=header.precision,
+                device_memory=header.device_memory,
+                gpu_uuid=header.gpu_uuid,
+                notes=header.notes,
+            )
+        )
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        self._session.before_step(state.global_step + 1)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        # TRL has already waited for the device in its metrics, so the loss of every step costs nothing more, and a loss
+        # that is not finite is seen at the step that made it, before it can reach a checkpoint.
+        control.should_log = True
+        control.should_save = False
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
+        # The state is written whole at every checkpoint; its log would grow with the run.
+        state.log_history.clear()
+        if logs is None or "loss" not in logs:
+            return  # the summary at the end
+        now = perf_counter()
+        grad_norm = logs.get("grad_norm")
+        if self._scaled and grad_norm is not None and not math.isfinite(grad_norm):
+            grad_norm = None
+        self.progress = Progress(
+            step=state.global_step,
+            total_steps=state.max_steps,
+            samples_seen=self.account.samples,
+            order=self.account.order,
+            loss=float(logs["loss"]),
+            learning_rate=logs.get("learning_rate"),
+            grad_norm=grad_norm,
+            tokens=self.account.tokens,
+            step_seconds=now - self._began,
+            epoch=float(state.epoch or 0.0),
+            memory_used=torch.cuda.max_memory_allocated() // _MIB if self._cuda else 0,
+            memory_reserved=torch.cuda.memory_reserved() // _MIB if self._cuda else 0,
+        )
+        directive = self._session.step_done(self.progress)
+        control.should_save = directive.save
+        if directive.stop:
+            self.stopped = True
+            control.should_training_stop = True
+        self._began = perf_counter()
+
+
+def _parameters(model: torch.nn.Module) -> int:
+    """All parameters, a 4-bit one counted as what it stands for (bitsandbytes packs two into a byte)."""
+    return sum(p.numel() * (2 if p.__class__.__name__ == "Params4bit" else 1) for p in model.parameters())

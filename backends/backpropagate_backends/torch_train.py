@@ -1,0 +1,194 @@
+"""One supervised fine-tuning on torch, from top to bottom: check, load, train, hand over the adapter.
+
+TRL's SFTTrainer does the training. What this file fixes is what makes a run repeatable and resumable: the same seeds,
+the same order of samples whatever the micro-batch, adapters in float32 whatever the base, saving only when the session
+says so, and a position that counts samples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
+from trl import SFTConfig
+
+from backpropagate_backends.base import Session
+from backpropagate_backends.torch_data import Account, Collator, Course, course, ids_dataset
+from backpropagate_backends.torch_model import Precision, add_adapter, all_finite, choose_precision, load_model
+from backpropagate_backends.torch_resume import ADAPTER, check_resume
+from backpropagate_backends.torch_sft import Boundary, ExactTrainer, Header
+from backpropagate_backends.torch_source import find
+from backpropagate_backends.torch_tokenizer import load_tokenizer
+from backpropagate_backends.torch_wishes import check_wishes
+from backpropagate_protocol.durable import file_entry
+from backpropagate_protocol.errors import DatasetError, LossDivergedError
+from backpropagate_protocol.jobs import TrainJob
+from backpropagate_protocol.messages import Phase, TrainResult
+from backpropagate_protocol.prepared import Prepared
+
+# Rows are read from a memory map: a worker process would only add a process to lose. Tests of the process tree raise it.
+DATALOADER_WORKERS = 0
+
+# Below this, the moments of a large adapter are better held in 8 bits, paged out to the host.
+_SMALL_CARD_GIB = 24
+
+
+def train(session: Session, data: Prepared, name: str, device: Literal["cpu", "cuda"]) -> TrainResult | None:
+    """See `base.Backend.train`."""
+    job, spec = session.job, session.job.spec
+
+    # ---- what is to be done -----------------------------------------------------------------------------------------
+    check_wishes(job)
+    if len(data) == 0:
+        raise DatasetError(f"{spec.data.source} has no rows to train on")
+    way = course(spec.train, len(data))
+    precision = choose_precision(spec.model, device, session.notice)
+    account = Account()
+    if session.resume is not None:
+        scaled = precision.dtype is torch.float16
+        check_resume(job, session.resume, data.manifest.digest, way, scaled)
+        account = Account(samples=session.resume.samples_seen, order=session.resume.order)
+
+    # ---- the model, its adapter, and the trainer around them --------------------------------------------------------
+    session.phase(Phase.LOAD)
+    source = find(spec.model)
+    tokenizer = load_tokenizer(source)
+    model = add_adapter(load_model(source, precision, tokenizer, session.notice), spec.lora, spec.train.seed)
+    trainer = ExactTrainer(
+        model=model,
+        args=_arguments(session, way, precision),
+        train_dataset=ids_dataset(data),
+        data_collator=Collator(data, tokenizer.pad_token_id or 0),
+        processing_class=tokenizer,
+    )
+    for printer in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(printer)
+    # TRL turns the adapters of a quantised base to bf16, and loading a checkpoint turns them to fp32: a run would change
+    # its precision at the first resume. The optimizer does not exist yet, so it will follow.
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+    # ---- train ------------------------------------------------------------------------------------------------------
+    boundary = Boundary(session, account, _header(name, precision, account, job))
+    trainer.attach(session, boundary)
+    if session.resume is not None and session.resume.step >= way.total_steps:
+        # Died between its last checkpoint and its end. The Trainer would do one step more before it looks.
+        trainer.model.load_adapter(job.resume_from, "default", is_trainable=True)
+        step, loss = session.resume.step, session.resume.loss
+    else:
+        trainer.train(resume_from_checkpoint=job.resume_from)
+        if boundary.stopped:
+            return None
+        step, loss = boundary.progress.step, boundary.progress.loss
+
+    # ---- the result -------------------------------------------------------------------------------------------------
+    return _result(session, trainer, tokenizer, account, step, loss)
+
+
+def _arguments(session: Session, way: Course, precision: Precision) -> SFTConfig:
+    job, train = session.job, session.job.spec.train
+    cuda = precision.device == "cuda"
+    checkpointing = job.gradient_checkpointing if job.gradient_checkpointing is not None else cuda
+    # transformers 5.23 renamed the field and warns about the old one; 5.17 does not know the new one.
+    fields = {field.name for field in dataclasses.fields(SFTConfig)}
+    name = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
+    return SFTConfig(
+        output_dir=str(session.staging),
+        # position: B x accumulation is constant over all attempts; nothing dropped, nothing skipped, nothing grouped
+        max_steps=way.total_steps,
+        per_device_train_batch_size=job.micro_batch,
+        gradient_accumulation_steps=job.accumulation,
+        auto_find_batch_size=False,
+        dataloader_drop_last=False,
+        ignore_data_skip=False,
+        train_sampling_strategy="random",
+        seed=train.seed,
+        data_seed=train.seed,
+        # optimisation
+        optim=_optimizer(train.optim, precision),
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.scheduler,
+        warmup_steps=train.warmup_steps,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        use_cpu=not cuda,
+        bf16=precision.dtype is torch.bfloat16,
+        fp16=precision.dtype is torch.float16,
+        # saving and reporting are the session's
+        save_strategy="no",
+        save_total_limit=None,
+        save_only_model=False,
+        eval_strategy="no",
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        push_to_hub=False,
+        # data: prepared already, masked already
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        max_length=None,
+        packing=False,
+        dataloader_num_workers=DATALOADER_WORKERS,
+        dataloader_pin_memory=cuda,
+        **{name: checkpointing},
+    )
+
+
+def _optimizer(wish: str, precision: Precision) -> str:
+    if wish != "auto":
+        return wish
+    if precision.device == "cpu":
+        return "adamw_torch"
+    card = torch.cuda.get_device_properties(0).total_memory / (1 << 30)
+    if card < _SMALL_CARD_GIB and find_spec("bitsandbytes") is not None:
+        return "paged_adamw_8bit"
+    return "adamw_torch_fused"
+
+
+def _header(name: str, precision: Precision, account: Account, job: TrainJob) -> Header:
+    notes = []
+    if job.spec.lora.dropout > 0:
+        notes.append("dropout: after a halved batch the samples stay the same, the masks do not")
+    if precision.device == "cpu":
+        return Header(name, "cpu", precision.label, account.samples, notes=tuple(notes))
+    card = torch.cuda.get_device_properties(0)
+    return Header(
+        backend=name,
+        device=f"cuda:0 {card.name}",
+        precision=precision.label,
+        samples_seen=account.samples,
+        gpu_uuid=f"GPU-{card.uuid}",
+        device_memory=card.total_memory >> 20,
+        notes=tuple(notes),
+    )
+
+
+def _result(
+    session: Session,
+    trainer: ExactTrainer,
+    tokenizer: PreTrainedTokenizerBase,
+    account: Account,
+    step: int,
+    loss: float | None,
+) -> TrainResult:
+    session.phase(Phase.FINISH)
+    if not all_finite(trainer.model):
+        raise LossDivergedError(f"after step {step} the adapter holds weights that are not finite")
+    folder = session.staging / "adapter"
+    trainer.model.save_pretrained(str(folder), save_embedding_layers=False)
+    tokenizer.save_pretrained(str(folder))
+    return TrainResult(
+        adapter=str(folder),
+        step=step,
+        samples_seen=account.samples,
+        order=account.order,
+        final_loss=loss if loss is None or math.isfinite(loss) else None,
+        digest=file_entry(folder / ADAPTER).sha256,
+    )

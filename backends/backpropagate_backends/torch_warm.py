@@ -1,0 +1,70 @@
+"""Imports torch, transformers, PEFT and TRL once, quietly, and says in one error what is missing.
+
+Importing takes seconds, so it happens in a thread while the Job is still on its way. Nothing here touches a device.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from importlib.metadata import PackageNotFoundError, version
+
+from backpropagate_protocol.errors import DependencyError
+
+# Read by the libraries when they are imported: no telemetry, no thread pool of tokenizers to fork under, a hub that
+# answers within seconds or is given up, and no search for trackers. A user's own value stands.
+_ENVIRONMENT = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_ETAG_TIMEOUT": "5",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "BITSANDBYTES_NOWELCOME": "1",
+}
+
+# What is imported, in an order in which each import makes the next one cheap.
+_MODULES = ("torch", "transformers", "transformers.trainer", "peft", "datasets", "trl.trainer.sft_trainer")
+
+# distribution → first version that will do, and the first that was not yet there when this was written.
+_SUPPORTED = {"transformers": ((5, 17), (6,)), "trl": ((1, 16), (2,)), "peft": ((0, 21), (0, 22))}
+
+
+def warm(extra: str) -> None:
+    """Imports what training needs. Raises DependencyError naming the extra (`cpu` or `cuda`) that brings it."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for distribution, (low, high) in _SUPPORTED.items():
+        _check_version(distribution, low, high, extra)
+    for module in _MODULES:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise DependencyError(
+                f"{module} cannot be imported: {error}", suggestion=f"pip install 'backpropagate[{extra}]'"
+            ) from error
+    _silence()
+
+
+def _check_version(distribution: str, low: tuple[int, ...], high: tuple[int, ...], extra: str) -> None:
+    try:
+        installed = version(distribution)
+    except PackageNotFoundError as error:
+        raise DependencyError(
+            f"{distribution} is not installed", suggestion=f"pip install 'backpropagate[{extra}]'"
+        ) from error
+    numbers = tuple(int(part) for part in installed.split(".")[:2] if part.isdigit())
+    if not low <= numbers < high:
+        wanted = f">={'.'.join(map(str, low))},<{'.'.join(map(str, high))}"
+        raise DependencyError(
+            f"{distribution} {installed} is installed; {wanted} is needed", code="DEP_VERSION_UNSUPPORTED"
+        )
+
+
+def _silence() -> None:
+    """Progress bars and advice written for notebooks have no place in a log file."""
+    from datasets import disable_progress_bars
+    from transformers.utils import logging
+
+    disable_progress_bars()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

@@ -1,0 +1,72 @@
+"""What a Job may ask of the torch backends, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from transformers import SchedulerType
+from transformers.training_args import OptimizerNames
+
+from backpropagate_protocol.errors import InvalidSettingError
+from backpropagate_protocol.jobs import TrainJob
+from backpropagate_protocol.spec import LoraSpec, TrainSpec
+
+# Others need arguments of their own, or an evaluation that a run does not have.
+_SCHEDULERS = (
+    SchedulerType.LINEAR,
+    SchedulerType.COSINE,
+    SchedulerType.COSINE_WITH_RESTARTS,
+    SchedulerType.CONSTANT,
+    SchedulerType.CONSTANT_WITH_WARMUP,
+    SchedulerType.POLYNOMIAL,
+    SchedulerType.INVERSE_SQRT,
+)
+
+# PiSSA, OLoRA and their kin change the base weights: such an adapter means nothing without that very base.
+_INITS = ("default", "gaussian")
+
+
+def check_wishes(job: TrainJob) -> None:
+    """Raises InvalidSettingError for the first wish that cannot be granted."""
+    train, lora = job.spec.train, job.spec.lora
+    if train.method != "sft":
+        raise InvalidSettingError(f"the method {train.method!r} is not in this release; choose sft")
+    if train.mode != "lora":
+        raise InvalidSettingError(f"the mode {train.mode!r} is not in this release; choose lora")
+    if job.spec.data.packing:
+        raise InvalidSettingError("packing is not in this release")
+    if job.micro_batch < 1 or job.micro_batch * job.accumulation != train.effective_batch:
+        raise InvalidSettingError(
+            f"micro-batch {job.micro_batch} x accumulation {job.accumulation} is not the effective batch "
+            f"{train.effective_batch}"
+        )
+    _check_training(train)
+    _check_lora(lora)
+
+
+def _check_training(train: TrainSpec) -> None:
+    if train.steps is not None and train.steps < 1:
+        raise InvalidSettingError(f"steps must be at least 1, not {train.steps}")
+    if train.epochs is not None and train.epochs <= 0:
+        raise InvalidSettingError(f"epochs must be more than 0, not {train.epochs}")
+    if train.optim != "auto" and train.optim not in list(OptimizerNames):
+        raise InvalidSettingError(f"there is no optimizer {train.optim!r}; `auto` chooses one that fits the device")
+    if train.scheduler not in list(_SCHEDULERS):
+        raise InvalidSettingError(
+            f"there is no scheduler {train.scheduler!r}; choose {', '.join(s.value for s in _SCHEDULERS)}"
+        )
+
+
+def _check_lora(lora: LoraSpec) -> None:
+    if lora.r < 1:
+        raise InvalidSettingError(f"the LoRA rank must be at least 1, not {lora.r}")
+    if not lora.targets:
+        raise InvalidSettingError("the adapter has no target modules; `all-linear` takes every linear layer")
+    if "all-linear" in lora.targets and len(lora.targets) > 1:
+        raise InvalidSettingError("`all-linear` already takes every linear layer; name it alone")
+    if "lm_head" in lora.targets:
+        raise InvalidSettingError(
+            "the output head (lm_head) cannot carry an adapter: TRL's fused loss would not train it"
+        )
+    if lora.init not in _INITS:
+        raise InvalidSettingError(
+            f"the adapter's init {lora.init!r} is not in this release; choose {', '.join(_INITS)}"
+        )

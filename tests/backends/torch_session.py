@@ -1,0 +1,153 @@
+"""A session that keeps what a backend says, and commits real checkpoints as the runner does: real files, no runner."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import msgspec
+
+from backpropagate_backends.base import Directive
+from backpropagate_protocol.durable import commit_dir, discard, verify_dir
+from backpropagate_protocol.jobs import TrainJob
+from backpropagate_protocol.messages import Phase, Progress, Started
+from backpropagate_protocol.prepared import Prepared, PreparedWriter
+from backpropagate_protocol.rundir import Manifest, checkpoint_name
+from backpropagate_protocol.spec import DataSpec, LoraSpec, ModelSpec, RunSpec, TrainSpec, spec_digest
+
+
+class Killed(Exception):
+    """Stands for a sudden end: what was not saved by then is lost with the objects."""
+
+
+class KeepingSession:
+    """Saves after the steps in `save_at`, stops after `stop_at`, and ends suddenly before `kill_before`."""
+
+    def __init__(
+        self,
+        job: TrainJob,
+        folder: Path,
+        data: Prepared,
+        *,
+        save_at: Iterable[int] = (),
+        stop_at: int | None = None,
+        kill_before: int | None = None,
+        on_step: Callable[[int], None] = lambda step: None,
+    ) -> None:
+        self.job = job
+        self.resume: Manifest | None = verify_dir(Path(job.resume_from)) if job.resume_from else None
+        self.staging = folder / "staging"
+        discard(self.staging)
+        self.staging.mkdir(parents=True)
+        self.checkpoints = folder / "checkpoints"
+        self.data = data
+        self.phases: list[Phase] = []
+        self.notices: list[str] = []
+        self.begun: Started | None = None
+        self.progress: list[Progress] = []
+        self.failures: list[BaseException] = []
+        self._save_at, self._stop_at, self._kill_before = set(save_at), stop_at, kill_before
+        self._on_step = on_step
+
+    def phase(self, phase: Phase, done: int = 0, total: int = 0, detail: str = "") -> None:
+        self.phases.append(phase)
+
+    def notice(self, text: str, level: str = "info") -> None:
+        self.notices.append(text)
+
+    def started(self, started: Started) -> None:
+        self.begun = started
+
+    def before_step(self, step: int) -> None:
+        if step == self._kill_before:
+            raise Killed
+        self._on_step(step)
+
+    def step_done(self, progress: Progress) -> Directive:
+        self.progress.append(progress)
+        stop = progress.step == self._stop_at
+        return Directive(save=stop or progress.step in self._save_at, stop=stop)
+
+    def publish(self, staged: Path, progress: Progress) -> bool:
+        manifest = Manifest(
+            run_id=self.job.spec.run_id,
+            step=progress.step,
+            total_steps=progress.total_steps,
+            samples_seen=progress.samples_seen,
+            order=progress.order,
+            micro_batch=self.job.micro_batch,
+            accumulation=self.job.accumulation,
+            data_digest=self.data.manifest.digest,
+            spec_digest=spec_digest(self.job.spec),
+            backend="cpu",
+            loss=progress.loss,
+        )
+        final = self.checkpoints / checkpoint_name(progress.step)
+        shutil.rmtree(final, ignore_errors=True)
+        commit_dir(staged, final, lambda files: msgspec.json.encode(msgspec.structs.replace(manifest, files=files)))
+        return True
+
+    def save_failed(self, progress: Progress, error: BaseException) -> None:
+        for left in self.staging.iterdir():
+            discard(left)
+        self.failures.append(error)
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / checkpoint_name(step)
+
+
+def make_job(
+    model: Path,
+    *,
+    micro_batch: int = 4,
+    accumulation: int = 1,
+    resume_from: Path | None = None,
+    gradient_checkpointing: bool | None = None,
+    steps: int | None = 12,
+    epochs: float | None = None,
+    seed: int = 7,
+    four_bit: bool | None = None,
+    dtype: str = "auto",
+    optim: str = "auto",
+    dropout: float = 0.0,
+) -> TrainJob:
+    spec = RunSpec(
+        run_id="run",
+        created="2026-01-01T00:00:00Z",
+        backend="cpu",
+        output=str(model.parent),
+        model=ModelSpec(name="tiny", path=str(model), load_in_4bit=four_bit, dtype=dtype),
+        data=DataSpec(source="rows"),
+        lora=LoraSpec(r=8, alpha=16, dropout=dropout),
+        train=TrainSpec(
+            steps=steps,
+            epochs=epochs,
+            effective_batch=micro_batch * accumulation,
+            learning_rate=2e-3,
+            warmup_steps=2,
+            seed=seed,
+            optim=optim,
+        ),
+    )
+    return TrainJob(
+        spec=spec,
+        run_dir=str(model.parent / "run"),
+        attempt=1,
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+        gradient_checkpointing=gradient_checkpointing,
+        resume_from=str(resume_from) if resume_from else None,
+    )
+
+
+def make_data(folder: Path, rows: int = 30, vocabulary: int = 400) -> Prepared:
+    """Rows of 6 to 40 tokens, of which a varying part carries loss: equal lengths would prove nothing."""
+    writer = PreparedWriter(folder)
+    for row in range(rows):
+        length = 6 + (row * 17) % 35
+        ids = [(row * 31 + at * at * 7 + 3) % vocabulary for at in range(length)]
+        prompt = 2 + (row * 5) % (length - 3)
+        writer.add(ids, [0] * prompt + [1] * (length - prompt))
+    writer.commit(key="test", skipped=0, truncated=0, format="messages", source_digest="test")
+    return Prepared(folder)
