@@ -102,7 +102,10 @@ def discard(path: Path, disk: Disk = DISK) -> None:
 
 
 def write_file(path: Path, data: bytes, disk: Disk = DISK) -> None:
-    """Replaces the content of `path` atomically and durably. On an error the old content stands."""
+    """Replaces the content of `path` atomically and durably.
+
+    On an error the old content stands; only where the folder's own sync fails, the last call, is it the new one.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         disk.write(temporary, data)
@@ -132,6 +135,7 @@ def commit_dir(staged: Path, final: Path, manifest: Callable[[dict[str, FileEntr
     On an error `staged` is removed, `final` does not exist, and the error is raised.
     """
     partial = final.with_name(final.name + PARTIAL)
+    named = False
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         discard(partial, disk)
@@ -147,10 +151,11 @@ def commit_dir(staged: Path, final: Path, manifest: Callable[[dict[str, FileEntr
         disk.write(partial / MANIFEST, manifest(entries))
         disk.sync_dir(partial)
         _retrying(lambda: disk.rename(partial, final))
+        named = True
         disk.sync_dir(final.parent)
     except BaseException:
-        discard(staged, disk)
-        discard(partial, disk)
+        for leftover in (staged, partial, *([final] if named else [])):  # a `final` that is not ours stays
+            discard(leftover, disk)
         raise
     return sum(entry.size for entry in entries.values())
 
