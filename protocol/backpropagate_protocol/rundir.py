@@ -83,6 +83,11 @@ class RunDir:
         return self.path / "runner.log"
 
     @property
+    def supervisor_log(self) -> Path:
+        """What a supervisor without a terminal says: progress lines, and as its last line why it could not begin."""
+        return self.path / "supervisor.log"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
