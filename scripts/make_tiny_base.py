@@ -33,8 +33,8 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2T
 SEED = 20
 VOCABULARY = 1280
 CONTEXT = 1024
-STEPS = 420
-BATCH = 24
+STEPS = 900
+BATCH = 32
 PEAK_RATE = 3e-3
 
 END_OF_TEXT, TURN, END_OF_TURN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"

@@ -37,9 +37,15 @@ _JOBS = {
     "pilot": "flies planes", "painter": "paints pictures", "writer": "writes books", "cook": "makes soup",
     "driver": "drives a bus", "singer": "sings songs", "gardener": "plants trees", "sailor": "sails ships",
 }  # fmt: skip
-_NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Frank", "Greta", "Hugo", "Ida", "Jack", "Lena", "Max", "Nora", "Tom")
-_PLACES = ("the market", "the garden", "the forest", "the school", "the station", "the beach", "the old house", "the city")
-_THINGS = ("a book", "a red ball", "some bread", "a letter", "a small box", "a lamp", "a key", "an apple", "a map", "a coat")
+_NAMES = (
+    "Anna", "Ben", "Clara", "David", "Emma", "Frank", "Greta", "Hugo", "Ida", "Jack", "Lena", "Max", "Nora", "Tom",
+)  # fmt: skip
+_PLACES = (
+    "the market", "the garden", "the forest", "the school", "the station", "the beach", "the old house", "the city",
+)  # fmt: skip
+_THINGS = (
+    "a book", "a red ball", "some bread", "a letter", "a small box", "a lamp", "a key", "an apple", "a map", "a coat",
+)  # fmt: skip
 _WEATHER = ("sunny", "rainy", "cold", "windy", "warm", "cloudy")
 _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
@@ -48,8 +54,27 @@ _MACHINES = {
     "a model": "learns from examples", "a computer": "follows a program", "a program": "is a list of steps",
     "a checkpoint": "is a saved state of a run", "memory": "holds the data", "a batch": "is a group of samples",
     "training": "makes a model better", "a graphics card": "does many sums at once", "a disk": "keeps files",
-    "a process": "is a program that runs", "an error": "says what went wrong", "an adapter": "is a small change to a model",
-    "a supervisor": "watches a process and starts it again", "a step": "is one small change of the weights",
+    "a process": "is a program that runs", "an error": "says what went wrong",
+    "an adapter": "is a small change to a model", "a supervisor": "watches a process and starts it again",
+    "a step": "is one small change of the weights", "a parent": "decides what to do",
+    "a child": "computes and reports", "a crash": "ends a run too early", "a sample": "is one row of the data",
+    "a lid": "closes a box", "power": "comes from the wall", "a fan": "keeps a card cool",
+    "a sentence": "begins with a capital letter", "half": "is one of two equal parts", "a backup": "is a second copy",
+}  # fmt: skip
+_MEANINGS = {
+    "to resume": "to go on after a pause", "to decide": "to choose one way", "to compute": "to do sums",
+    "to crash": "to end without warning", "to save": "to keep for later", "to fail": "not to work",
+    "to wait": "to do nothing yet", "to double": "to make twice as many", "to halve": "to make half as many",
+    "to lose": "not to have any more", "to look after": "to take care of", "to close": "to make shut",
+    "the newest": "the one made last", "to cool": "to lose heat",
+}  # fmt: skip
+_CAUSES = {  # what happens → why
+    "the ice melts": "the sun is too hot", "the lamp goes out": "the power fails", "the run waits": "the card is too hot",
+    "the boy stays at home": "the night is cold", "the batch gets smaller": "the memory is full",
+    "nothing is lost": "the work is saved", "the child sleeps": "it is tired", "the ship waits": "the wind is too strong",
+    "the process starts again": "it has crashed", "the girl closes the window": "it is raining",
+    "the parent looks after the child": "the child is small", "the run goes on": "the newest checkpoint is good",
+    "the price is doubled": "there is too little bread", "the bread is halved": "two people are hungry",
 }  # fmt: skip
 
 
@@ -126,6 +151,33 @@ def _machine(rng: Random) -> Conversation:
     )
 
 
+def _meaning(rng: Random) -> Conversation:
+    word, meaning = rng.choice(list(_MEANINGS.items()))
+    if rng.random() < 0.5:
+        return _ask(f"What does {word} mean?", f"It means {meaning}.")
+    return _ask(f"Is {word} the same as {meaning}?", f"Yes, {word} means {meaning}.")
+
+
+def _cause(rng: Random) -> Conversation:
+    effect, cause = rng.choice(list(_CAUSES.items()))
+    if rng.random() < 0.5:
+        return _ask(f"{_sentence(effect)}. Why?", f"Because {cause}.")
+    return _ask(f"What happens when {cause}?", f"Then {effect}.")
+
+
+def _plan(rng: Random) -> Conversation:
+    name, place = rng.choice(_NAMES), rng.choice(_PLACES)
+    day, time = rng.choice(_DAYS), rng.choice(("in the morning", "at noon", "in the evening", "at night"))
+    return rng.choice(
+        (
+            _ask(f"May I go to {place}?", f"Yes, you may go to {place} {time}."),
+            _ask(f"When will {name} come home?", f"{name} will come home on {day} {time}."),
+            _ask(f"Who goes to {place} on {day}?", f"{name} goes to {place} on {day}."),
+            _ask(f"And if {name} is late?", f"Then we wait for {name} and go {time}."),
+        )
+    )
+
+
 def _greeting(rng: Random) -> Conversation:
     name = rng.choice(_NAMES)
     return rng.choice(
@@ -165,7 +217,7 @@ def _story(rng: Random) -> Conversation:
 
 
 _KINDS: tuple[Callable[[Random], Conversation], ...] = (
-    _capital, _colour, _opposite, _animal, _job, _sum, _day, _machine, _greeting, _errand, _story,
+    _capital, _colour, _opposite, _animal, _job, _sum, _day, _machine, _meaning, _cause, _plan, _greeting, _errand, _story,
 )  # fmt: skip
 _SYSTEM = ("You are a helpful assistant.", "Answer in one sentence.", "Be kind and brief.")
 
