@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset
+from torch.utils.data import BatchSampler, RandomSampler
 
 from backpropagate_protocol.prepared import Prepared
 from backpropagate_protocol.spec import TrainSpec
@@ -63,6 +65,10 @@ class Course:
     def steps_per_epoch(self) -> int:
         return math.ceil(self.rows / self.effective_batch)
 
+    def micro_batches_before(self, step: int, accumulation: int) -> int:
+        """Micro-batches of the current epoch that are trained on when `step` is done."""
+        return (step % self.steps_per_epoch) * accumulation
+
     def samples_at(self, step: int) -> int:
         """Samples consumed when `step` is done: the last batch of an epoch may be smaller."""
         epochs, within = divmod(step, self.steps_per_epoch)
@@ -79,6 +85,27 @@ def ids_dataset(data: Prepared) -> Dataset:
     """One column, the sample ids. The fingerprint is the data's digest, so that nothing is hashed or cached by row."""
     ids = pa.array(np.arange(len(data), dtype=np.int64))
     return Dataset(pa.table({_ID: ids}), fingerprint=data.manifest.digest[:32])
+
+
+class Batches(BatchSampler):
+    """The micro-batches of an epoch, in the order of its seeded permutation; the last one may be smaller.
+
+    On resume the Trainer draws the micro-batches that were trained on before and throws them away. `skip` says how many
+    that are in the first epoch drawn: they are empty, which makes a million of them cost no more than the permutation.
+    Should one ever be used, the collator fails on it.
+    """
+
+    def __init__(self, rows: Dataset, micro_batch: int, skip: int) -> None:
+        # accelerate puts its sampler, which is seeded by data_seed and epoch, in the place of this one
+        super().__init__(RandomSampler(rows), micro_batch, drop_last=False)
+        self._skip = skip
+
+    def __iter__(self) -> Iterator[list[int]]:
+        skip, self._skip = self._skip, 0
+        order = list(self.sampler)
+        yield from repeat([], skip)
+        for start in range(skip * self.batch_size, len(order), self.batch_size):
+            yield order[start : start + self.batch_size]
 
 
 class Collator:

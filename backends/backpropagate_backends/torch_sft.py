@@ -1,10 +1,11 @@
 """TRL's SFTTrainer with our account of samples, our save policy, and checkpoints that go through the session.
 
 What is overridden, and why it has to be:
-    training_step      the one place where a micro-batch is certainly consumed
-    _save_checkpoint   the one place where an error of writing can be told from an error of training
-    _save              leaves out `training_args.bin`, a pickle, and the tokenizer, which does not change
-    create_model_card  would write beside the checkpoints, at each of them
+    get_train_dataloader  to find the position without walking to it, and to tie worker processes to ours
+    training_step         the one place where a micro-batch is certainly consumed
+    _save_checkpoint      the one place where an error of writing can be told from an error of training
+    _save                 leaves out `training_args.bin`, a pickle, and the tokenizer, which does not change
+    create_model_card     would write beside the checkpoints, at each of them
 Everything else goes through public callbacks. `save_steps` and `logging_steps` of an old trainer_state.json have no
 say: saving is never scheduled by the Trainer, and every step is logged because the callback asks for it.
 """
@@ -14,16 +15,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 
 import torch
 from safetensors import SafetensorError
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTTrainer
 
 from backpropagate_backends.base import Session
-from backpropagate_backends.torch_data import CONSUMED, Account
+from backpropagate_backends.torch_data import CONSUMED, Account, Batches
+from backpropagate_protocol.lifeline import worker_init
 from backpropagate_protocol.messages import Progress, Started
 
 _MIB = 1 << 20
@@ -40,18 +42,31 @@ def is_write_error(error: BaseException) -> bool:
 
 
 class ExactTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
-    """`session`, `account` and `boundary` are given after construction, by `attach`."""
+    """What is ours is given after construction, by `attach`."""
 
     session: Session
     boundary: Boundary
+    skip: int  # micro-batches of the first epoch that were trained on before
 
-    def attach(self, session: Session, boundary: Boundary) -> None:
-        self.session = session
-        self.boundary = boundary
+    def attach(self, session: Session, boundary: Boundary, skip: int) -> None:
+        self.session, self.boundary, self.skip = session, boundary, skip
         # TRL's loss divides by the trained tokens of the whole accumulated batch for every architecture, but the count
         # is only made for models whose forward takes loss arguments; without it, a halved batch is another loss.
         self.model_accepts_loss_kwargs = True
         self.add_callback(boundary)
+
+    def get_train_dataloader(self) -> DataLoader[dict[str, int]]:
+        batches = Batches(self.train_dataset, self.args.per_device_train_batch_size, self.skip)
+        loader: DataLoader[dict[str, int]] = DataLoader(
+            self.train_dataset,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            worker_init_fn=worker_init,
+        )
+        prepared: DataLoader[dict[str, int]] = self.accelerator.prepare(loader)
+        return prepared
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, object], *rest: object) -> torch.Tensor:
         self.boundary.account.take(inputs.pop(CONSUMED))  # type: ignore[arg-type]  # our collator put it there

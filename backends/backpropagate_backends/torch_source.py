@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HFValidationError,
-    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -19,6 +21,7 @@ from backpropagate_protocol.errors import ModelLoadError, UserInputError
 from backpropagate_protocol.spec import ModelSpec
 
 _CONFIG = "config.json"
+_SECONDS = 5.0  # for the hub's first answer
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 
@@ -50,8 +53,17 @@ def find(model: ModelSpec) -> Source:
         return Source(model.name, str(folder), None, model.trust_remote_code, local=True)
     if folder.is_absolute() or model.path.startswith((".", "~")) or model.path.count("/") > 1 or "\\" in model.path:
         raise UserInputError(f"there is no folder {model.path}", code="INPUT_MODEL_NOT_FOUND")
-    _ask_hub(model)
-    return Source(model.name, model.path, model.revision, model.trust_remote_code, local=False)
+    cached = _is_cached(model)
+    reachable = _hub_answers(model)
+    if not reachable and not cached:
+        raise ModelLoadError(
+            f"{model.name} is neither a folder nor in the local cache, and the hub cannot be reached",
+            suggestion="Check the spelling and the network, or give the folder of a model that is on this machine.",
+        )
+    if reachable:
+        _ask_hub(model)
+    # Without a network the cache is all there is: every file that is looked for there would be a long wait otherwise.
+    return Source(model.name, model.path, model.revision, model.trust_remote_code, local=not reachable)
 
 
 def _check_folder(name: str, folder: Path) -> None:
@@ -64,13 +76,35 @@ def _check_folder(name: str, folder: Path) -> None:
         raise ModelLoadError(f"{name} has a {_CONFIG} but no weights in {folder}")
 
 
-def _ask_hub(model: ModelSpec) -> None:
+def _is_cached(model: ModelSpec) -> bool:
     try:
-        hf_hub_download(model.path, _CONFIG, revision=model.revision)
+        return isinstance(try_to_load_from_cache(model.path, _CONFIG, revision=model.revision), str)
     except HFValidationError as error:
         raise UserInputError(
             f"{model.name!r} is neither a folder nor a hub id such as owner/name", code="INPUT_MODEL_NOT_FOUND"
         ) from error
+
+
+def _hub_answers(model: ModelSpec) -> bool:
+    """One request without the hub client's own retries, which take half a minute where there is no network."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        with urlopen(
+            Request(hf_hub_url(model.path, _CONFIG, revision=model.revision), method="HEAD"), timeout=_SECONDS
+        ):
+            return True
+    except HTTPError:
+        return True  # whatever it said, the hub client reads it better
+    except URLError as error:
+        return isinstance(error.reason, ssl.SSLError)  # somebody is there; the hub client may know the certificate
+    except OSError:
+        return False
+
+
+def _ask_hub(model: ModelSpec) -> None:
+    try:
+        hf_hub_download(model.path, _CONFIG, revision=model.revision)
     except GatedRepoError as error:
         raise ModelLoadError(
             f"{model.name} is gated and your account has no access",
@@ -82,12 +116,7 @@ def _ask_hub(model: ModelSpec) -> None:
         raise ModelLoadError(
             f"the hub has no model {model.name}, or it is private and you are not logged in"
         ) from error
-    except LocalEntryNotFoundError as error:
-        raise ModelLoadError(
-            f"{model.name} is not in the local cache, and the hub cannot be reached",
-            suggestion="Check the network, or give the folder of a model that is on this machine.",
-        ) from error
     except EntryNotFoundError as error:
         raise ModelLoadError(f"{model.name} has no {_CONFIG}: it is not a transformers model") from error
-    except Exception as error:  # noqa: BLE001 - whatever the HTTP stack raises, the model cannot be had
+    except Exception as error:
         raise ModelLoadError(f"{model.name} cannot be fetched from the hub: {error}") from error

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 import torch
-from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
+from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
 from trl import SFTConfig
 
 from backpropagate_backends.base import Session
@@ -75,11 +75,12 @@ def train(session: Session, data: Prepared, name: str, device: Literal["cpu", "c
 
     # ---- train ------------------------------------------------------------------------------------------------------
     boundary = Boundary(session, account, _header(name, precision, account, job))
-    trainer.attach(session, boundary)
+    step = session.resume.step if session.resume is not None else 0
+    trainer.attach(session, boundary, way.micro_batches_before(step, job.accumulation))
     if session.resume is not None and session.resume.step >= way.total_steps:
         # Died between its last checkpoint and its end. The Trainer would do one step more before it looks.
         trainer.model.load_adapter(job.resume_from, "default", is_trainable=True)
-        step, loss = session.resume.step, session.resume.loss
+        loss = session.resume.loss
     else:
         trainer.train(resume_from_checkpoint=job.resume_from)
         if boundary.stopped:
