@@ -2,4 +2,37 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from backpropagate.exceptions import BackpropagateError
+    from backpropagate.trainer import Trainer, TrainingCallback, TrainingRun
+
 __version__ = "0.1.0"
+
+# Imported when they are first asked for: the command line needs none of them.
+_WHERE = {
+    "BackpropagateError": "backpropagate.exceptions",
+    "Trainer": "backpropagate.trainer",
+    "TrainingCallback": "backpropagate.trainer",
+    "TrainingRun": "backpropagate.trainer",
+}
+
+__all__ = ["BackpropagateError", "Trainer", "TrainingCallback", "TrainingRun", "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    module = _WHERE.get(name)
+    if module is None and name.endswith("Error"):
+        module = "backpropagate.exceptions"
+    if module is not None:
+        found = getattr(importlib.import_module(module), name, None)
+        if found is not None:
+            globals()[name] = found
+            return found
+    raise AttributeError(f"module 'backpropagate' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,16 +1,16 @@
 """Where each value comes from: argument, environment, `.env`, `backpropagate.toml`, preset, default, in this order.
 
-The only door to `os.environ`. A value is looked up and checked when it is asked for, so that a wrong learning rate in a
+A value is looked up and checked when it is asked for, so that a wrong learning rate in a
 `.env` file does not keep `list-runs` from working.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from backpropagate.environ import environment
 from backpropagate.options import BY_ARGUMENT, BY_KEY, OPTIONS, PREFIX, NotAccepted, Option, Value, parse
 from backpropagate.presets import LORA, MODELS, TrainingPreset, get_preset
 from backpropagate.suggest import did_you_mean
@@ -26,11 +26,6 @@ _OTHER_VARIABLES = (CONFIG_VARIABLE, PREFIX + "RUN_ID")
 _LATER_VARIABLES = (PREFIX + "LOG_LEVEL", PREFIX + "LOG_JSON", PREFIX + "UI__OUTPUT_DIR")
 
 _BY_VARIABLE = {name: option for option in OPTIONS for name in option.all_variables}
-
-
-def environment() -> dict[str, str]:
-    """A copy of the process' environment; no other module of the parent reads `os.environ`."""
-    return dict(os.environ)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,29 @@
+"""The hidden command that `Trainer` and `--detach` start: the supervisor of one run, in a process of its own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from backpropagate.commands.flags import Command
+from backpropagate.screen import current
+from backpropagate_protocol.rundir import RunDir
+
+
+@click.command(cls=Command, hidden=True)
+@click.argument("run_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--owner", is_flag=True, help="Standard input is the owner's control pipe.")
+def supervise_run(run_dir: Path, owner: bool) -> int:
+    """Supervise a run whose directory exists.
+
+    Progress goes to stderr as plain lines. What keeps it from beginning is the last line on stdout, as JSON.
+    """
+    from backpropagate.console import PlainSink
+    from backpropagate.supervise import supervise
+
+    screen = current()
+    screen.json = True
+    run = RunDir(run_dir)
+    return supervise(run, [PlainSink(sys.stderr)], owner_pipe=owner, resumed=run.events.exists()).exit_code

@@ -1,0 +1,146 @@
+"""`info`, `config`, `completion`: what is installed here, what is set here, and the shell's help."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+
+import click
+
+from backpropagate import __version__
+from backpropagate.commands.flags import Command
+from backpropagate.options import OPTIONS
+from backpropagate.screen import current
+from backpropagate.settings import Settings
+from backpropagate_protocol.errors import CATALOGUE
+
+_PACKAGES = (
+    "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "safetensors", "pyarrow",
+    "anyio", "click", "filelock", "msgspec", "nvidia-ml-py", "orjson", "rich",
+)  # fmt: skip
+
+
+@click.command(cls=Command)
+@click.option("--error-codes", is_flag=True, help="List every error code, its exit code and what to do.")
+@click.option("--env-vars", is_flag=True, help="List every environment variable.")
+def info(error_codes: bool, env_vars: bool) -> None:
+    """Show versions, hardware and presets."""
+    document: dict[str, object] = {}
+    lines: list[str] = []
+    if error_codes:
+        rows = [{"code": r.code, "title": r.title, "retry": str(r.retry), "exit_code": int(r.exit), "remedy": r.remedy} for r in CATALOGUE.values()]
+        document["error_codes"] = rows
+        lines += [f"{r['code']:34} exit {r['exit_code']:<4} {r['title']}\n{'':45}{r['remedy']}" for r in rows]
+    if env_vars:
+        document["env_vars"] = [{"name": o.variable, "default": o.default, "accepts": o.accepted, "help": o.help} for o in OPTIONS]
+        lines += [f"{o.variable}\n    {o.help} ({o.accepted}; default: {o.default})" for o in OPTIONS]
+    if not document:
+        document = _about()
+        lines = _about_in_words(document)
+    current().data(document, "\n".join(lines))
+
+
+def _about() -> dict[str, object]:
+    from backpropagate.presets import LORA, MODELS, TRAINING
+
+    packages = {name: _version(name) for name in _PACKAGES}
+    return {
+        "backpropagate": __version__,
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "packages": packages,
+        "training_possible": all(packages[name] for name in ("torch", "transformers", "trl", "peft", "datasets")),
+        "gpu": _gpu(),
+        "models": [
+            {"name": m.name, "repo": m.repo, "licence": m.licence, "vram_gb": m.vram_gb, "lora_r": m.lora_r, "max_length": m.max_length, "note": m.note}
+            for m in MODELS.values()
+        ],
+        "presets": [
+            {"name": p.name, "lora_r": p.lora_r, "effective_batch": p.effective_batch, "learning_rate": p.learning_rate, "steps": p.steps}
+            for p in TRAINING.values()
+        ],
+        "lora_presets": [{"name": p.name, "r": p.r, "targets": p.targets} for p in LORA.values()],
+    }  # fmt: skip
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _gpu() -> object:
+    """What the driver says; None without a GPU or a driver."""
+    import msgspec
+
+    try:
+        from backpropagate.gpu_safety import get_gpu_status
+
+        return msgspec.to_builtins(get_gpu_status())
+    except Exception as error:  # noqa: BLE001 - a report about a broken machine must come out on it
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _about_in_words(about: dict[str, object]) -> list[str]:
+    from backpropagate.presets import LORA, MODELS, TRAINING
+
+    packages = about["packages"]
+    assert isinstance(packages, dict)
+    missing = "" if about["training_possible"] else "  (pip install 'backpropagate[cuda]' or 'backpropagate[cpu]' to train)"
+    return [
+        f"backpropagate {about['backpropagate']}, Python {about['python']}, {about['platform']}",
+        f"interpreter   {about['executable']}",
+        f"GPU           {about['gpu'] if about['gpu'] else 'none found'}",
+        "packages      " + ", ".join(f"{name} {version or '-'}" for name, version in packages.items()) + missing,
+        "",
+        "models for --model (with 4-bit LoRA training in so much GPU memory):",
+        "  tiny              bundled, for trying out, trains on any CPU",
+        *(f"  {m.name:17} {m.repo}, {m.licence}, {m.vram_gb} GB{f' ({m.note})' if m.note else ''}" for m in MODELS.values()),
+        "presets for --preset:",
+        *(f"  {p.name:17} r {p.lora_r}, effective batch {p.effective_batch}, learning rate {p.learning_rate:g}, {p.steps} steps" for p in TRAINING.values()),
+        "presets for --lora-preset:",
+        *(f"  {p.name:17} r {p.r} on {', '.join(p.targets)}" for p in LORA.values()),
+    ]  # fmt: skip
+
+
+@click.command(cls=Command)
+def config() -> None:
+    """Show each setting and where its value comes from."""
+    screen = current()
+    settings = Settings()
+    every = settings.all()
+    for warning in settings.warnings:
+        screen.note(f"note: {warning}")
+    document = {
+        "settings": [{"key": s.option.key, "value": s.value, "source": s.source, "variable": s.option.variable} for s in every],
+        "warnings": settings.warnings,
+    }
+    screen.data(document, "\n".join(f"{s.option.key:32} {_shown(s.value):28} {s.source}" for s in every))
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+@click.command(cls=Command)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of a shell.
+
+    For bash: eval "$(backprop completion bash)" in ~/.bashrc.
+    """
+    from click.shell_completion import get_completion_class
+
+    from backpropagate.cli import root
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    script = kind(root, {}, "backprop", "_BACKPROP_COMPLETE").source()
+    current().data({"shell": shell, "script": script}, script)

@@ -1,0 +1,188 @@
+"""`train` and `resume`: the command is the supervisor of its run, unless it detaches."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+import click
+
+from backpropagate.commands.flags import Command, from_table
+from backpropagate.options import BY_ARGUMENT, Value
+from backpropagate.screen import Screen, current
+from backpropagate_protocol.errors import BackpropagateError, InvalidSettingError, UserInputError, error_for
+from backpropagate_protocol.rundir import RunDir
+from backpropagate_protocol.spec import PlannedFault
+
+_DETACH_PATIENCE = 20.0  # seconds until a detached supervisor must have said that it began
+
+# Flags of the original whose parts come with a later release: asking for one is an error, refusing one is not.
+_LATER_SWITCHES = ("--fp8", "--reasoning-trace", "--full-ft-offload")
+_LATER_VALUES = ("--orpo-beta", "--simpo-beta", "--simpo-gamma", "--kto-beta", "--gpu-max-temp")
+_TRAIN_KEYS = (
+    "data.source", "model.name", "training.preset", "training.max_steps", "training.epochs", "data.max_samples",
+    "training.batch_size", "training.gradient_accumulation", "training.learning_rate", "training.scheduler",
+    "training.warmup_steps", "training.weight_decay", "training.max_grad_norm", "training.optim", "training.seed",
+    "model.max_seq_length", "lora.preset", "lora.r", "lora.alpha", "lora.dropout", "lora.target_modules", "lora.use_dora",
+    "lora.use_rslora", "lora.init_lora_weights", "training.method", "training.mode", "training.backend",
+    "model.load_in_4bit", "model.dtype", "model.revision", "model.trust_remote_code", "training.gradient_checkpointing",
+    "training.logging_steps", "data.format", "data.split", "data.on_bad_row", "data.train_on", "data.packing",
+    "training.output_dir", "training.name", "safety.save_steps", "safety.keep_checkpoints", "safety.grace",
+    "safety.oom_recovery", "safety.wait", "runner.python",
+)  # fmt: skip
+
+
+def _refused(ctx: click.Context, param: click.Parameter, value: object) -> None:
+    if value:
+        raise InvalidSettingError(f"{param.opts[0]} is not part of this release yet", suggestion="Leave it out.")
+
+
+def _later_flags(function: Callable[..., object]) -> Callable[..., object]:
+    for flag in _LATER_SWITCHES:
+        function = click.option(flag, is_flag=True, hidden=True, expose_value=False, callback=_refused)(function)
+    for flag in _LATER_VALUES:
+        function = click.option(flag, hidden=True, expose_value=False, callback=_refused)(function)
+    # What is said here is how this release works anyway.
+    return click.option("--no-unsloth", is_flag=True, hidden=True, expose_value=False)(function)
+
+
+def _report_to(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value not in (None, "none", "auto"):
+        raise InvalidSettingError(f"--report-to {value} is not part of this release yet", suggestion="Use --report-to none.")
+
+
+def _planned(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[PlannedFault, ...]:
+    """`KIND@STEP` or `KIND@STEP:ATTEMPT`."""
+    found = []
+    for text in values:
+        kind, _, place = text.partition("@")
+        step, _, attempt = place.partition(":")
+        if not (kind and step.isdigit() and (attempt or "1").isdigit()):
+            raise UserInputError(f"--fault {text}: it reads KIND@STEP or KIND@STEP:ATTEMPT, such as oom@5")
+        found.append(PlannedFault(kind, int(step), int(attempt or "1")))
+    return tuple(found)
+
+
+@click.command(cls=Command)
+@from_table(*_TRAIN_KEYS)
+@click.option("--resume", "--resume-from-checkpoint", "resume_run", metavar="RUN", help="Go on with this run, as `backprop resume`.")
+@click.option("--detach", is_flag=True, help="Start the run and return; it goes on without this terminal.")
+@click.option("--report-to", hidden=True, expose_value=False, callback=_report_to)
+@click.option("--fault", "faults", multiple=True, hidden=True, callback=_planned)
+@_later_flags
+def train(resume_run: str | None, detach: bool, faults: tuple[PlannedFault, ...], **given: Value) -> int:
+    """Fine-tune a model under supervision."""
+    from backpropagate import runs
+    from backpropagate.build_spec import build_spec, notices
+    from backpropagate.settings import Settings
+
+    screen = current()
+    settings = Settings(given)
+    if resume_run is not None:
+        _only_for_resume(given)
+        return _resume(screen, runs.find(settings.text("training.output_dir"), resume_run), detach)
+    spec = build_spec(settings, detached=detach, verbose=screen.verbose, faults=faults)
+    for notice in notices(settings):
+        screen.note(f"note: {notice}")
+    return _supervised(screen, runs.create(spec), detach, resumed=False)
+
+
+def _only_for_resume(given: dict[str, Value]) -> None:
+    """A resumed run keeps its own wishes; a flag that could not take effect must not be passed over."""
+    extra = [name for name, value in given.items() if value is not None and name != "output_dir"]
+    if extra:
+        flags = ", ".join(BY_ARGUMENT[name].flags[-1].split("/")[0] for name in extra)
+        raise UserInputError(f"a resumed run keeps its settings; {flags} cannot change them", suggestion="Leave the flags out, or start a new run.")  # fmt: skip
+
+
+@click.command(cls=Command)
+@click.argument("run")
+@from_table("training.output_dir")
+@click.option("--detach", is_flag=True, help="Start the run and return; it goes on without this terminal.")
+def resume(run: str, detach: bool, output_dir: Value) -> int:
+    """Go on with an interrupted or failed run.
+
+    RUN is a run id, any unique prefix of one, or `latest`. Data and settings are those the run began with.
+    """
+    from backpropagate import runs
+    from backpropagate.settings import Settings
+
+    output = Settings({"output_dir": output_dir}).text("training.output_dir")
+    return _resume(current(), runs.find(output, run), detach)
+
+
+def _resume(screen: Screen, run_dir: RunDir, detach: bool) -> int:
+    from backpropagate import history
+
+    if history.show(run_dir).status == "completed":
+        raise error_for("STATE_RUN_FINISHED", "the run is complete", run_id=run_dir.run_id)
+    return _supervised(screen, run_dir, detach, resumed=run_dir.events.exists())
+
+
+def _supervised(screen: Screen, run_dir: RunDir, detach: bool, *, resumed: bool) -> int:
+    try:
+        return _detached(screen, run_dir) if detach else _in_foreground(screen, run_dir, resumed)
+    except BaseException:
+        discard_unbegun(run_dir)
+        raise
+
+
+def discard_unbegun(run_dir: RunDir) -> None:
+    """A run that never began (its output folder was taken, say) leaves nothing behind."""
+    if not run_dir.events.exists():
+        from backpropagate_protocol.durable import discard
+
+        discard(run_dir.path)
+
+
+def _in_foreground(screen: Screen, run_dir: RunDir, resumed: bool) -> int:
+    import msgspec
+
+    from backpropagate.console import sink_for
+    from backpropagate.environ import environment
+    from backpropagate.supervise import supervise
+
+    sinks = [] if screen.json else [sink_for(sys.stderr, environment())]
+    try:
+        outcome = supervise(run_dir, sinks, resumed=resumed)
+    finally:
+        for sink in sinks:
+            sink.close()
+    document = {**msgspec.to_builtins(outcome), "run_dir": str(run_dir.path)}
+    if outcome.exit_code == 0:
+        loss = "" if outcome.final_loss is None else f"\nloss     {outcome.final_loss:.4f}"
+        again = f"\nfaults   recovered from {outcome.recoveries}" if outcome.recoveries else ""
+        screen.data(
+            document,
+            f"run      {outcome.run_id}\nstatus   {outcome.status}\nsteps    {outcome.step}/{outcome.total_steps}"
+            f"{loss}{again}\nadapter  {outcome.adapter}",
+        )
+    else:
+        code = outcome.code or "RUNTIME_TRAINING_FAILED"
+        message = outcome.message or f"the run is {outcome.status}"
+        suggestion = (outcome.suggestion or None) and outcome.suggestion.replace("resume RUN", f"resume {outcome.run_id[:8]}")
+        screen.error(error_for(code, message, suggestion=suggestion, run_id=outcome.run_id), document)
+    return outcome.exit_code
+
+
+def _detached(screen: Screen, run_dir: RunDir) -> int:
+    from backpropagate.journal import Follower
+    from backpropagate.launch import start
+
+    follower = Follower(run_dir.events, from_end=True)
+    supervisor = start(run_dir, owned=False)
+    deadline = time.monotonic() + _DETACH_PATIENCE
+    while not follower.poll():
+        if supervisor.exit_code is not None and not follower.poll():
+            raise supervisor.last_words()
+        if time.monotonic() > deadline:
+            raise BackpropagateError(
+                "the detached supervisor did not begin", suggestion=f"Look into {run_dir.supervisor_log}.", run_id=run_dir.run_id
+            )
+        time.sleep(0.02)
+    document = {"run_id": run_dir.run_id, "run_dir": str(run_dir.path), "pid": supervisor.process.pid, "detached": True}
+    screen.data(document, run_dir.run_id)
+    screen.note(f"It runs in the background (process {supervisor.process.pid}). Its log: {run_dir.supervisor_log}")
+    return 0
+

@@ -1,0 +1,116 @@
+"""Starts the supervisor of a run as a process of its own. The second door to subprocesses: process.py starts runners.
+
+The supervisor gets its own session (POSIX) or process group (Windows), so that a Ctrl-C in the owner's terminal reaches
+the owner alone, which then asks for a checkpoint through the control pipe. What it prints goes to `supervisor.log`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from backpropagate_protocol.errors import BackpropagateError, error_for
+from backpropagate_protocol.rundir import RunDir
+
+
+class SupervisorProcess:
+    """A running supervisor and, if owned, its control pipe. Closing the pipe tells it that its owner is gone."""
+
+    def __init__(self, run_dir: RunDir, process: subprocess.Popen[bytes], log_offset: int) -> None:
+        self.run_dir = run_dir
+        self.process = process
+        self._log_offset = log_offset  # where its own lines begin: earlier ones belong to supervisors before it
+
+    def ask(self, wish: str) -> None:
+        """`stop` (checkpoint, then end) or `kill` (end now). A supervisor that is gone already does not mind."""
+        if self.process.stdin is None or self.process.stdin.closed:
+            return
+        try:
+            self.process.stdin.write(wish.encode() + b"\n")
+            self.process.stdin.flush()
+        except OSError:
+            pass
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self.process.poll()
+
+    def last_words(self) -> BackpropagateError:
+        """Why a supervisor ended without a last event: what it could not even begin, or that it was killed."""
+        error = _refusal(self.run_dir, self._log_offset)
+        if error is not None:
+            return error
+        return BackpropagateError(
+            f"the supervisor of the run ended without a word (exit code {self.process.returncode})",
+            suggestion=f"Look into {self.run_dir.supervisor_log}; then `backprop resume {self.run_dir.run_id[:8]}`.",
+            run_id=self.run_dir.run_id,
+        )
+
+    def release(self) -> None:
+        """Closes the control pipe."""
+        if self.process.stdin is not None and not self.process.stdin.closed:
+            try:
+                self.process.stdin.close()
+            except OSError:
+                pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.release()
+        self.process.wait()
+
+
+def start(run_dir: RunDir, *, owned: bool) -> SupervisorProcess:
+    """`owned`: the run ends, resumable, when this process does; else it goes on by itself."""
+    command = [sys.executable, "-P", "-m", "backpropagate", "_supervise", str(run_dir.path)]
+    with open(run_dir.supervisor_log, "ab") as log:
+        offset = log.tell()
+        if sys.platform == "win32":
+            process = subprocess.Popen(
+                command + ["--owner"] * owned,
+                stdin=subprocess.PIPE if owned else subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                creationflags=subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW,
+            )
+        else:
+            process = subprocess.Popen(
+                command + ["--owner"] * owned,
+                stdin=subprocess.PIPE if owned else subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+    return SupervisorProcess(run_dir, process, offset)
+
+
+class _Refusal(msgspec.Struct):
+    code: str
+    message: str
+    suggestion: str | None = None
+
+
+class _RefusalDocument(msgspec.Struct):
+    error: _Refusal
+
+
+def _refusal(run_dir: RunDir, offset: int) -> BackpropagateError | None:
+    """The error document that `_supervise` writes as its last line."""
+    try:
+        lines = run_dir.supervisor_log.read_bytes()[offset:].splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines[-20:]):
+        try:
+            said = msgspec.json.decode(line, type=_RefusalDocument).error
+        except msgspec.DecodeError:
+            continue
+        return error_for(said.code, said.message, suggestion=said.suggestion, run_id=run_dir.run_id)
+    return None

@@ -1,0 +1,107 @@
+"""What a command says: data to stdout, everything else to stderr, every error in one shape, all of it redacted."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import click
+
+from backpropagate_protocol.errors import BackpropagateError, ExitCode, Retry
+from backpropagate_protocol.redact import redact
+
+
+@dataclass(slots=True)
+class Screen:
+    """One per invocation. With `json`, exactly one document is written to stdout and nothing else is shown."""
+
+    json: bool = False
+    verbose: bool = False
+
+    def data(self, document: object, text: str) -> None:
+        """The command's answer: `document` as JSON, or `text` for people."""
+        if self.json:
+            _write_json(document)
+        elif text:
+            click.echo(redact(text))
+
+    def note(self, text: str) -> None:
+        """Something that is not the answer."""
+        if not self.json:
+            click.echo(redact(text), err=True)
+
+    def error(self, error: BackpropagateError, document: dict[str, object] | None = None) -> None:
+        """`document`: what the command would have answered; with --json the error joins it."""
+        if self.json:
+            _write_json({**(document or {}), "error": described(error)})
+            return
+        click.echo(redact(f"[{error.code}]: {error.message}"), err=True)
+        click.echo(redact(f"What to do: {error.suggestion}"), err=True)
+        if error.run_id:
+            click.echo(f"Run: {error.run_id}", err=True)
+
+
+def described(error: BackpropagateError) -> dict[str, object]:
+    """An error as the `error` field of a JSON document."""
+    return {
+        "code": error.code,
+        "message": error.message,
+        "suggestion": error.suggestion,
+        "retry": str(error.retry),
+        "exit_code": int(error.exit_code),
+        "run_id": error.run_id,
+    }
+
+
+def current() -> Screen:
+    """The screen of the command that is running."""
+    screen = click.get_current_context().find_object(Screen)
+    assert screen is not None
+    return screen
+
+
+def terminal(stream: object) -> bool:
+    """Whether a person watches it: a terminal that can move its cursor."""
+    isatty = getattr(stream, "isatty", None)
+    return callable(isatty) and bool(isatty())
+
+
+def _write_json(document: object) -> None:
+    import msgspec
+
+    plain = _redacted(msgspec.to_builtins(document, str_keys=True))
+    click.echo(msgspec.json.format(msgspec.json.encode(plain), indent=2 if terminal(sys.stdout) else 0))
+
+
+def _redacted(value: object) -> object:
+    """Leaf by leaf, so that what is hidden cannot break the document."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {key: _redacted(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_redacted(item) for item in value]
+    return value
+
+
+def as_error(error: BaseException) -> tuple[BackpropagateError, ExitCode]:
+    """Any exception as one of ours, and the exit code of the command that raised it."""
+    if isinstance(error, BackpropagateError):
+        return error, error.exit_code
+    if isinstance(error, click.UsageError):
+        help_of = error.ctx.command_path if error.ctx else "backprop"
+        wrong = BackpropagateError(
+            error.format_message(),
+            code="INPUT_VALIDATION_FAILED",
+            suggestion=f"`{help_of} --help` lists what is accepted.",
+        )
+        return wrong, ExitCode.USER_ERROR
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        stopped = BackpropagateError("interrupted", code="RUNTIME_TRAINING_ABORTED", suggestion="Run it again.")
+        return stopped, ExitCode.INTERRUPTED
+    if isinstance(error, MemoryError):
+        return BackpropagateError("out of memory", code="RUNTIME_HOST_OOM"), ExitCode.FAILED
+    message = " ".join(str(error).split())
+    ours = BackpropagateError(f"{type(error).__name__}: {message}" if message else type(error).__name__)
+    assert ours.retry is Retry.LATER
+    return ours, ExitCode.FAILED

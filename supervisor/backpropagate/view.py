@@ -1,0 +1,175 @@
+"""What those who watch a run want to see, made from its events: pure, without a screen or a clock.
+
+Times are those of the events (seconds since 1970); memory is MiB.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from backpropagate import events
+from backpropagate.events import Event
+
+_WINDOW = 64  # steps that speed and ETA are judged by
+_BARS = "▁▂▃▄▅▆▇█"
+_LOSSES = 512  # points kept for the sparkline
+
+
+@dataclass(slots=True)
+class RunView:
+    """The state of one run as far as its events have told. Feed every event to `see`, in order."""
+
+    run_id: str = ""
+    phase: str = "starting"
+    phase_done: int = 0
+    phase_total: int = 0
+    attempt: int = 0
+    device: str = ""
+    device_memory: int = 0
+    step: int = 0
+    total_steps: int = 0
+    loss: float | None = None
+    learning_rate: float | None = None
+    memory_used: int = 0
+    celsius: int = 0
+    micro_batch: int = 0
+    accumulation: int = 0
+    checkpoint_step: int | None = None
+    checkpoint_time: float = 0.0
+    now: float = 0.0
+    recoveries: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    ended: events.RunEnded | None = None
+    _losses: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_LOSSES))
+    _steps: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    _fault: str = ""
+
+    def see(self, event: Event) -> None:
+        self.run_id, self.now = event.run_id, event.time
+        match event:
+            case events.Step():
+                self._step(event)
+            case events.PhaseEntered():
+                self.phase, self.phase_done, self.phase_total = event.phase, event.done, event.total
+            case events.AttemptStarted():
+                self.attempt, self.phase = event.attempt, "starting"
+                self.micro_batch, self.accumulation = event.micro_batch, event.accumulation
+                self._steps.clear()
+            case events.ModelReady():
+                self.device, self.device_memory = event.device, event.device_memory
+                self.step, self.total_steps = event.step, event.total_steps
+                self.micro_batch, self.accumulation = event.micro_batch, event.accumulation
+            case events.CheckpointCommitted():
+                self.checkpoint_step, self.checkpoint_time = event.step, event.time
+            case events.FaultSeen():
+                self._fault = f"{event.code} at step {event.step}: {event.message}"
+            case events.Recovering():
+                self.recoveries.append(_recovery(event, self._fault))
+            case events.Heat():
+                self.celsius = event.celsius
+                self.notices.append(heat_in_words(event))
+            case events.Noticed():
+                self.notices.append(event.text)
+            case events.RunEnded():
+                self.ended = event
+            case _:
+                pass
+
+    def _step(self, event: events.Step) -> None:
+        self.phase = "train"
+        self.step, self.total_steps = event.step, event.total_steps
+        self.learning_rate = event.learning_rate
+        self.memory_used = event.memory_used or self.memory_used
+        self.celsius = event.celsius or self.celsius
+        if event.loss is not None and math.isfinite(event.loss):
+            self.loss = event.loss
+            while self._losses and self._losses[-1][0] >= event.step:
+                self._losses.pop()  # these steps are being done again after a fault
+            self._losses.append((event.step, event.loss))
+        self._steps.append((event.step_seconds, event.tokens))
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Over the last steps of this attempt; None while it cannot be known."""
+        if len(self._steps) < 2:
+            return None
+        seconds = sum(step[0] for step in list(self._steps)[1:])
+        tokens = self._steps[-1][1] - self._steps[0][1]
+        return tokens / seconds if seconds > 0 and tokens > 0 else None
+
+    @property
+    def remaining(self) -> tuple[float, float] | None:
+        """Seconds to the last step, from the quick and from the slow quarter of the last steps; None before 3 steps."""
+        seconds = sorted(step[0] for step in list(self._steps))
+        if len(seconds) < 3 or self.total_steps <= 0:
+            return None
+        left = max(0, self.total_steps - self.step)
+        return left * seconds[len(seconds) // 4], left * seconds[-1 - len(seconds) // 4]
+
+    @property
+    def losses(self) -> list[float]:
+        return [loss for _, loss in list(self._losses)]  # copied first: another thread may be drawing
+
+
+def _recovery(event: events.Recovering, fault: str) -> str:
+    where = f"from step {event.resume_step}" if event.checkpoint else "from the start"
+    return f"{fault or event.reason} → went on {where}, batch {event.micro_batch} × {event.accumulation}"
+
+
+def heat_in_words(event: events.Heat) -> str:
+    words = {
+        "warning": "the GPU is at {} °C",
+        "pause": "the GPU is at {} °C: saving, then waiting until it is cool",
+        "kill": "the GPU is at {} °C: stopped at once",
+        "cool": "the GPU is cool again: {} °C",
+    }
+    return words.get(event.level, event.level + ": {} °C").format(event.celsius)
+
+
+def sparkline(values: Sequence[float], width: int = 24, bars: str = _BARS) -> str:
+    """`values` in at most `width` characters, each the mean of its share, from the lowest bar to the highest."""
+    if not values or width < 1:
+        return ""
+    width = min(width, len(values))
+    means = [_mean(values[i * len(values) // width : (i + 1) * len(values) // width]) for i in range(width)]
+    low, high = min(means), max(means)
+    if high == low:
+        return bars[0] * width
+    return "".join(bars[round((mean - low) / (high - low) * (len(bars) - 1))] for mean in means)
+
+
+def _mean(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return sum(numbers) / len(numbers)
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `3 min`, `2 h 05 min`."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    minutes = round(whole / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def span(low: float, high: float) -> str:
+    """A range of durations: `3–5 min`, or one value where both ends read the same."""
+    first, last = duration(low), duration(high)
+    if first == last:
+        return first
+    first_number, _, first_unit = first.partition(" ")
+    last_number, _, last_unit = last.partition(" ")
+    return f"{first_number}–{last_number} {last_unit}" if first_unit == last_unit else f"{first} – {last}"
+
+
+def memory(view: RunView) -> str:
+    """`5.1/15.9 GB`, or nothing where no device memory is known."""
+    if not view.memory_used:
+        return ""
+    used = f"{view.memory_used / 1024:.1f}"
+    return f"{used}/{view.device_memory / 1024:.1f} GB" if view.device_memory else f"{used} GB"
