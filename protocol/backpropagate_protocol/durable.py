@@ -3,7 +3,7 @@
 Guarantees, each with a test:
 1. `write_file`: after it returns, a crash leaves the new content; before, the old content; never a mixture.
 2. `commit_dir`: the folder appears under its final name only when every file in it, and its manifest, are durable.
-3. `verify_dir` accepts exactly the folders whose every byte is what was committed.
+3. `verify_dir` accepts exactly the folders whose every committed byte is what was committed, the manifest's own too.
 4. An fsync that failed is never retried on the same file: the caller throws the file away and writes a new one.
 
 Every system call goes through a `Disk`, so that a test can stand in the door and lose what was not synced.
@@ -30,6 +30,7 @@ if sys.platform == "darwin":
 
 # Antivirus and indexers hold files open for moments: access denied, sharing violation, lock violation.
 _WINDOWS_TRANSIENT = (5, 32, 33)
+_SEAL = b',"seal":"'
 _RETRY_DELAYS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 
 
@@ -128,6 +129,24 @@ def files_of(folder: Path) -> list[str]:
     return sorted(name for name in found if name != MANIFEST)
 
 
+class NotWhole(Exception):
+    """A folder is not what was committed; the message says what is wrong with it."""
+
+
+def seal(manifest: bytes) -> bytes:
+    """The JSON object `manifest` with a last field `seal`, the SHA-256 of what came before it."""
+    return manifest[:-1] + _SEAL + hashlib.sha256(manifest).hexdigest().encode() + b'"}'
+
+
+def _unsealed(content: bytes) -> bytes:
+    """The JSON object that was sealed; raises NotWhole if it is another one now."""
+    head, found, tail = content.rpartition(_SEAL)
+    manifest = head + b"}"
+    if not found or tail != hashlib.sha256(manifest).hexdigest().encode() + b'"}':
+        raise NotWhole("the manifest is not what was written")
+    return manifest
+
+
 def commit_dir(staged: Path, final: Path, manifest: Callable[[dict[str, FileEntry]], bytes], disk: Disk = DISK) -> int:
     """Makes the folder `staged` durable and gives it the name `final`; returns its size in bytes.
 
@@ -148,7 +167,7 @@ def commit_dir(staged: Path, final: Path, manifest: Callable[[dict[str, FileEntr
             disk.sync_file(partial / name)
         for folder in sorted({(partial / name).parent for name in names} | {partial}, reverse=True):
             disk.sync_dir(folder)
-        disk.write(partial / MANIFEST, manifest(entries))
+        disk.write(partial / MANIFEST, seal(manifest(entries)))
         disk.sync_dir(partial)
         _retrying(lambda: disk.rename(partial, final))
         named = True
@@ -160,14 +179,10 @@ def commit_dir(staged: Path, final: Path, manifest: Callable[[dict[str, FileEntr
     return sum(entry.size for entry in entries.values())
 
 
-class NotWhole(Exception):
-    """A folder is not what was committed; the message says what is wrong with it."""
-
-
 def verify_dir(folder: Path) -> Manifest:
     """The manifest of a checkpoint whose every byte is what was committed; raises NotWhole otherwise."""
     try:
-        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+        manifest = msgspec.json.decode(_unsealed((folder / MANIFEST).read_bytes()), type=Manifest)
     except FileNotFoundError as error:
         raise NotWhole("there is no manifest") from error
     except (msgspec.DecodeError, OSError) as error:

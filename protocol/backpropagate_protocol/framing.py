@@ -57,7 +57,7 @@ class Decoder(Generic[T]):
                 start = end
                 try:
                     message = self._decode(body)
-                except (msgspec.DecodeError, RecursionError) as error:
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                     raise ProtocolError(f"a frame of {length} bytes is no message of ours: {error}") from error
                 yield message
         finally:
