@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
-from tests.protocol.lossy_disk import FailingDisk, LossyDisk, PowerCut
 
-from backpropagate_protocol.durable import Disk, NotWhole, commit_dir, verify_dir, write_file
+from backpropagate_protocol.durable import Disk, NotWhole, commit_dir, seal, verify_dir, write_file
 from backpropagate_protocol.rundir import MANIFEST, PARTIAL, FileEntry, Manifest, checkpoint_step
+from tests.protocol.lossy_disk import FailingDisk, LossyDisk, PowerCut
 
 OLD, NEW = b"old content", b"the new content, which is longer"
 STEP = "step-00000007"
@@ -173,6 +174,28 @@ def test_any_damage_to_any_file_is_seen(tmp_path: Path, name: str, damage: Calla
         verify_dir(final)
 
 
+def test_any_flipped_bit_of_the_manifest_is_seen(tmp_path: Path) -> None:
+    """Not only digests: a step or a sample count that lies would resume at the wrong place."""
+    staged, final = a_staged_checkpoint(tmp_path)
+    commit(staged, final, Disk())
+    content = (final / MANIFEST).read_bytes()
+    for position in range(len(content)):
+        for bit in (0, 5, 7):
+            damaged = bytearray(content)
+            damaged[position] ^= 1 << bit
+            (final / MANIFEST).write_bytes(bytes(damaged))
+            with pytest.raises(NotWhole):
+                verify_dir(final)
+
+
+def test_the_sealed_manifest_is_ordinary_json(tmp_path: Path) -> None:
+    staged, final = a_staged_checkpoint(tmp_path)
+    commit(staged, final, Disk())
+    manifest = json.loads((final / MANIFEST).read_bytes())
+    assert manifest["step"] == 7
+    assert len(manifest["seal"]) == 64
+
+
 def test_a_folder_where_a_file_was_is_seen(tmp_path: Path) -> None:
     staged, final = a_staged_checkpoint(tmp_path)
     commit(staged, final, Disk())
@@ -192,6 +215,6 @@ def test_a_copy_of_a_checkpoint_is_as_good_as_the_first(tmp_path: Path) -> None:
 def test_an_empty_folder_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(NotWhole, match="no manifest"):
         verify_dir(tmp_path)
-    (tmp_path / MANIFEST).write_bytes(a_manifest({}))
+    (tmp_path / MANIFEST).write_bytes(seal(a_manifest({})))
     with pytest.raises(NotWhole, match="names no file"):
         verify_dir(tmp_path)

@@ -1,0 +1,89 @@
+"""No secret leaves a process; what is not a secret stays readable."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backpropagate_protocol.redact import redact
+
+# Made up, in the shape of the real ones, and put together here so that no scanner takes this file for a leak.
+_BODY = "Ab3dE" + "fGh1jKlMnOpQrStUvWxYz0123456789"
+_SECRETS = {
+    "an OpenAI key": "sk-" + _BODY,
+    "an OpenAI project key": "sk-proj-" + _BODY + "-_x",
+    "an Anthropic key": "sk-ant-api03-" + _BODY,
+    "a Hugging Face token": "hf_" + _BODY,
+    "a GitHub token": "ghp_" + _BODY,
+    "a GitHub app token": "ghs_" + _BODY,
+    "a fine-grained GitHub token": "github_pat_" + _BODY,
+    "a GitLab token": "glpat-" + _BODY,
+    "an AWS key id": "AKIA" + "IOSFODNN7" + "EXAMPLE",
+    "a JWT": "eyJhbGciOiJIUzI1NiJ9." + "eyJzdWIiOiIxMjM0In0." + "c2lnbmF0dXJl",
+}
+_SETTINGS = {
+    "a bearer header": ("Authorization: Bearer {}", "tok3n.with-Signs_and~more"),
+    "a bearer header in lower case": ("authorization: bearer {}", "abcdefgh12345678"),
+    "a URL with credentials": ("https://me:{}@example.org/x", "pa55w0rd!"),
+    "a database URL": ("postgres://me:{}@db/train", "pa55w0rd"),
+    "password=": ("password={}", "hunter22"),
+    "a quoted password": ('{{"password": "{}"}}', "hunter22"),
+    "token:": ("token: {}", "abcd1234"),
+    "api_key=": ("api_key={}", "abcd1234"),
+    "API-KEY:": ("API-KEY: {}", "abcd1234"),
+    "a variable": ("WANDB_API_KEY={}", "0123456789abcdef"),
+    "an AWS secret": ("aws_secret_access_key = {}", "wJalrXUtnFEMI/K7MDENG+bPxRfi"),
+    "client_secret": ("client_secret='{}'", "s3cr3t-value"),
+    "a query": ("GET /x?access_token={}&y=1", "abcd1234"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(_SECRETS))
+@pytest.mark.parametrize("around", ["{}", "error: {} was refused", '"{}",', "({})", "key={}", "\n{}\n"])
+def test_a_secret_disappears_wherever_it_stands(kind: str, around: str) -> None:
+    assert _SECRETS[kind] not in redact(around.format(_SECRETS[kind]))
+    assert "[redacted]" in redact(around.format(_SECRETS[kind]))
+
+
+@pytest.mark.parametrize("kind", sorted(_SETTINGS))
+def test_the_value_of_a_secret_setting_disappears(kind: str) -> None:
+    pattern, value = _SETTINGS[kind]
+    assert value not in redact(f"before {pattern.format(value)} after")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "step 100/200 loss 1.234",
+        "/home/me/output/runs/0b0e5a52-8d5f-4f43-9f0e-6a3f9a1f8f55/runner.log",
+        "12345 tokens, 678 trained tokens per second",
+        "eos_token: <|im_end|>"[:9],
+        "https://example.org/path?q=1#part",
+        "sha256 " + "0123456789abcdef" * 4,
+        "the task-list is empty",
+    ],
+)
+def test_what_is_no_secret_stays_as_it_is(text: str) -> None:
+    assert redact(text) == text
+
+
+_PIECES = st.sampled_from(
+    [
+        *_SECRETS.values(),
+        *(p.format(v) for p, v in _SETTINGS.values()),
+        " ",
+        "=",
+        "token",
+        "password=",
+        "://",
+        "Bearer ",
+        "'",
+        "\n",
+    ]
+)
+
+
+@given(st.lists(_PIECES | st.text(max_size=8), max_size=8).map("".join))
+def test_redacting_twice_changes_nothing_more(text: str) -> None:
+    assert redact(redact(text)) == redact(text)
