@@ -101,7 +101,9 @@ def _run_command(arguments: list[str]) -> int:
     screen = Screen(json="--json" in options, verbose=bool({"-v", "--verbose"} & set(options)))
     try:
         return _exit_code(
-            root.main(arguments, prog_name="backprop", standalone_mode=False, obj=screen, token_normalize_func=normalise)
+            root.main(
+                arguments, prog_name="backprop", standalone_mode=False, obj=screen, token_normalize_func=normalise
+            )
         )
     except BrokenPipeError:
         return _stdout_gone()
@@ -132,7 +134,7 @@ def _exit_code(result: object) -> int:
 
 def _stdout_gone() -> int:
     """The reader of our stdout went away (`backprop list-runs | head`): nothing more to say."""
-    sys.stdout = None  # type: ignore[assignment]  # or the interpreter complains when it flushes at exit
+    sys.stdout = None  # or the interpreter complains when it flushes at exit
     return 0
 
 

@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from backpropagate.view import RunView, duration, memory, span, sparkline
+from backpropagate.view import BARS, RunView, duration, memory, span, sparkline
 from backpropagate.wording import in_phase
 from backpropagate_protocol.redact import redact
 
@@ -52,13 +52,14 @@ class LiveDisplay:
             ProgressBar(total=max(view.total_steps, 1), completed=view.step, width=30),
             Text(f"step {view.step}/{view.total_steps}" if view.phase == "train" else in_phase(view), style="bold"),
         )
-        return Group(bar, Text("  " + "  ".join(self._facts(view)), overflow="ellipsis", no_wrap=True), *_recovered(view))
+        return Group(
+            bar, Text("  " + "  ".join(self._facts(view)), overflow="ellipsis", no_wrap=True), *_recovered(view)
+        )
 
     def _facts(self, view: RunView) -> list[str]:
         facts = []
         if view.loss is not None:
-            bars = {"bars": _ASCII_BARS} if self._ascii else {}
-            facts.append(f"loss {view.loss:.4f} {sparkline(view.losses, **bars)}")
+            facts.append(f"loss {view.loss:.4f} {sparkline(view.losses, bars=_ASCII_BARS if self._ascii else BARS)}")
         if view.tokens_per_second is not None:
             facts.append(f"{view.tokens_per_second:,.0f} tokens/s")
         if view.remaining is not None:
@@ -73,4 +74,7 @@ class LiveDisplay:
 
 
 def _recovered(view: RunView) -> list[Text]:
-    return [Text(f"  recovered: {redact(what)}", style="yellow", overflow="ellipsis", no_wrap=True) for what in view.recoveries[-3:]]
+    return [
+        Text(f"  recovered: {redact(what)}", style="yellow", overflow="ellipsis", no_wrap=True)
+        for what in view.recoveries[-3:]
+    ]

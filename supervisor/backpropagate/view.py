@@ -14,7 +14,7 @@ from backpropagate import events
 from backpropagate.events import Event
 
 _WINDOW = 64  # steps that speed and ETA are judged by
-_BARS = "▁▂▃▄▅▆▇█"
+BARS = "▁▂▃▄▅▆▇█"
 _LOSSES = 512  # points kept for the sparkline
 
 
@@ -129,7 +129,7 @@ def heat_in_words(event: events.Heat) -> str:
     return words.get(event.level, event.level + ": {} °C").format(event.celsius)
 
 
-def sparkline(values: Sequence[float], width: int = 24, bars: str = _BARS) -> str:
+def sparkline(values: Sequence[float], width: int = 24, bars: str = BARS) -> str:
     """`values` in at most `width` characters, each the mean of its share, from the lowest bar to the highest."""
     if not values or width < 1:
         return ""

@@ -13,7 +13,9 @@ from backpropagate_protocol.errors import DatasetValidationError
 @click.command(cls=Command)
 @click.argument("data")
 @from_table("data.format", "data.split", "data.max_samples", "runner.python")
-@click.option("--max-errors", type=click.IntRange(min=1), default=10, show_default=True, help="How many bad rows are shown.")
+@click.option(
+    "--max-errors", type=click.IntRange(min=1), default=10, show_default=True, help="How many bad rows are shown."
+)
 def validate(data: str, max_errors: int, **given: Value) -> int:
     """Check a data set without training.
 
@@ -31,9 +33,10 @@ def validate(data: str, max_errors: int, **given: Value) -> int:
     settings = Settings(given)
     spec = data_spec(settings, data)
     runner_python = check_runner(settings.text_or_none("runner.python"), "toy")  # plain files need no framework
-    report = run_job(ValidateJob(data=spec, max_errors=max_errors), DataReport, backend="none", runner_python=runner_python)
-    document: dict[str, object] = {"data": spec.source, **msgspec.to_builtins(report)}
-    document.pop("type", None)
+    report = run_job(
+        ValidateJob(data=spec, max_errors=max_errors), DataReport, backend="none", runner_python=runner_python
+    )
+    document: dict[str, object] = {"data": spec.source, **msgspec.structs.asdict(report)}
     good = f"{report.rows} rows, format {report.format}"
     if report.bad == 0:
         counts = "".join(f"\n{name:20} {count}" for name, count in report.counts.items())

@@ -28,12 +28,14 @@ def normalise(token: str) -> str:
     return _ALIASES.get(dashed, dashed).removeprefix("--")
 
 
-class _Accepts(click.ParamType):
+class _Accepts(click.ParamType):  # type: ignore[type-arg]  # generic only in newer clicks
     """A value of one option, checked by the table."""
 
     def __init__(self, option: Option) -> None:
         self.option = option
-        self.name = {"str": "text", "int": "integer", "float": "number", "bool": "boolean", "list": "names"}[option.kind]
+        self.name = {"str": "text", "int": "integer", "float": "number", "bool": "boolean", "list": "names"}[
+            option.kind
+        ]
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
         if self.option.choices:

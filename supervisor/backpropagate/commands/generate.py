@@ -20,7 +20,9 @@ from backpropagate_protocol.spec import ModelSpec
 @click.argument("prompts", metavar="PROMPT...", nargs=-1, required=True)
 @click.option("--base", is_flag=True, help="Ask the base model of the run or adapter, without the adapter.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Longest answer.")
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0: always the likeliest token.")
+@click.option(
+    "--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0: always the likeliest token."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="For a temperature above 0.")
 @from_table("training.backend", "training.output_dir", "model.load_in_4bit", "model.trust_remote_code", "runner.python")
 def generate(

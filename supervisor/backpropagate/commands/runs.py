@@ -20,7 +20,9 @@ _STATUSES = ("running", "completed", "failed", "interrupted", "partial")
 @click.command(cls=Command)
 @from_table("training.output_dir")
 @click.option("--status", type=click.Choice(_STATUSES), help="Only runs of this status.")
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many, the newest first.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many, the newest first."
+)
 @click.option("--all", "every", is_flag=True, help="No limit.")
 @click.option("--rebuild", is_flag=True, help="First make the history again from the run directories.")
 def list_runs(output_dir: Value, status: str | None, limit: int, every: bool, rebuild: bool) -> None:

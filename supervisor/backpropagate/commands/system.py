@@ -29,11 +29,16 @@ def info(error_codes: bool, env_vars: bool) -> None:
     document: dict[str, object] = {}
     lines: list[str] = []
     if error_codes:
-        rows = [{"code": r.code, "title": r.title, "retry": str(r.retry), "exit_code": int(r.exit), "remedy": r.remedy} for r in CATALOGUE.values()]
+        rows = [
+            {"code": r.code, "title": r.title, "retry": str(r.retry), "exit_code": int(r.exit), "remedy": r.remedy}
+            for r in CATALOGUE.values()
+        ]
         document["error_codes"] = rows
         lines += [f"{r['code']:34} exit {r['exit_code']:<4} {r['title']}\n{'':45}{r['remedy']}" for r in rows]
     if env_vars:
-        document["env_vars"] = [{"name": o.variable, "default": o.default, "accepts": o.accepted, "help": o.help} for o in OPTIONS]
+        document["env_vars"] = [
+            {"name": o.variable, "default": o.default, "accepts": o.accepted, "help": o.help} for o in OPTIONS
+        ]
         lines += [f"{o.variable}\n    {o.help} ({o.accepted}; default: {o.default})" for o in OPTIONS]
     if not document:
         document = _about()
@@ -89,7 +94,9 @@ def _about_in_words(about: dict[str, object]) -> list[str]:
 
     packages = about["packages"]
     assert isinstance(packages, dict)
-    missing = "" if about["training_possible"] else "  (pip install 'backpropagate[cuda]' or 'backpropagate[cpu]' to train)"
+    missing = (
+        "" if about["training_possible"] else "  (pip install 'backpropagate[cuda]' or 'backpropagate[cpu]' to train)"
+    )
     return [
         f"backpropagate {about['backpropagate']}, Python {about['python']}, {about['platform']}",
         f"interpreter   {about['executable']}",
@@ -115,7 +122,9 @@ def config() -> None:
     for warning in settings.warnings:
         screen.note(f"note: {warning}")
     document = {
-        "settings": [{"key": s.option.key, "value": s.value, "source": s.source, "variable": s.option.variable} for s in every],
+        "settings": [
+            {"key": s.option.key, "value": s.value, "source": s.source, "variable": s.option.variable} for s in every
+        ],
         "warnings": settings.warnings,
     }
     screen.data(document, "\n".join(f"{s.option.key:32} {_shown(s.value):28} {s.source}" for s in every))

@@ -49,7 +49,9 @@ def _later_flags(function: Callable[..., object]) -> Callable[..., object]:
 
 def _report_to(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
     if value not in (None, "none", "auto"):
-        raise InvalidSettingError(f"--report-to {value} is not part of this release yet", suggestion="Use --report-to none.")
+        raise InvalidSettingError(
+            f"--report-to {value} is not part of this release yet", suggestion="Use --report-to none."
+        )
 
 
 def _planned(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[PlannedFault, ...]:
@@ -66,7 +68,13 @@ def _planned(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
 
 @click.command(cls=Command)
 @from_table(*_TRAIN_KEYS)
-@click.option("--resume", "--resume-from-checkpoint", "resume_run", metavar="RUN", help="Go on with this run, as `backprop resume`.")
+@click.option(
+    "--resume",
+    "--resume-from-checkpoint",
+    "resume_run",
+    metavar="RUN",
+    help="Go on with this run, as `backprop resume`.",
+)
 @click.option("--detach", is_flag=True, help="Start the run and return; it goes on without this terminal.")
 @click.option("--report-to", hidden=True, expose_value=False, callback=_report_to)
 @click.option("--fault", "faults", multiple=True, hidden=True, callback=_planned)
@@ -161,7 +169,9 @@ def _in_foreground(screen: Screen, run_dir: RunDir, resumed: bool) -> int:
     else:
         code = outcome.code or "RUNTIME_TRAINING_FAILED"
         message = outcome.message or f"the run is {outcome.status}"
-        suggestion = (outcome.suggestion or None) and outcome.suggestion.replace("resume RUN", f"resume {outcome.run_id[:8]}")
+        suggestion = (outcome.suggestion or None) and outcome.suggestion.replace(
+            "resume RUN", f"resume {outcome.run_id[:8]}"
+        )
         screen.error(error_for(code, message, suggestion=suggestion, run_id=outcome.run_id), document)
     return outcome.exit_code
 
@@ -178,11 +188,12 @@ def _detached(screen: Screen, run_dir: RunDir) -> int:
             raise supervisor.last_words()
         if time.monotonic() > deadline:
             raise BackpropagateError(
-                "the detached supervisor did not begin", suggestion=f"Look into {run_dir.supervisor_log}.", run_id=run_dir.run_id
+                "the detached supervisor did not begin",
+                suggestion=f"Look into {run_dir.supervisor_log}.",
+                run_id=run_dir.run_id,
             )
         time.sleep(0.02)
     document = {"run_id": run_dir.run_id, "run_dir": str(run_dir.path), "pid": supervisor.process.pid, "detached": True}
     screen.data(document, run_dir.run_id)
     screen.note(f"It runs in the background (process {supervisor.process.pid}). Its log: {run_dir.supervisor_log}")
     return 0
-

@@ -1,0 +1,96 @@
+"""One child for one question: validate data or generate answers. No run directory, no recovery; what fails is raised."""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from collections.abc import Callable
+from typing import BinaryIO, TypeVar
+
+import anyio
+
+from backpropagate.process import Runner, running
+from backpropagate_protocol.errors import BackpropagateError, InvalidSettingError, TrainingError, error_for
+from backpropagate_protocol.framing import ProtocolError
+from backpropagate_protocol.jobs import GenerateJob, ValidateJob
+from backpropagate_protocol.messages import PROTOCOL_VERSION, Done, Fault, Hello, RunJob, ToParent
+from backpropagate_protocol.redact import redact
+
+_LAST_LINES = 5
+_LOG_TAIL = 8192
+
+Result = TypeVar("Result")
+
+
+def run_job(
+    job: ValidateJob | GenerateJob,
+    answer: type[Result],
+    *,
+    backend: str,
+    runner_python: str | None = None,
+    on_message: Callable[[ToParent], None] | None = None,
+) -> Result:
+    """The job's result, which must be an `answer`. Blocks; call it in the main thread.
+
+    backend: whose frameworks the child imports at once, or `none`. Raises the coded error of the child's fault;
+    RUNTIME_CHILD_DIED with its last words if it died; RUNTIME_PROTOCOL if it does not speak our protocol.
+    """
+    with tempfile.TemporaryFile() as log:
+        try:
+            result = anyio.run(_ask, job, backend, runner_python, on_message, log)
+        except* OSError as errors:
+            raise InvalidSettingError(
+                f"the runner {runner_python or ''} cannot be started: {errors.exceptions[0]}"
+            ) from None
+        except* ProtocolError as errors:
+            raise TrainingError(f"the runner said what we do not understand: {errors.exceptions[0]}", code="RUNTIME_PROTOCOL") from None  # fmt: skip
+    if isinstance(result, BackpropagateError):
+        raise result
+    if not isinstance(result, answer):
+        raise TrainingError(f"the runner answered with a {type(result).__name__}", code="RUNTIME_PROTOCOL")
+    return result
+
+
+async def _ask(
+    job: ValidateJob | GenerateJob,
+    backend: str,
+    python: str | None,
+    on_message: Callable[[ToParent], None] | None,
+    log: BinaryIO,
+) -> object:
+    drained = anyio.Event()
+    async with running(python, f"oneshot-{uuid.uuid4()}", backend, log.fileno()) as runner:
+        async for message in runner.messages():
+            if on_message is not None:
+                on_message(message)
+            ended = _react(runner, job, message)
+            if ended is not None:
+                return ended
+        drained.set()
+        death = await runner.wait(drained)
+    return TrainingError(
+        f"the runner {death.text}{_last_words(log)}", code="RUNTIME_CHILD_DIED", suggestion="Run it again."
+    )
+
+
+def _react(runner: Runner, job: ValidateJob | GenerateJob, message: ToParent) -> object:
+    """The end of the conversation, if this message is it: a result, or an error."""
+    if isinstance(message, Hello):
+        if message.protocol != PROTOCOL_VERSION:
+            return TrainingError(
+                f"the runner speaks protocol {message.protocol}, this supervisor {PROTOCOL_VERSION}",
+                code="RUNTIME_PROTOCOL",
+            )
+        runner.send(RunJob(job))
+    elif isinstance(message, Done):
+        return message.result
+    elif isinstance(message, Fault):
+        return error_for(message.code, message.message, suggestion=message.suggestion or None)
+    return None
+
+
+def _last_words(log: BinaryIO) -> str:
+    """The last lines that the child wrote to its standard error."""
+    log.seek(max(0, log.seek(0, 2) - _LOG_TAIL))
+    lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    return redact(": " + " | ".join(lines[-_LAST_LINES:])) if lines else ""

@@ -1,0 +1,92 @@
+"""TrainingRun: what a finished (or interrupted) training gives back, made from the run's events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from backpropagate import events
+from backpropagate.events import Event
+from backpropagate.view import RunView, sparkline
+from backpropagate_protocol.rundir import RunDir
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingRun:
+    """One run as it ended.
+
+    run_id            its id; any unique prefix is enough in every command
+    status            `completed`, `interrupted` (resumable), or `partial`
+    steps             optimizer steps that were done; total_steps: those that were asked for
+    loss_history      the loss of each step, in order; thinned in very long runs
+    loss_steps        the step of each point of loss_history
+    adapter_path      the trained adapter in PEFT layout, or None; output_path: the run's folder
+    recoveries        in words, one for each fault that was recovered from
+    duration_seconds  of supervision, from the first to the last event
+    """
+
+    run_id: str
+    status: str
+    steps: int
+    total_steps: int
+    final_loss: float | None
+    loss_history: list[float]
+    loss_steps: list[int]
+    adapter_path: Path | None
+    output_path: Path
+    recoveries: list[str] = field(default_factory=list)
+    duration_seconds: float = 0.0
+    samples_seen: int = 0
+
+    @property
+    def completed(self) -> bool:
+        return self.status == "completed"
+
+    def __str__(self) -> str:
+        loss = "" if self.final_loss is None else f", loss {self.final_loss:.4f} {sparkline(self.loss_history)}"
+        again = f", recovered from {len(self.recoveries)} faults" if self.recoveries else ""
+        return f"run {self.run_id[:8]} {self.status}: {self.steps}/{self.total_steps} steps{loss}{again}"
+
+
+class Summary:
+    """Folds a run's events, of all its supervisors, into a TrainingRun."""
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self._run_dir = run_dir
+        self.view = RunView(run_id=run_dir.run_id)
+        self._losses: dict[int, float] = {}
+        self._samples = 0
+        self._earlier_seconds = 0.0
+
+    def event(self, event: Event) -> None:
+        self.view.see(event)
+        if isinstance(event, events.Step):
+            self._samples = event.samples_seen
+            if event.loss is not None:
+                self._losses[event.step] = event.loss
+        elif isinstance(event, events.AttemptStarted):
+            self._losses = {step: loss for step, loss in self._losses.items() if step <= event.resume_step}
+        elif isinstance(event, events.RunEnded):
+            self._earlier_seconds += event.seconds
+
+    def close(self) -> None:
+        pass
+
+    def run(self) -> TrainingRun:
+        """After RunEnded."""
+        ended = self.view.ended
+        assert ended is not None
+        return TrainingRun(
+            run_id=self._run_dir.run_id,
+            status=ended.status,
+            steps=ended.step,
+            total_steps=ended.total_steps,
+            final_loss=ended.final_loss,
+            loss_history=list(self._losses.values()),
+            loss_steps=list(self._losses),
+            adapter_path=Path(ended.adapter) if ended.adapter else None,
+            output_path=self._run_dir.path,
+            recoveries=list(self.view.recoveries),
+            duration_seconds=round(self._earlier_seconds, 3),
+            samples_seen=ended.samples_seen or self._samples,
+        )

@@ -1,0 +1,288 @@
+"""Trainer: the three lines. Starts the supervisor of a run as a process of its own and follows it.
+
+    from backpropagate import Trainer
+    run = Trainer("tiny").train("my_data.jsonl", steps=100)
+    print(run.final_loss, run.adapter_path)
+
+Nothing of the training happens in this process: torch is not imported, no thread is started, no signal handler is set. So
+it works in a script without `if __name__ == "__main__"`, in a notebook, and in a thread.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from backpropagate import events, runs
+from backpropagate.build_spec import build_spec, notices
+from backpropagate.console import sink_for
+from backpropagate.environ import environment
+from backpropagate.events import Event
+from backpropagate.follow import StopFollowing, follow
+from backpropagate.journal import Follower, read
+from backpropagate.launch import start
+from backpropagate.notebook import NotebookSink, in_notebook
+from backpropagate.options import LATER_ARGUMENTS
+from backpropagate.result import Summary, TrainingRun
+from backpropagate.settings import Settings
+from backpropagate.sinks import Sink
+from backpropagate_protocol.durable import discard
+from backpropagate_protocol.errors import BackpropagateError, InvalidSettingError, UserInputError, error_for
+from backpropagate_protocol.rundir import RunDir
+
+__all__ = ["Trainer", "TrainingCallback", "TrainingRun"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingCallback:
+    """Functions to be called as the run goes on; those that are None are not.
+
+    on_step      (step, loss) after every optimizer step; returning False stops the run, after a checkpoint
+    on_save      (path) after every checkpoint
+    on_recovery  (what) after every fault that is being recovered from, in words
+    on_complete  (run) at the end, also of an interrupted run
+    on_error     (error) before a failed run's error is raised
+
+    A function that raises is not called again, and the run goes on.
+    """
+
+    on_step: Callable[[int, float | None], bool | None] | None = None
+    on_save: Callable[[Path], object] | None = None
+    on_recovery: Callable[[str], object] | None = None
+    on_complete: Callable[[TrainingRun], object] | None = None
+    on_error: Callable[[BackpropagateError], object] | None = None
+
+
+class Trainer:
+    """Wishes for trainings. What is not given comes from the environment, `.env`, `backpropagate.toml`, or the default.
+
+    model                  a hub id, a folder, a preset name, or "tiny"
+    output_dir             folder for runs, history and the finished adapter ("./output")
+    batch_size             rows on the device at once, to begin with; None or "auto": from the card's memory
+    gradient_accumulation  batches in one optimizer step; None: so many that the effective batch is 8
+    max_length             tokens in a row (max_seq_length is another name for it)
+    progress               show progress: in the notebook cell, or on stderr
+
+    The other arguments are described in docs/settings.md under the same names. Raises InvalidSettingError, UserInputError
+    for what cannot be accepted.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        lora_r: int | None = None,
+        lora_alpha: int | None = None,
+        lora_dropout: float | None = None,
+        lora_preset: str | None = None,
+        target_modules: str | Sequence[str] | None = None,
+        use_dora: bool | None = None,
+        use_rslora: bool | None = None,
+        init_lora_weights: str | None = None,
+        learning_rate: float | None = None,
+        batch_size: int | str | None = None,
+        gradient_accumulation: int | None = None,
+        max_length: int | None = None,
+        max_seq_length: int | None = None,
+        output_dir: str | os.PathLike[str] | None = None,
+        preset: str | None = None,
+        method: str | None = None,
+        mode: str | None = None,
+        backend: str | None = None,
+        load_in_4bit: bool | None = None,
+        gradient_checkpointing: bool | None = None,
+        optim: str | None = None,
+        seed: int | None = None,
+        oom_recovery: bool | None = None,
+        run_name: str | None = None,
+        runner_python: str | os.PathLike[str] | None = None,
+        progress: bool = True,
+        **more: object,
+    ) -> None:
+        given: dict[str, object] = {
+            "model": model,
+            "lora_r": lora_r,
+            "lora_alpha": lora_alpha,
+            "lora_dropout": lora_dropout,
+            "lora_preset": lora_preset,
+            "target_modules": target_modules,
+            "use_dora": use_dora,
+            "use_rslora": use_rslora,
+            "init_lora_weights": init_lora_weights,
+            "learning_rate": learning_rate,
+            "batch_size": batch_size,
+            "gradient_accumulation": gradient_accumulation,
+            "max_length": max_length if max_length is not None else max_seq_length,
+            "output_dir": output_dir,
+            "preset": preset,
+            "method": method,
+            "mode": mode,
+            "backend": backend,
+            "load_in_4bit": load_in_4bit,
+            "gradient_checkpointing": gradient_checkpointing,
+            "optim": optim,
+            "seed": seed,
+            "oom_recovery": oom_recovery,
+            "run_name": run_name,
+            "runner_python": runner_python,
+        }
+        given |= _without_later(more)
+        self._given = {name: value for name, value in given.items() if value is not None}
+        self._progress = progress
+        self.runs: list[TrainingRun] = []
+        for setting in Settings(self._given).all():
+            del setting  # each was looked up, so a value that cannot be used is known now
+
+    def train(
+        self,
+        data: str | os.PathLike[str] | None = None,
+        *,
+        steps: int | None = None,
+        epochs: float | None = None,
+        samples: int | None = None,
+        batch_size: int | str | None = None,
+        gradient_accumulation: int | None = None,
+        resume: str | None = None,
+        callback: TrainingCallback | None = None,
+        on_step: Callable[[int, float | None], bool | None] | None = None,
+        **more: object,
+    ) -> TrainingRun:
+        """Trains under supervision and blocks until the run has ended.
+
+        data     a file or a hub id; steps: optimizer steps (100); epochs: instead of steps; samples: only the first N rows
+        resume   a run id, a prefix of one, or "latest": go on with that run, with the data and settings it began with
+
+        Ctrl-C (interrupting the cell) saves a checkpoint and returns the run with status "interrupted"; a second one ends it
+        at once. Raises the exception of the error's code (`run_id` is set on it) if the run failed.
+        """
+        if resume is not None:
+            extra = [name for name, value in {"data": data, "steps": steps, "epochs": epochs, "samples": samples, "batch_size": batch_size, "gradient_accumulation": gradient_accumulation, **more}.items() if value is not None]  # fmt: skip
+            if extra:
+                raise UserInputError(
+                    f"a resumed run keeps its data and settings; {', '.join(extra)} cannot change them",
+                    suggestion="Leave these arguments out, or start a new run.",
+                )
+            return self.resume(resume, callback=callback, on_step=on_step)
+        wishes = {
+            **self._given,
+            **{
+                name: value
+                for name, value in {
+                    "data": data,
+                    "steps": steps,
+                    "epochs": epochs,
+                    "samples": samples,
+                    "batch_size": batch_size,
+                    "gradient_accumulation": gradient_accumulation,
+                    **_without_later(more),
+                }.items()
+                if value is not None
+            },
+        }
+        settings = Settings(wishes)
+        spec = build_spec(settings)
+        if self._progress:
+            for notice in notices(settings):
+                sys.stderr.write(f"note: {notice}\n")
+        return self._follow(runs.create(spec), _Calls(callback, on_step))
+
+    def resume(
+        self,
+        run: str = "latest",
+        *,
+        callback: TrainingCallback | None = None,
+        on_step: Callable[[int, float | None], bool | None] | None = None,
+    ) -> TrainingRun:
+        """Goes on with an interrupted or failed run of this output folder, from its newest good checkpoint.
+
+        run: a run id, any unique prefix of one, or "latest". Raises RunNotFoundError, and UserInputError
+        (STATE_RUN_FINISHED) for a run that is complete.
+        """
+        run_dir = runs.find(Settings(self._given).text("training.output_dir"), run)
+        from backpropagate import history
+
+        if history.show(run_dir).status == "completed":
+            raise error_for("STATE_RUN_FINISHED", "the run is complete", run_id=run_dir.run_id)
+        return self._follow(run_dir, _Calls(callback, on_step))
+
+    def _follow(self, run_dir: RunDir, calls: _Calls) -> TrainingRun:
+        summary = Summary(run_dir)
+        for event in read(run_dir.events):  # what earlier supervisors of a resumed run did
+            summary.event(event)
+        follower = Follower(run_dir.events, from_end=True)
+        shown = _display() if self._progress else []
+        calls.run_dir = run_dir
+        try:
+            with start(run_dir, owned=True) as supervisor:
+                ended = follow(supervisor, follower, [summary, *shown, calls])
+        except BaseException:
+            if not run_dir.events.exists():
+                discard(run_dir.path)  # it never began, so it leaves nothing behind
+            raise
+        finally:
+            for sink in shown:
+                sink.close()
+        run = summary.run()
+        self.runs.append(run)
+        if ended.status == "failed":
+            error = error_for(
+                ended.code or "RUNTIME_TRAINING_FAILED",
+                ended.message or "the run failed",
+                suggestion=ended.suggestion or None,
+                run_id=run.run_id,
+            )
+            calls.failed(error)
+            raise error
+        if ended.status == "interrupted" and self._progress:
+            sys.stderr.write(f"interrupted at step {run.steps}; go on with: backprop resume {run.run_id[:8]}\n")
+        calls.completed(run)
+        return run
+
+
+def _without_later(more: dict[str, object]) -> dict[str, object]:
+    """The arguments that this release knows; asking for a part of a later one is an error, refusing it is not."""
+    kept = dict(more)
+    for name in LATER_ARGUMENTS:
+        if kept.pop(name, None):
+            raise InvalidSettingError(f"{name} is not part of this release yet", suggestion="Leave it out.")
+    if kept.pop("report_to", None) not in (None, "none", "auto", []):
+        raise InvalidSettingError("report_to is not part of this release yet", suggestion="Leave it out.")
+    return kept
+
+
+def _display() -> list[Sink]:
+    return [NotebookSink() if in_notebook() else sink_for(sys.stderr, environment())]
+
+
+class _Calls:
+    """The user's functions as a sink. The first that raises is the last: `follow` drops the sink and says so."""
+
+    def __init__(
+        self, callback: TrainingCallback | None, on_step: Callable[[int, float | None], bool | None] | None
+    ) -> None:
+        self._callback = callback or TrainingCallback()
+        self._on_step = [call for call in (self._callback.on_step, on_step) if call is not None]
+        self.run_dir: RunDir | None = None
+
+    def event(self, event: Event) -> None:
+        if isinstance(event, events.Step):
+            if [call for call in self._on_step if call(event.step, event.loss) is False]:
+                raise StopFollowing
+        elif isinstance(event, events.CheckpointCommitted) and self._callback.on_save and self.run_dir:
+            self._callback.on_save(self.run_dir.checkpoint(event.step))
+        elif isinstance(event, events.Recovering) and self._callback.on_recovery:
+            self._callback.on_recovery(event.reason)
+
+    def completed(self, run: TrainingRun) -> None:
+        if self._callback.on_complete:
+            self._callback.on_complete(run)
+
+    def failed(self, error: BackpropagateError) -> None:
+        if self._callback.on_error:
+            self._callback.on_error(error)
+
+    def close(self) -> None:
+        pass
