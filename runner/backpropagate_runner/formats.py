@@ -84,7 +84,7 @@ def _alpaca(row: Columns) -> Chat:
     for column in ("input", "context"):
         if row.get(column):
             question = f"{question}\n\n{text_of(row[column], column)}"
-    column = "output" if row.get("output") is not None else "response"
+    column = "response" if row.get("output") is None and "response" in row else "output"
     return Chat(_led_by_system(row, [*_history(row), *_asked(question, filled(row.get(column), column))]))
 
 

@@ -78,9 +78,9 @@ def prepare(
         manifest = _Preparation(data, tokenizer, scan, folder).run(key, phase)
     lost = manifest.skipped - scan.bad
     if lost:
-        notice(f"{lost} rows are left out: nothing to learn is left within {_length(data, tokenizer)} tokens")
+        notice(f"rows left out, since nothing in them could be learnt within {_length(data, tokenizer)} tokens: {lost}")
     if manifest.truncated:
-        notice(f"{manifest.truncated} of {manifest.rows} rows are cut at {_length(data, tokenizer)} tokens")
+        notice(f"rows cut at {_length(data, tokenizer)} tokens: {manifest.truncated} of {manifest.rows}")
     return DataReady(
         path=str(folder),
         digest=manifest.digest,
@@ -140,9 +140,8 @@ class _Preparation:
         except Exception as error:  # noqa: BLE001 - a chat template is a foreign program and raises what it likes
             self._refuse(line, error)
             return
-        if len(ids) > self._length:
-            ids, trained = ids[: self._length], trained[: self._length]
-            self._truncated += 1
+        whole = len(ids)
+        ids, trained = ids[: self._length], trained[: self._length]
         if isinstance(example, Chat):
             self._chat_tokens += len(ids)
             self._chat_trained += sum(trained)
@@ -150,6 +149,7 @@ class _Preparation:
             trained = [1] * len(ids)
         if 1 in trained:
             writer.add(ids, trained)
+            self._truncated += whole > self._length
         else:
             self._untrained += 1
 

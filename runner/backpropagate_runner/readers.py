@@ -7,12 +7,10 @@ longest row.
 
 from __future__ import annotations
 
-import codecs
 import csv
 import hashlib
 import importlib
 import json
-import re
 import tempfile
 from collections.abc import Iterator
 from types import TracebackType
@@ -21,6 +19,7 @@ import msgspec
 
 from backpropagate_protocol.errors import DatasetError, DatasetNotFoundError, DatasetParseError, DependencyError
 from backpropagate_protocol.spec import DataSpec
+from backpropagate_runner.json_values import json_values
 from backpropagate_runner.sources import MAX_ROW, FileSource, is_hub_id, lines, without_mark
 from backpropagate_runner.turns import described
 
@@ -105,7 +104,7 @@ def read(source: Source) -> Rows:
 
 def _jsonl(source: FileSource) -> Rows:
     if _first_character(source) == "[":
-        yield from _json_values(source, array=True)
+        yield from _json(source)
         return
     for number, line in lines(source):
         if line is None:
@@ -120,7 +119,7 @@ def _parsed(number: int, line: bytes) -> RawRow | BadRow:
     except (ValueError, RecursionError):
         # The standard library is slower, but reads NaN, which other tools write, and says where a fault is.
         try:
-            value = json.loads(line.decode("utf-8"))
+            value = json.loads(line.decode("utf-8").rstrip("\r\n"))
         except UnicodeDecodeError as error:
             return BadRow(number, f"is not UTF-8 (byte {error.start + 1} of the line)")
         except json.JSONDecodeError as error:
@@ -140,133 +139,13 @@ def _row(number: int, value: object) -> RawRow | BadRow:
 
 def _json(source: FileSource) -> Rows:
     """`.json`: an array of rows; or, as many tools write it, one object after the other."""
-    yield from _json_values(source, array=_first_character(source) == "[")
+    for line, value in json_values(source, array=_first_character(source) == "["):
+        yield _row(line, value)
 
 
 def _first_character(source: FileSource) -> str:
     head = without_mark(source.stream.peek(), source.name).lstrip()
     return head[:1].decode("ascii", "replace")
-
-
-class _Window:
-    """A growing window on a UTF-8 file: what was used is dropped, its lines counted."""
-
-    def __init__(self, source: FileSource) -> None:
-        self._source = source
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self._line, self._counted = 1, 0  # the line at text[_counted]
-        self._begun = self._ended = False
-        self.text = ""
-        self.at = 0  # where reading goes on
-
-    def more(self) -> bool:
-        """Reads on, as much again as is held, so that a long row costs linear time; False at the end of the file."""
-        if self._ended:
-            return False
-        if len(self.text) - self.at > MAX_ROW:
-            raise self.broken(f"a row is longer than {MAX_ROW >> 20} MiB")
-        self.line_at(self.at)
-        self.text, self.at, self._counted = self.text[self.at :], 0, 0
-        data = self._source.stream.read(max(_CHUNK, len(self.text)))
-        if not self._begun:
-            data, self._begun = without_mark(data, self._source.name), True
-        self._ended = not data
-        try:
-            self.text += self._decoder.decode(data, final=self._ended)
-        except UnicodeDecodeError as error:
-            line = self.line_at(len(self.text)) + error.object.count(b"\n", 0, error.start)
-            raise DatasetParseError(f"{self._source.name}, line {line}: is not UTF-8") from error
-        return True
-
-    def line_at(self, position: int) -> int:
-        """The line number at a position not before the last one asked for."""
-        self._line += self.text.count("\n", self._counted, position)
-        self._counted = position
-        return self._line
-
-    def peek(self) -> str:
-        """The next character that is not white space, not taken; empty at the end."""
-        while True:
-            self.at = _past_space(self.text, self.at).end()
-            if self.at < len(self.text):
-                return self.text[self.at]
-            if not self.more():
-                return ""
-
-    def broken(self, reason: str, at: int | None = None) -> DatasetParseError:
-        line = self.line_at(self.at if at is None else at)
-        return DatasetParseError(
-            f"{self._source.name}, line {line}: {reason}; nothing after it can be read",
-            suggestion="Repair the file there; or write one JSON object a line (.jsonl), where a bad row spoils only itself.",
-        )
-
-
-_decode_value = json.JSONDecoder().raw_decode
-_SPACE = re.compile(r"[ \t\r\n]*")
-
-
-def _past_space(text: str, at: int) -> re.Match[str]:
-    found = _SPACE.match(text, at)
-    assert found is not None  # it matches nothing, too
-    return found
-
-
-def _json_values(source: FileSource, *, array: bool) -> Rows:
-    window = _Window(source)
-    first = window.peek()
-    if not first:
-        return
-    if array:
-        window.at += 1
-        if window.peek() == "]":
-            window.at += 1
-            _nothing_follows(window)
-            return
-    while True:
-        if not window.peek():
-            if array:
-                raise window.broken("the file ends in the middle of the array")
-            return
-        value, end = _next_value(window)
-        row = _row(window.line_at(window.at), value)
-        window.at = end
-        yield row
-        if not array:
-            continue
-        match window.peek():
-            case ",":
-                window.at += 1
-            case "]":
-                window.at += 1
-                _nothing_follows(window)
-                return
-            case "":
-                raise window.broken("the file ends in the middle of the array")
-            case _:
-                raise window.broken("is not JSON: a comma or ] is missing between rows")
-
-
-def _nothing_follows(window: _Window) -> None:
-    if window.peek():
-        raise window.broken("something follows the end of the array")
-
-
-def _next_value(window: _Window) -> tuple[object, int]:
-    """The JSON value at the window's position and where it ends; reads on until it is whole."""
-    while True:
-        try:
-            value, end = _decode_value(window.text, window.at)
-        except json.JSONDecodeError as error:
-            if window.more():
-                continue
-            raise window.broken(f"is not JSON: {error.msg}", min(error.pos, len(window.text))) from error
-        except RecursionError as error:
-            raise window.broken("is nested too deeply") from error
-        except ValueError as error:
-            raise window.broken(f"is not JSON that can be read: {error}") from error
-        # A number that touches the end of what was read may go on there.
-        if end < len(window.text) or not window.more():
-            return value, end
 
 
 # --- CSV, text, parquet -------------------------------------------------------------------------------------------------
@@ -294,11 +173,15 @@ def _csv(source: FileSource) -> Rows:
         try:
             fields = next(reader, None)
         except csv.Error as error:
+            if header is None:
+                raise DatasetParseError(f"{source.name}, line {line}: the header is not CSV: {error}") from error
             yield BadRow(line, f"is not CSV: {error}")
             continue
         if fields is None:
             return
         if bad_encoding >= line:
+            if header is None:
+                raise DatasetParseError(f"{source.name}, line {bad_encoding}: the header is not UTF-8")
             yield BadRow(bad_encoding, "is not UTF-8")
         elif not fields:
             continue

@@ -97,7 +97,8 @@ class FileSource:
         self.kind = kind
         with self.faults():
             self._raw = _Digested(io.FileIO(self.path, "rb"))
-            self.disk = io.BufferedReader(self._raw, BUFFER)
+            raw: io.RawIOBase = self._raw
+            self.disk = io.BufferedReader(raw, BUFFER)
             packed = self.disk.peek(2)[:2] == b"\x1f\x8b"
             self.stream = self.disk
             if packed:

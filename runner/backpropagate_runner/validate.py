@@ -162,13 +162,18 @@ def scan(data: DataSpec, phase: PhaseReport = _nothing, *, max_errors: int = MAX
         raise bad_rows(source.name, rows, bad, errors, parse=unparsed > 0)
     phase(rows + bad, rows + bad, f"{rows} rows")
     counts["bad"] = bad
-    return Scan(examples.format, rows, bad, tuple(errors), dict(counts), digest, _notices(source.name, bad, counts))
+    return Scan(
+        examples.format, rows, bad, tuple(errors), dict(counts), digest, _notices(source.name, examples.format, counts)
+    )
 
 
 def bad_rows(name: str, rows: int, bad: int, errors: list[str], *, parse: bool) -> DatasetError:
     """The error for rows that cannot be used."""
     kind = DatasetParseError if parse else DatasetValidationError
-    some = f"{bad} of {rows + bad} rows cannot be used" if rows else f"none of its {bad} rows can be used"
+    if rows:
+        some = f"{bad} of {rows + bad} rows cannot be used"
+    else:
+        some = "its only row cannot be used" if bad == 1 else f"none of its {bad} rows can be used"
     more = [f"… and {bad - len(errors)} more"] if bad > len(errors) else []
     suggestion = None if rows else "Repair the rows; docs/data.md shows one row of every accepted format."
     return kind("\n  ".join([f"{name}: {some}", *errors, *more]), suggestion=suggestion)
@@ -190,12 +195,14 @@ def _count(example: Example, counts: Counter[str]) -> None:
         assert_never(example)
 
 
-def _notices(name: str, bad: int, counts: Counter[str]) -> tuple[str, ...]:
+def _notices(name: str, format: str, counts: Counter[str]) -> tuple[str, ...]:
     found = []
-    if bad:
-        found.append(f"{name}: {bad} bad rows are left out")
+    if format == "preference":
+        found.append(f"{name}: only prompt and chosen answer of each row are trained on; the rejected one is left out")
+    if counts["bad"]:
+        found.append(f"{name}: bad rows left out: {counts['bad']}")
     if counts["unanswered"]:
-        found.append(f"{name}: in {counts['unanswered']} rows, turns after the last answer are left out")
+        found.append(f"{name}: rows whose turns after the last answer are left out: {counts['unanswered']}")
     return tuple(found)
 
 
