@@ -26,9 +26,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a second thread would chang
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch
-from tiny_corpus import Conversation, conversations
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+
+from tiny_corpus import Conversation, conversations
 
 SEED = 20
 VOCABULARY = 1280
