@@ -36,6 +36,7 @@ class AttemptStarted(_Event, frozen=True, kw_only=True, tag="attempt_started"):
     accumulation: int
     checkpoint: str | None = None
     resume_step: int = 0
+    versions: dict[str, str] = {}  # of the packages that the child will use
 
 
 class PhaseEntered(_Event, frozen=True, kw_only=True, tag="phase"):
