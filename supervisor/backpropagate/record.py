@@ -122,7 +122,7 @@ class Record:
             sizes = row.micro_batch_history
             if not sizes or sizes[-1][1] != event.micro_batch:
                 sizes = [*sizes, (event.resume_step, event.micro_batch)]
-            row = msgspec.structs.replace(row, micro_batch_history=sizes)
+            row = msgspec.structs.replace(row, micro_batch_history=sizes, packages={**row.packages, **event.versions})
             self._forget_after(event.resume_step)
         elif isinstance(event, DataPrepared):
             row = msgspec.structs.replace(row, dataset_digest=event.source_digest or event.digest)

@@ -1,0 +1,65 @@
+"""How long a child may be silent in each phase, and what its own steps have taught us about that. Pure; seconds."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import assert_never
+
+from backpropagate_protocol.messages import Phase
+from backpropagate_protocol.spec import SafetySpec
+
+HELLO = 120.0  # an interpreter starts, nothing else
+IMPORT = 900.0  # frameworks from a cold or slow disk
+DATA = 900.0  # between two reports of progress while rows are read
+CHECKPOINT = 900.0
+FINISH = 1800.0
+TEARDOWN = 15.0  # after Done: the result stands, the process need not
+
+_WINDOW = 256  # step times remembered
+_RELEARN = 32  # after how many new ones the percentile is taken again
+
+
+class StepTimes:
+    """The 99th percentile of the newest step times, cheap enough to be asked at every step."""
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque(maxlen=_WINDOW)
+        self._p99 = 0.0
+        self._new = 0
+
+    def add(self, seconds: float) -> None:
+        self._times.append(seconds)
+        self._new += 1
+        if self._new >= _RELEARN:
+            ordered = sorted(self._times)
+            self._p99 = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+            self._new = 0
+        elif seconds > self._p99:
+            self._p99 = seconds
+
+    @property
+    def p99(self) -> float:
+        return self._p99
+
+
+def limit(phase: Phase, safety: SafetySpec, steps: StepTimes) -> float:
+    """Seconds from the start of the phase, or from its last sign of progress, until the child counts as hung."""
+    match phase:
+        case Phase.IMPORT:
+            return IMPORT
+        case Phase.VALIDATE | Phase.TOKENIZE:
+            return DATA
+        case Phase.LOAD | Phase.GENERATE:
+            return safety.load_deadline
+        case Phase.FIRST_STEP:
+            return safety.first_step_deadline
+        case Phase.TRAIN:
+            return max(5 * steps.p99, safety.hang_floor)
+        case Phase.CHECKPOINT:
+            return CHECKPOINT
+        case Phase.FINISH:
+            return FINISH
+        case Phase.TEARDOWN:
+            return TEARDOWN
+        case _:
+            assert_never(phase)
