@@ -1,0 +1,121 @@
+"""What a child says, as events of the run. Pure."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from backpropagate.events import (
+    CheckpointCommitted,
+    CheckpointMissed,
+    DataPrepared,
+    Event,
+    ModelReady,
+    Noticed,
+    PhaseEntered,
+    Step,
+)
+from backpropagate_protocol.messages import (
+    CheckpointFailed,
+    CheckpointSaved,
+    DataReady,
+    Done,
+    Fault,
+    Hello,
+    Notice,
+    PhaseChanged,
+    Progress,
+    Started,
+    Stopped,
+    ToParent,
+)
+from backpropagate_protocol.redact import redact
+
+
+def narrate(message: ToParent, *, time: float, run_id: str, attempt: int) -> Event | None:
+    """The event that the message is; None where the policy tells it in its own words, or nobody needs to know."""
+    match message:
+        case Progress():
+            return Step(
+                time=time,
+                run_id=run_id,
+                step=message.step,
+                total_steps=message.total_steps,
+                samples_seen=message.samples_seen,
+                order=message.order,
+                loss=message.loss,
+                learning_rate=message.learning_rate,
+                grad_norm=message.grad_norm,
+                tokens=message.tokens,
+                step_seconds=message.step_seconds,
+                epoch=message.epoch,
+                memory_used=message.memory_used,
+                memory_reserved=message.memory_reserved,
+            )
+        case PhaseChanged():
+            return PhaseEntered(
+                time=time,
+                run_id=run_id,
+                phase=message.phase.value,
+                done=message.done,
+                total=message.total,
+                detail=message.detail,
+            )
+        case DataReady():
+            return DataPrepared(
+                time=time,
+                run_id=run_id,
+                path=message.path,
+                digest=message.digest,
+                format=message.format,
+                rows=message.rows,
+                skipped=message.skipped,
+                tokens=message.tokens,
+                trained_tokens=message.trained_tokens,
+                truncated=message.truncated,
+                source_digest=message.source_digest,
+            )
+        case Started():
+            return ModelReady(
+                time=time,
+                run_id=run_id,
+                attempt=attempt,
+                backend=message.backend,
+                device=message.device,
+                step=message.step,
+                total_steps=message.total_steps,
+                micro_batch=message.micro_batch,
+                accumulation=message.accumulation,
+                trainable_parameters=message.trainable_parameters,
+                parameters=message.parameters,
+                precision=message.precision,
+                device_memory=message.device_memory,
+                gpu_uuid=message.gpu_uuid,
+                notes=message.notes,
+            )
+        case CheckpointSaved():
+            return CheckpointCommitted(
+                time=time,
+                run_id=run_id,
+                name=message.name,
+                step=message.step,
+                samples_seen=message.samples_seen,
+                order=message.order,
+                seconds=message.seconds,
+                bytes=message.bytes,
+                loss=message.loss,
+            )
+        case CheckpointFailed():
+            return CheckpointMissed(
+                time=time,
+                run_id=run_id,
+                step=message.step,
+                code=message.code,
+                message=redact(message.message),
+                failures=message.failures,
+            )
+        case Notice():
+            return Noticed(time=time, run_id=run_id, level=message.level, text=redact(message.text))
+        case Hello() | Fault() | Stopped() | Done():
+            return None
+        case _:
+            assert_never(message)

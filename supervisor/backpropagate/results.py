@@ -1,0 +1,49 @@
+"""The finished adapter's way to `<output>/lora`: copied beside it, then swapped in."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from backpropagate_protocol import durable
+from backpropagate_protocol.rundir import MANIFEST, PARTIAL, OutputDir
+
+
+def publish_adapter(adapter: Path, output: OutputDir) -> Path:
+    """Makes `adapter` the output folder's `lora`; whoever looks sees the old one or the new one, whole.
+
+    Raises OSError; the old one then stands.
+    """
+    recover(output)
+    new, old = output.lora.with_name(f".lora.new{PARTIAL}"), _old(output)
+    durable.discard(new)
+    durable.discard(old)
+    try:
+        shutil.copytree(adapter, new, ignore=shutil.ignore_patterns(MANIFEST))
+        for name in durable.files_of(new):
+            durable.DISK.sync_file(new / name)
+        durable.DISK.sync_dir(new)
+        if output.lora.exists():
+            durable.DISK.rename(output.lora, old)
+        try:
+            durable.DISK.rename(new, output.lora)
+        except OSError:
+            if old.exists():
+                durable.DISK.rename(old, output.lora)
+            raise
+    except OSError:
+        durable.discard(new)
+        raise
+    durable.DISK.sync_dir(output.path)
+    durable.discard(old)
+    return output.lora
+
+
+def _old(output: OutputDir) -> Path:
+    return output.lora.with_name(f".lora.old{PARTIAL}")
+
+
+def recover(output: OutputDir) -> None:
+    """Puts the old adapter back if a swap was cut off between its two renames."""
+    if _old(output).exists() and not output.lora.exists():
+        durable.DISK.rename(_old(output), output.lora)

@@ -1,0 +1,94 @@
+"""Windows Job Objects: a handle that, once closed by whatever means, kills the child and all that it started.
+
+The child starts suspended, is put into the job, and only then runs, so that no grandchild can escape. The handle is not
+inheritable: the kernel closes the last one when this process dies, however it dies.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+CREATE_SUSPENDED = 0x4
+_KILL_ON_JOB_CLOSE = 0x2000
+_EXTENDED_LIMITS = 9
+_PROCESS_RIGHTS = 0x0100 | 0x0001 | 0x0800  # set quota, terminate, suspend and resume
+
+
+class _IoCounters(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in ("reads", "writes", "others", "read", "written", "other")]
+
+
+class _BasicLimits(ctypes.Structure):
+    _fields_ = [
+        ("per_process_time", ctypes.c_int64),
+        ("per_job_time", ctypes.c_int64),
+        ("flags", ctypes.c_uint32),
+        ("minimum_working_set", ctypes.c_size_t),
+        ("maximum_working_set", ctypes.c_size_t),
+        ("active_processes", ctypes.c_uint32),
+        ("affinity", ctypes.c_size_t),
+        ("priority", ctypes.c_uint32),
+        ("scheduling", ctypes.c_uint32),
+    ]
+
+
+class _ExtendedLimits(ctypes.Structure):
+    _fields_ = [
+        ("basic", _BasicLimits),
+        ("io", _IoCounters),
+        ("process_memory", ctypes.c_size_t),
+        ("job_memory", ctypes.c_size_t),
+        ("peak_process_memory", ctypes.c_size_t),
+        ("peak_job_memory", ctypes.c_size_t),
+    ]
+
+
+if sys.platform == "win32":
+    _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
+    _ntdll = ctypes.WinDLL("ntdll")
+    _kernel32.CreateJobObjectW.restype = ctypes.c_void_p
+    _kernel32.CreateJobObjectW.argtypes = [ctypes.c_void_p, ctypes.c_wchar_p]
+    _kernel32.SetInformationJobObject.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint32]
+    _kernel32.OpenProcess.restype = ctypes.c_void_p
+    _kernel32.OpenProcess.argtypes = [ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32]
+    _kernel32.AssignProcessToJobObject.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    _kernel32.TerminateJobObject.argtypes = [ctypes.c_void_p, ctypes.c_uint]
+    _kernel32.CloseHandle.argtypes = [ctypes.c_void_p]
+    _ntdll.NtResumeProcess.argtypes = [ctypes.c_void_p]
+
+    class JobObject:
+        """One child's job. `adopt` takes a suspended child and lets it run."""
+
+        def __init__(self) -> None:
+            self._handle = _checked(_kernel32.CreateJobObjectW(None, None))
+            limits = _ExtendedLimits()
+            limits.basic.flags = _KILL_ON_JOB_CLOSE
+            _checked(
+                _kernel32.SetInformationJobObject(
+                    self._handle, _EXTENDED_LIMITS, ctypes.byref(limits), ctypes.sizeof(limits)
+                )
+            )
+
+        def adopt(self, pid: int) -> None:
+            process = _checked(_kernel32.OpenProcess(_PROCESS_RIGHTS, False, pid))
+            try:
+                _checked(_kernel32.AssignProcessToJobObject(self._handle, process))
+                _ntdll.NtResumeProcess(process)
+            finally:
+                _kernel32.CloseHandle(process)
+
+        def kill(self) -> None:
+            """Ends everything in the job; nothing happens if nothing is."""
+            if self._handle:
+                _kernel32.TerminateJobObject(self._handle, 9)
+
+        def close(self) -> None:
+            if self._handle:
+                _kernel32.CloseHandle(self._handle)
+                self._handle = 0
+
+    def _checked(result: int | None) -> int:
+        if not result:
+            raise ctypes.WinError(ctypes.get_last_error())
+        return result
