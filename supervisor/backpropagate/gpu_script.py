@@ -1,0 +1,108 @@
+"""A card that is not there: plays a written series of temperatures behind the real pynvml, for drills and tests.
+
+pynvml calls functions of a loaded C library and hands them ctypes pointers to fill. `install` puts an object in the
+library's place whose functions fill them from a file; all of pynvml's own code runs as it does on a real card.
+
+The file is JSON: {"celsius": [60, 91, ...], "interval": 0.05, ...}; the last temperature stays. A temperature of null is a
+card that no longer answers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, cast
+
+import msgspec
+import pynvml
+
+
+class Script(msgspec.Struct, frozen=True):
+    """What the card does. MiB, watts, seconds."""
+
+    celsius: list[int | None]
+    interval: float = 0.05
+    name: str = "Scripted GPU"
+    uuid: str = "GPU-00000000-scripted"
+    memory_total: int = 24_576
+    memory_used: int = 1_024
+    power: float = 100.0
+    slowdown: int = 0
+    shutdown: int = 0
+
+
+class _Reference(Protocol):
+    """What ctypes.byref gives."""
+
+    _obj: ctypes.c_uint
+
+
+def _fill(reference: object, value: int) -> int:
+    cast(_Reference, reference)._obj.value = value
+    return int(pynvml.NVML_SUCCESS)
+
+
+class ScriptedLibrary:
+    """Stands where pynvml expects the loaded C library. Each method is one C function: it returns a status code."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self._reads = 0
+
+    def nvmlInitWithFlags(self, flags: int) -> int:
+        return int(pynvml.NVML_SUCCESS)
+
+    def nvmlShutdown(self) -> int:
+        return int(pynvml.NVML_SUCCESS)
+
+    def nvmlDeviceGetHandleByIndex_v2(self, index: object, handle: object) -> int:
+        return int(pynvml.NVML_SUCCESS)
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: object, handle: object) -> int:
+        return int(pynvml.NVML_SUCCESS)
+
+    def nvmlDeviceGetTemperature(self, handle: object, sensor: object, out: object) -> int:
+        celsius = self._script.celsius[min(self._reads, len(self._script.celsius) - 1)]
+        self._reads += 1
+        return int(pynvml.NVML_ERROR_GPU_IS_LOST) if celsius is None else _fill(out, celsius)
+
+    def nvmlDeviceGetTemperatureThreshold(self, handle: object, threshold: ctypes.c_uint, out: object) -> int:
+        limits = {
+            pynvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN: self._script.slowdown,
+            pynvml.NVML_TEMPERATURE_THRESHOLD_SHUTDOWN: self._script.shutdown,
+        }
+        limit = limits.get(threshold.value, 0)
+        return _fill(out, limit) if limit else int(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    def nvmlDeviceGetMemoryInfo(self, handle: object, out: object) -> int:
+        memory = cast(_Reference, out)._obj
+        total, used = self._script.memory_total << 20, self._script.memory_used << 20
+        for field, value in (("total", total), ("used", used), ("free", total - used)):
+            setattr(memory, field, value)
+        return int(pynvml.NVML_SUCCESS)
+
+    def nvmlDeviceGetUUID(self, handle: object, buffer: ctypes.Array[ctypes.c_char], size: object) -> int:
+        buffer.value = self._script.uuid.encode()
+        return int(pynvml.NVML_SUCCESS)
+
+    def nvmlDeviceGetName(self, handle: object, buffer: ctypes.Array[ctypes.c_char], size: object) -> int:
+        buffer.value = self._script.name.encode()
+        return int(pynvml.NVML_SUCCESS)
+
+    def nvmlDeviceGetPowerUsage(self, handle: object, out: object) -> int:
+        return _fill(out, int(self._script.power * 1000))
+
+    @property
+    def nvmlErrorString(self) -> Callable[[int], bytes]:
+        def name(code: int) -> bytes:
+            return f"NVML error {code}".encode()
+
+        return name
+
+
+def install(path: Path) -> float:
+    """From now on pynvml talks to the script; returns the seconds between two samples."""
+    script = msgspec.json.decode(path.read_bytes(), type=Script)
+    pynvml.nvmlLib = ScriptedLibrary(script)
+    return script.interval
