@@ -1,13 +1,33 @@
-"""Drives one run from its spec to its end: one child at a time, whatever happens to it."""
+"""One run from its spec to its end: takes the folder, finds out where it stood, drives it, and says how it ended."""
 
 from __future__ import annotations
 
+import platform
+import random
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import anyio
+
+from backpropagate import __version__, checkpoints, journal, locks, plan, results, runs
+from backpropagate.card import Card
+from backpropagate.decisions import Finish
+from backpropagate.driver import Driver
+from backpropagate.events import AttemptStarted, DataPrepared, RunCreated, RunEnded, RunResumed
+from backpropagate.journal import Journal
 from backpropagate.outcome import Outcome
+from backpropagate.policy import Policy
+from backpropagate.record import Record, finite
+from backpropagate.reporter import Reporter
 from backpropagate.sinks import Sink
+from backpropagate_protocol import durable
+from backpropagate_protocol.errors import CATALOGUE, ExitCode, error_for
+from backpropagate_protocol.jobs import PreparedRef
+from backpropagate_protocol.redact import redact
 from backpropagate_protocol.rundir import RunDir
+from backpropagate_protocol.spec import RunSpec
 
 __all__ = ["Outcome", "supervise", "supervise_main"]
 
@@ -24,17 +44,132 @@ def supervise(
 
     owner_pipe: standard input is the owner's control pipe (lines `stop`, `kill`; end of file: the owner is gone).
     resumed: an earlier supervisor of this run ended; go on from the newest checkpoint.
-    gpu_script: a series of sensor readings to play instead of the card's own (drills).
+    gpu_script: a series of sensor readings to play instead of the card's own (drills; see gpu_script.py).
 
-    Raises BusyError (STATE_BUSY) if output folder or GPU are taken, RunNotFoundError, and STATE_RUN_FINISHED as
+    Raises BusyError (STATE_BUSY) if the output folder is taken, RunNotFoundError, and STATE_RUN_FINISHED as
     UserInputError; whatever happens later is in the Outcome.
     """
-    raise NotImplementedError
+    spec = runs.load_spec(run_dir)
+    lock = locks.output_lock(run_dir.output)
+    with locks.hold(lock, spec.run_id, f"the output folder {run_dir.output.path}", wait=spec.safety.wait_for_lock):
+        checkpoints.sweep(run_dir)
+        record, start, previous = _where_it_stood(spec, run_dir)
+        if previous == "completed":
+            raise error_for("STATE_RUN_FINISHED", f"run {spec.run_id} is finished", run_id=spec.run_id)
+        with Journal(run_dir.events) as lines:
+            report = Reporter(run_dir, lines, record, sinks)
+            try:
+                return _supervise(spec, run_dir, report, start, previous if resumed else None, owner_pipe, gpu_script)
+            finally:
+                report.close()
 
 
-def supervise_main(run_dir: Path, owner: bool) -> int:
+def supervise_main(run_dir: Path, owner: bool, gpu_script: Path | None = None) -> int:
     """What the hidden command `_supervise` runs: supervises without a display; returns the exit code.
 
     Whether it is a resume is seen from the journal: one that exists already belongs to an earlier supervisor.
     """
-    return int(supervise(RunDir(run_dir), owner_pipe=owner, resumed=RunDir(run_dir).events.exists()).exit_code)
+    run = RunDir(run_dir.absolute())
+    return int(supervise(run, owner_pipe=owner, resumed=run.events.exists(), gpu_script=gpu_script).exit_code)
+
+
+def _where_it_stood(spec: RunSpec, run_dir: RunDir) -> tuple[Record, plan.Start, str]:
+    """The record so far, how the next child begins, and the status that an earlier supervisor left."""
+    record = Record(spec, run_dir)
+    attempts, micro, prepared = 0, None, None
+    for event in journal.read(run_dir.events):
+        record.fold(event)
+        if isinstance(event, AttemptStarted):
+            attempts, micro = max(attempts, event.attempt), event.micro_batch
+        elif isinstance(event, DataPrepared):
+            prepared = PreparedRef(event.path, event.digest)
+    start = plan.Start(
+        micro_batch=micro or plan.first_micro_batch(spec),
+        gradient_checkpointing=spec.train.gradient_checkpointing,
+        prepared=prepared,
+        attempts=attempts,
+    )
+    status = record.row().status
+    return record, start, "interrupted" if status == "running" and attempts else status
+
+
+def _supervise(
+    spec: RunSpec,
+    run_dir: RunDir,
+    report: Reporter,
+    start: plan.Start,
+    previous: str | None,
+    owner_pipe: bool,
+    gpu_script: Path | None,
+) -> Outcome:
+    began = time.monotonic()
+    card = Card(spec, gpu_script, start.micro_batch if start.attempts else None)
+    policy = Policy(spec, replace(start, wait_for_card=card.wanted), random.random())
+    if previous is None:
+        versions = {"backpropagate": __version__, "python": platform.python_version()}
+        report.event(RunCreated(time=time.time(), run_id=spec.run_id, versions=versions))
+    else:
+        report.event(RunResumed(time=time.time(), run_id=spec.run_id, previous=previous))
+    driver = Driver(spec, run_dir, policy, report, card, owner_pipe=owner_pipe)
+    try:
+        finish = anyio.run(driver.drive)
+    finally:
+        card.release()
+    if card.busy is not None:
+        info = card.busy.info
+        finish = Finish("interrupted", info.exit, info.code, card.busy.message, card.busy.suggestion)
+    finish = _published(finish, run_dir)
+    durable.discard(run_dir.staging)
+    outcome = _outcome(spec, run_dir, policy, finish)
+    report.event(
+        RunEnded(
+            time=time.time(),
+            run_id=spec.run_id,
+            status=outcome.status,
+            exit_code=outcome.exit_code,
+            step=outcome.step,
+            total_steps=outcome.total_steps,
+            code=outcome.code,
+            message=outcome.message,
+            suggestion=outcome.suggestion,
+            adapter=outcome.adapter,
+            final_loss=outcome.final_loss,
+            samples_seen=outcome.samples_seen,
+            order=outcome.order,
+            seconds=round(time.monotonic() - began, 3),
+        )
+    )
+    return outcome
+
+
+def _published(finish: Finish, run_dir: RunDir) -> Finish:
+    """A finished adapter gets its second place, `<output>/lora`; if that fails, the run is partial."""
+    if finish.exit_code is not ExitCode.DONE:
+        return finish
+    try:
+        results.publish_adapter(run_dir.adapter, run_dir.output)
+    except OSError as error:
+        info = CATALOGUE["RUNTIME_LORA_EXPORT_FAILED"]
+        text = f"the adapter is in {run_dir.adapter}, but could not be copied: {error.strerror or error}"
+        return Finish("partial", info.exit, info.code, text, info.remedy)
+    return finish
+
+
+def _outcome(spec: RunSpec, run_dir: RunDir, policy: Policy, finish: Finish) -> Outcome:
+    kept = policy.committed
+    done = policy.result if finish.exit_code in (ExitCode.DONE, ExitCode.PARTIAL) else None
+    return Outcome(
+        run_id=spec.run_id,
+        status=finish.status,
+        exit_code=int(finish.exit_code),
+        code=finish.code,
+        message=redact(finish.message),
+        suggestion=finish.suggestion,
+        step=done.step if done else kept.step if kept else 0,
+        total_steps=policy.total_steps,
+        adapter=str(run_dir.adapter) if done else None,
+        final_loss=finite(done.final_loss if done else kept.loss if kept else None),
+        samples_seen=done.samples_seen if done else kept.samples_seen if kept else 0,
+        order=done.order if done else kept.order if kept else 0,
+        recoveries=policy.recoveries,
+    )

@@ -1,0 +1,272 @@
+"""Carries out what the policy decides: one run's children, clock, sensors, journal and watchers, in one event loop.
+
+Everything happens in the main thread, so nothing here needs a lock: an input is handled to its end, actions included,
+before the next one. What takes time (a child's life, verifying a checkpoint) is a task that ends in an input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import assert_never
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup
+
+from backpropagate import checkpoints, process, userstate
+from backpropagate.card import Card
+from backpropagate.decisions import (
+    Action,
+    Assign,
+    Begin,
+    CheckpointFound,
+    DumpStacks,
+    Emit,
+    FindCheckpoint,
+    Finish,
+    Input,
+    Kill,
+    Quarantine,
+    RunnerExited,
+    RunnerGarbled,
+    RunnerSaid,
+    Send,
+    Spawn,
+    SpawnFailed,
+    StopAsked,
+    Terminate,
+    Tick,
+)
+from backpropagate.events import AttemptStarted, CheckpointQuarantined
+from backpropagate.narrate import narrate
+from backpropagate.policy import Policy
+from backpropagate.reporter import Reporter
+from backpropagate_protocol.errors import ExitCode
+from backpropagate_protocol.framing import ProtocolError
+from backpropagate_protocol.jobs import TrainJob
+from backpropagate_protocol.messages import CheckpointSaved, Hello, Ping, RunJob, ToParent
+from backpropagate_protocol.redact import redact
+from backpropagate_protocol.rundir import RunDir
+from backpropagate_protocol.spec import RunSpec
+
+_TICK = 1.0
+_PING_EVERY = 5.0
+
+
+class Driver:
+    """One supervisor's work. `drive` runs it to the end and returns the policy's last word."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        run_dir: RunDir,
+        policy: Policy,
+        report: Reporter,
+        card: Card,
+        *,
+        owner_pipe: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._spec, self._run_dir, self._policy, self._report = spec, run_dir, policy, report
+        self._card, self._owner_pipe, self._clock = card, owner_pipe, clock
+        self._runner: process.Runner | None = None
+        self._packages: dict[str, str] = {}
+        self._finish: Finish | None = None
+        self._tasks: TaskGroup
+        self._ended = anyio.Event()
+        self._rearmed = anyio.Event()
+        self._sleeping_until = 0.0
+
+    async def drive(self) -> Finish:
+        """Must be called in the main thread: signals go there, and a child follows the thread that started it."""
+        loop = asyncio.get_running_loop()
+
+        def asked(reason: str) -> None:
+            loop.call_soon_threadsafe(self.stop, reason)
+
+        with process.signals(asked):
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                self.feed(Begin(self._clock()))
+                tasks.start_soon(self._keep_time)
+                if self._card.wanted:
+                    tasks.start_soon(self._card.watch, self.feed, self._policy)
+                if self._owner_pipe:
+                    threading.Thread(target=_listen_to_owner, args=(loop, self.stop), daemon=True).start()
+                await self._ended.wait()
+                tasks.cancel_scope.cancel()
+        assert self._finish is not None
+        return self._finish
+
+    def feed(self, input: Input) -> None:
+        """Tells the policy, and does what it answers."""
+        for action in self._policy.handle(input):
+            self._act(action)
+        wake = self._policy.wake_at
+        if wake is not None and wake < self._sleeping_until:
+            self._rearmed.set()
+
+    def stop(self, reason: str) -> None:
+        """A wish to end: `ctrl-c` and `sigterm` (the second one kills), `owner-gone`, `kill`."""
+        if reason == "owner-gone" and self._policy.stop_asked:
+            return  # it went away after asking; that is no second request
+        code = ExitCode.INTERRUPTED if reason in ("ctrl-c", "kill") else ExitCode.TRY_LATER
+        self.feed(StopAsked(self._clock(), reason, code, kill=reason == "kill"))
+
+    # --- actions ----------------------------------------------------------------------------------------------------
+
+    def _act(self, action: Action) -> None:
+        match action:
+            case Spawn():
+                self._tasks.start_soon(self._child)
+            case FindCheckpoint():
+                self._tasks.start_soon(self._find_checkpoint)
+            case Assign():
+                self._assign(action)
+            case Send():
+                self._to_runner(lambda runner: runner.send(action.message))
+            case Terminate():
+                self._to_runner(process.Runner.terminate)
+            case DumpStacks():
+                self._to_runner(process.Runner.dump_stacks)
+            case Kill():
+                self._to_runner(process.Runner.kill)
+            case Quarantine():
+                checkpoints.quarantine(self._run_dir, action.name)
+                self._emit_quarantined(action.name, action.reason)
+            case Emit():
+                self._report.event(msgspec.structs.replace(action.event, time=time.time()))
+            case Finish():
+                self._finish = action
+                self._ended.set()
+            case _:
+                assert_never(action)
+
+    def _to_runner(self, deed: Callable[[process.Runner], None]) -> None:
+        if self._runner is not None:
+            deed(self._runner)
+
+    def _assign(self, job: Assign) -> None:
+        if self._runner is None:
+            return  # it died this very moment; its exit is on the way
+        folder = str(self._run_dir.checkpoints / job.checkpoint.name) if job.checkpoint else None
+        self._report.event(
+            AttemptStarted(
+                time=time.time(),
+                run_id=self._spec.run_id,
+                attempt=job.attempt,
+                pid=self._runner.pid,
+                micro_batch=job.micro_batch,
+                accumulation=job.accumulation,
+                checkpoint=job.checkpoint.name if job.checkpoint else None,
+                resume_step=job.checkpoint.step if job.checkpoint else 0,
+                versions=self._packages,
+            )
+        )
+        train = TrainJob(
+            spec=self._spec,
+            run_dir=str(self._run_dir.path),
+            attempt=job.attempt,
+            micro_batch=job.micro_batch,
+            accumulation=job.accumulation,
+            gradient_checkpointing=job.gradient_checkpointing,
+            resume_from=folder,
+            prepared=job.prepared,
+        )
+        self._runner.send(RunJob(train))
+
+    # --- tasks ------------------------------------------------------------------------------------------------------
+
+    async def _child(self) -> None:
+        """One child's life, from spawn to burial."""
+        python, run_id = self._spec.runner_python, self._spec.run_id
+        log = os.open(self._run_dir.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            async with process.running(python, run_id, self._spec.backend, log) as runner:
+                self._runner = runner
+                drained = anyio.Event()
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._listen, runner, drained)
+                    death = await runner.wait(drained)
+                    tasks.cancel_scope.cancel()
+                self._runner = None
+        except OSError as error:
+            self._runner = None
+            self.feed(SpawnFailed(self._clock(), error.strerror or str(error)))
+            return
+        finally:
+            os.close(log)
+        self.feed(RunnerExited(self._clock(), death))
+
+    async def _listen(self, runner: process.Runner, drained: anyio.Event) -> None:
+        try:
+            async for message in runner.messages():
+                self._hear(message)
+        except ProtocolError as error:
+            self.feed(RunnerGarbled(self._clock(), redact(str(error))))
+        finally:
+            drained.set()
+
+    def _hear(self, message: ToParent) -> None:
+        if isinstance(message, Hello):
+            self._packages = message.packages
+        event = narrate(message, time=time.time(), run_id=self._spec.run_id, attempt=self._policy.attempt)
+        if event is not None:
+            self._report.event(event)
+            self._card.event(event)
+        self.feed(RunnerSaid(self._clock(), message))
+        if isinstance(message, CheckpointSaved) and self._card.fit_key:
+            userstate.remember(self._card.fit_key, self._policy.micro)
+
+    async def _find_checkpoint(self) -> None:
+        search = await anyio.to_thread.run_sync(checkpoints.newest_good, self._run_dir)
+        for name, reason in search.aside:
+            self._emit_quarantined(name, reason)
+        self.feed(CheckpointFound(self._clock(), search.found))
+
+    def _emit_quarantined(self, name: str, reason: str) -> None:
+        self._report.event(
+            CheckpointQuarantined(time=time.time(), run_id=self._spec.run_id, name=name, reason=redact(reason))
+        )
+
+    async def _keep_time(self) -> None:
+        """A tick a second, and at every moment that the policy waits for."""
+        pinged = self._clock()
+        while True:
+            now = self._clock()
+            wake = self._policy.wake_at
+            target = now + _TICK if wake is None else min(now + _TICK, max(now, wake))
+            self._sleeping_until = target
+            self._rearmed = anyio.Event()
+            with anyio.move_on_after(target - now):
+                await self._rearmed.wait()
+                continue
+            now = self._clock()
+            late = now - target
+            self.feed(Tick(now, late if late > _TICK else 0.0))
+            if now - pinged >= _PING_EVERY:
+                pinged = now
+                self._to_runner(lambda runner: runner.send(Ping()))
+
+
+def _listen_to_owner(loop: asyncio.AbstractEventLoop, stop: Callable[[str], None]) -> None:
+    """Reads the owner's wishes from standard input, in a thread of its own, until the owner is gone."""
+    rest = b""
+    while True:
+        try:
+            data = os.read(0, 4096)
+        except OSError:
+            data = b""
+        *lines, rest = (rest + data).split(b"\n")
+        reasons = [{b"stop": "ctrl-c", b"kill": "kill"}[line] for line in lines if line in (b"stop", b"kill")]
+        try:
+            for reason in reasons if data else [*reasons, "owner-gone"]:
+                loop.call_soon_threadsafe(stop, reason)
+        except RuntimeError:
+            return  # the loop is closed: the run is over
+        if not data:
+            return

@@ -1,0 +1,76 @@
+"""Where every event goes: the journal, the run's row in the history, and those who watch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from filelock import Timeout
+
+from backpropagate import history
+from backpropagate.events import Event, ModelReady, Noticed, PhaseEntered, Recovering, RunCreated, RunEnded, RunResumed
+from backpropagate.journal import Journal
+from backpropagate.record import Record
+from backpropagate.sinks import Sink
+from backpropagate_protocol.messages import Phase
+from backpropagate_protocol.rundir import RunDir
+
+_PHASE_EVERY = 5.0  # seconds between two journal lines of one phase
+# They alternate for as long as a run trains; the checkpoint's own event tells it better.
+_EVERYDAY = frozenset({Phase.TRAIN.value, Phase.CHECKPOINT.value})
+_ROW_CHANGES = (RunCreated, RunResumed, ModelReady, Recovering, RunEnded)
+
+
+class Reporter:
+    """Passes events on. Neither a watcher that fails nor an index that cannot be written stops a run."""
+
+    def __init__(
+        self,
+        run_dir: RunDir,
+        journal: Journal,
+        record: Record,
+        sinks: Sequence[Sink],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._run_dir, self._journal, self.record = run_dir, journal, record
+        self._sinks = list(sinks)
+        self._clock = clock
+        self._phase, self._phase_at = "", 0.0
+        self._index_failed = False
+
+    def event(self, event: Event) -> None:
+        if not isinstance(event, PhaseEntered) or self._worth_a_line(event):
+            self._journal.append(event)
+        self.record.fold(event)
+        for sink in list(self._sinks):
+            try:
+                sink.event(event)
+            except Exception:  # noqa: BLE001 - a sink's failure, whatever it is, never stops a run
+                self._sinks.remove(sink)
+        if isinstance(event, _ROW_CHANGES):
+            self._index(event)
+
+    def _worth_a_line(self, event: PhaseEntered) -> bool:
+        now = self._clock()
+        if event.phase == self._phase and now - self._phase_at < _PHASE_EVERY:
+            return False
+        if event.phase in _EVERYDAY and self._phase in _EVERYDAY:
+            return False
+        self._phase, self._phase_at = event.phase, now
+        return True
+
+    def _index(self, event: Event) -> None:
+        try:
+            history.record(self._run_dir.output, self.record.row())
+        except (OSError, Timeout) as error:
+            if not self._index_failed:
+                self._index_failed = True
+                text = f"the run history cannot be written ({error}); `backprop list-runs --rebuild` makes it again"
+                self.event(Noticed(time=event.time, run_id=event.run_id, level="warning", text=text))
+
+    def close(self) -> None:
+        for sink in self._sinks:
+            try:
+                sink.close()
+            except Exception:  # noqa: BLE001 - as above
+                continue
