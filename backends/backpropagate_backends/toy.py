@@ -138,7 +138,7 @@ class ToyBackend:
         # ----- the loop -----
         sampler = _Order(len(data), spec.seed)
         targets: dict[int, float] = {}
-        loss = None
+        loss = session.resume.loss if session.resume else None
         tokens = 0
         while step < total_steps:
             session.before_step(step + 1)

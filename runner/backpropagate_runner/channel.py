@@ -37,7 +37,11 @@ def claim() -> tuple[int, int]:
 
 
 class Channel:
-    """Frames in, frames out, one thread for each. `heard` gets Stop and Save; `lost` is called once, at end of file."""
+    """Frames in, frames out, one thread for each. `heard` gets Stop and Save.
+
+    `lost` is called when the parent is gone, `confused` when it sent what is no message of this protocol; both with a
+    reason, in a thread of the channel's, and no message is read after that.
+    """
 
     def __init__(
         self,
@@ -45,9 +49,10 @@ class Channel:
         outgoing: int,
         heard: Callable[[Stop | Save], None],
         lost: Callable[[str], None],
+        confused: Callable[[str], None],
     ) -> None:
         self._incoming, self._outgoing = incoming, outgoing
-        self._heard, self._lost = heard, lost
+        self._heard, self._lost, self._confused = heard, lost, confused
         self._jobs: queue.SimpleQueue[RunJob | None] = queue.SimpleQueue()
         self._events: deque[bytes] = deque()
         self._latest: Progress | None = None
@@ -126,7 +131,10 @@ class Channel:
                 for message in decoder.feed(data):
                     self._hear(message)
             decoder.close()
-        except (OSError, ProtocolError) as error:
+        except ProtocolError as error:
+            self._confused(str(error))
+            return
+        except OSError as error:
             reason = f"the pipe from the parent broke: {error}"
         self._jobs.put(None)
         self._lost(reason)

@@ -28,7 +28,7 @@ def commit(staged: Path, final: Path, manifest: Manifest, disk: Disk = DISK) -> 
     return commit_dir(staged, final, with_files, disk), listed
 
 
-def make_room(final: Path, manifest: Manifest) -> bool:
+def make_room(final: Path, manifest: Manifest, disk: Disk = DISK) -> bool:
     """Before a commit to a name that is taken. True: what lies there is this very checkpoint, nothing is to be done.
 
     Otherwise it is moved aside, not removed: a step is only ever trained twice after something went wrong.
@@ -45,7 +45,7 @@ def make_room(final: Path, manifest: Manifest) -> bool:
             return True
     except NotWhole:
         pass
-    final.rename(final.with_name(f"{final.name}{QUARANTINE}-{uuid.uuid4().hex[:8]}"))
+    disk.rename(final, final.with_name(f"{final.name}{QUARANTINE}-{uuid.uuid4().hex[:8]}"))
     return False
 
 

@@ -49,6 +49,8 @@ class Drill:
             return
         for kind in self._steps.get(step, ()):
             if kind in STEP:
+                sys.stderr.write(f"planned fault before step {step}: {kind}\n")
+                sys.stderr.flush()
                 STEP[kind](self)
 
     def after_step(self, progress: Progress) -> Progress:

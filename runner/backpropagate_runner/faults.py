@@ -86,6 +86,7 @@ _TEXTS: tuple[tuple[FaultKind, tuple[str, ...]], ...] = (
         (
             "no cuda-capable device is detected",
             "found no nvidia driver",
+            "no cuda gpus are available",
             "torch not compiled with cuda enabled",
             "cuda driver version is insufficient",
         ),
@@ -162,7 +163,9 @@ def _judge(error: BaseException) -> tuple[FaultKind, str, BaseException]:
     for link in reversed(list(_chain(error))):
         if isinstance(link, BackpropagateError):
             return _own_kind(link), link.code, link
-        if (kind := _kind_of(link)) is not None:
+        kind = _kind_of(link)
+        # A machine without a GPU is asked for one, and answers, on many a way to another error: only the last one counts.
+        if kind is not None and (link is error or kind not in (FaultKind.USER, FaultKind.GPU_BUSY)):
             return kind, _CODE[kind], link
     return FaultKind.INTERNAL, _CODE[FaultKind.INTERNAL], error
 
@@ -197,8 +200,6 @@ def _kind_of(error: BaseException) -> FaultKind | None:
     code = getattr(error, "error_code", None)
     if isinstance(code, int) and names & {"AcceleratorError", "CudaError"}:
         return _CUDA_CODES.get(code, FaultKind.CUDA)
-    if not isinstance(error, (RuntimeError, OSError, Exception)):
-        return None
     text = _text(error).lower()
     for kind, parts in _TEXTS:
         if any(part in text for part in parts):

@@ -19,21 +19,25 @@ from backpropagate_protocol.messages import Phase
 
 LEASE = 120.0
 LONG_LEASE = 3600.0
-_TICK = 2.0
+TICK = 2.0
 
 # In these a framework may hold the GIL for minutes without a fault: imports, reading weights, compiling kernels.
 _LONG_PHASES = frozenset({Phase.IMPORT, Phase.LOAD, Phase.FIRST_STEP})
 
 
 class Lifeline:
-    """Made once, in the first lines of the runner. `parent` is the pid that the supervisor gave on the command line."""
+    """Made once, in the first lines of the runner. `parent` is the pid that the supervisor gave on the command line;
+    `lease` and `long_lease` are seconds, `tick` is how often the parent is looked at."""
 
-    def __init__(self, parent: int) -> None:
+    def __init__(
+        self, parent: int, *, lease: float = LEASE, long_lease: float = LONG_LEASE, tick: float = TICK
+    ) -> None:
         self._parent = parent
+        self._short, self._long, self._tick = lease, long_lease, tick
         # Behind a wrapper (a launcher of a virtual environment on Windows, a shell script as --runner-python) the
         # supervisor is not our direct parent; then its pid is watched instead of our own parent's.
         self._direct = sys.platform != "win32" and os.getppid() == parent
-        self._lease = LONG_LEASE
+        self._lease = long_lease
         self._gone = threading.Event()
         self._lock = threading.Lock()
 
@@ -43,7 +47,7 @@ class Lifeline:
 
     def enter(self, phase: Phase) -> None:
         """Gives the lease the length that fits the phase."""
-        lease = LONG_LEASE if phase in _LONG_PHASES else LEASE
+        lease = self._long if phase in _LONG_PHASES else self._short
         if lease != self._lease:
             self._lease = lease
             self._renew()
@@ -64,5 +68,5 @@ class Lifeline:
         return os.getppid() == self._parent if self._direct else is_alive(self._parent)
 
     def _watch(self) -> None:
-        while not self._gone.wait(_TICK) and self._parent_lives():
+        while not self._gone.wait(self._tick) and self._parent_lives():
             self._renew()

@@ -159,7 +159,7 @@ class TrainSession:
         final = self.run.checkpoint(progress.step)
         disk = self._drill.disk_for(progress.step, self._disk)
         try:
-            if make_room(final, manifest):
+            if make_room(final, manifest, disk):
                 discard(staged)
                 size = 0
             else:

@@ -59,11 +59,12 @@ class Runner:
             level=logging.WARNING,
             format=f"%(asctime)s {run_id} %(levelname)s %(name)s: %(message)s",
         )
+        logging.captureWarnings(True)
         self.lifeline = Lifeline(parent)
         self.lifeline.start()
         self.control = Control(self._leave_early)
         self.control.handle_signals()
-        self.channel = Channel(*descriptors, self.control.ask, self._parent_gone)
+        self.channel = Channel(*descriptors, self.control.ask, self._parent_gone, self._confused)
         self.voice = Voice(self.channel, self.lifeline)
         self.packages = _versions()
         self._grace = _DEFAULT_GRACE
@@ -75,6 +76,15 @@ class Runner:
     def _parent_gone(self, reason: str) -> None:
         self.lifeline.parent_gone(self._grace)
         self.control.ask(Stop(reason))
+
+    def _confused(self, reason: str) -> None:
+        # Deaf to every further Stop, it must not go on; the newest checkpoint is what remains.
+        self.control.end()
+        self.channel.send(
+            Fault(FaultKind.INTERNAL, "RUNTIME_PROTOCOL", reason, phase=self.voice.where, step=self.voice.step)
+        )
+        self.channel.flush(5.0)
+        os._exit(1)
 
     def _leave_early(self) -> None:
         self.channel.send(Stopped(self.voice.step, saved=False))

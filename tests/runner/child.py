@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -31,17 +31,23 @@ M = TypeVar("M")
 class Child:
     """One runner. Every message it sends is kept in `said`, in order."""
 
-    def __init__(self, log: Path, warm: str = "toy", parent: int | None = None) -> None:
+    def __init__(self, log: Path, warm: str = "toy", *, listening: bool = True) -> None:
         self.log = log
         self.said: list[ToParent] = []
         self._arrived: SimpleQueue[ToParent | Exception | None] = SimpleQueue()
         command = [sys.executable, "-P", "-m", "backpropagate_runner"]
-        command += ["--parent", str(parent or os.getpid()), "--run-id", "test-run", "--warm", warm]
+        command += ["--parent", str(os.getpid()), "--run-id", "test-run", "--warm", warm]
         with open(log, "ab") as stderr:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True
             )
         self._reader = threading.Thread(target=self._read, daemon=True)
+        self._listening = False
+        if listening:
+            self.listen()
+
+    def listen(self) -> None:
+        self._listening = True
         self._reader.start()
 
     def _read(self) -> None:
@@ -57,9 +63,20 @@ class Child:
         self._arrived.put(None)
 
     def send(self, message: ToChild) -> None:
+        self.send_bytes(encode(message))
+
+    def send_bytes(self, data: bytes) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write(encode(message))
+        self.process.stdin.write(data)
         self.process.stdin.flush()
+
+    def wait_until(self, fact: Callable[[], bool]) -> None:
+        """For facts that no message tells."""
+        end = time.monotonic() + DEADLINE
+        while not fact():
+            assert time.monotonic() < end, "it did not come true"
+            assert self.process.poll() is None or fact(), f"the child ended: {self.log.read_text()}"
+            time.sleep(0.01)
 
     def do(self, job: Job) -> None:
         self.wait_for(Hello)
@@ -110,7 +127,8 @@ class Child:
                 os.kill(self.process.pid, signal.SIGCONT)
             self.process.kill()
         self.process.wait(DEADLINE)
-        self._reader.join(DEADLINE)
+        if self._listening:
+            self._reader.join(DEADLINE)
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 try:
