@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import importlib
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
@@ -113,6 +112,8 @@ def _run_command(arguments: list[str]) -> int:
         ours, code = as_error(error)
         screen.error(ours)
         if ours.code == "RUNTIME_INTERNAL" and (screen.verbose or _debug()):
+            import traceback
+
             from backpropagate_protocol.redact import redact
 
             sys.stderr.write(redact("".join(traceback.format_exception(error))))
