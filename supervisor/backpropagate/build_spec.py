@@ -243,10 +243,18 @@ def check_runner(python: str | None, backend: str) -> str | None:
         return os.path.abspath(found)
     if backend == "toy":
         return None
-    missing = [name for name in _FRAMEWORKS if importlib.util.find_spec(name) is None]
+    missing = [name for name in _FRAMEWORKS if not _installed(name)]
     if missing:
         raise DependencyError(f"training needs {', '.join(missing)}, not installed here")
     return None
+
+
+def _installed(name: str) -> bool:
+    """Looked up, not imported: the parent never loads a framework."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def _output(name: str, *, least_mib: int) -> str:

@@ -5,7 +5,6 @@ Commands are imported when they are called; the help page imports none of them.
 
 from __future__ import annotations
 
-import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -104,11 +103,7 @@ def _run_command(arguments: list[str]) -> int:
                 arguments, prog_name="backprop", standalone_mode=False, obj=screen, token_normalize_func=normalise
             )
         )
-    except BrokenPipeError:
-        return _stdout_gone()
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one place where every exception ends
-        if isinstance(error, OSError) and error.errno == errno.EPIPE:
-            return _stdout_gone()
         ours, code = as_error(error)
         screen.error(ours)
         if ours.code == "RUNTIME_INTERNAL" and (screen.verbose or _debug()):
@@ -131,12 +126,6 @@ def _debug() -> bool:
 
 def _exit_code(result: object) -> int:
     return result if isinstance(result, int) else 0
-
-
-def _stdout_gone() -> int:
-    """The reader of our stdout went away (`backprop list-runs | head`): nothing more to say."""
-    sys.stdout = None  # or the interpreter complains when it flushes at exit
-    return 0
 
 
 def main() -> NoReturn:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from dataclasses import dataclass
 
@@ -23,7 +25,7 @@ class Screen:
         if self.json:
             _write_json(document)
         elif text:
-            click.echo(redact(text))
+            _write(redact(text))
 
     def note(self, text: str) -> None:
         """Something that is not the answer."""
@@ -70,7 +72,20 @@ def _write_json(document: object) -> None:
     import msgspec
 
     plain = _redacted(msgspec.to_builtins(document, str_keys=True))
-    click.echo(msgspec.json.format(msgspec.json.encode(plain), indent=2 if terminal(sys.stdout) else 0))
+    _write(msgspec.json.format(msgspec.json.encode(plain), indent=2 if terminal(sys.stdout) else 0))
+
+
+def _write(answer: str | bytes) -> None:
+    """To stdout. A reader that went away (`backprop list-runs | head`) does not change how the command ends."""
+    try:
+        click.echo(answer)
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EINVAL):  # EINVAL is how Windows says it
+            raise
+        # What is still buffered goes nowhere, so that the interpreter has nothing to complain about at exit.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _redacted(value: object) -> object:

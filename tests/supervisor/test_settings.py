@@ -124,7 +124,7 @@ def test_what_a_later_release_brings_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_an_argument_that_does_not_exist_is_an_error_with_a_suggestion(tmp_path: Path) -> None:
-    with pytest.raises(UserInputError, match="there is no argument 'lora_rr'; did you mean lora_r?"):
+    with pytest.raises(UserInputError, match=r"there is no argument 'lora_rr'; did you mean lora_r\?"):
         settings(tmp_path, lora_rr=8)
 
 
