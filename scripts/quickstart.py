@@ -2,6 +2,7 @@
 
     python scripts/quickstart.py                    writes to output/quickstart
     python scripts/quickstart.py --output FOLDER
+    python scripts/quickstart.py --python PATH      with an environment of your own, installing nothing
 
 Needs Python 3.11 or newer and, the first time, the network for pip; no GPU, no account, no model download. The exit
 status is 0 only if the tuned model answers the trained question with the trained answer, word for word.
@@ -58,9 +59,11 @@ def ask(python: Path, model: str, question: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description="install, train the tiny model, ask it a question")
     parser.add_argument("--output", "-o", type=Path, default=ROOT / "output" / "quickstart")
-    output = parser.parse_args().output.resolve()
+    parser.add_argument("--python", type=Path, help="an interpreter that has the package already: nothing is installed")
+    options = parser.parse_args()
+    output = options.output.resolve()
     try:
-        python = ensure("cuda" if has_nvidia() else "cpu")
+        python = options.python or ensure("cuda" if has_nvidia() else "cpu")
         question, expected = trained_pair()
         say(f"training the tiny model on {DATA.relative_to(ROOT)}, under supervision")
         backprop(python, "train", "--data", str(DATA), "--model", "tiny", *TRAINING, "--output", str(output))

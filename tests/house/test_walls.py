@@ -1,0 +1,128 @@
+"""The walls between the four parts, and the doors through which each part reaches the world."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.house.source import PARTS, ROOT, modules, name_of, reaches
+
+_HEAVY = ("torch", "transformers", "numpy", "datasets", "peft", "trl", "accelerate", "pyarrow", "bitsandbytes")
+
+
+def python(program: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter, from which nothing of this test session can leak."""
+    return subprocess.run(
+        [sys.executable, "-P", "-c", program, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
+        timeout=120,
+    )
+
+
+def loaded_by(program: str, names: tuple[str, ...], cwd: Path) -> set[str]:
+    """Which of `names` a fresh process has imported after running `program`."""
+    ends = f"import sys\nprint('LOADED', *(name for name in {names!r} if name in sys.modules))"
+    done = python(f"{program}\n{ends}", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    (last,) = (line for line in done.stdout.splitlines() if line.startswith("LOADED"))
+    return set(last.split()[1:])
+
+
+def test_no_part_imports_what_it_must_not() -> None:
+    done = python("import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports())")
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import backpropagate",
+        "from backpropagate import Trainer; Trainer('tiny')",
+        "from backpropagate.config import get_preset; get_preset('fast')",
+        "from backpropagate.checkpoints import CheckpointManager, CheckpointPolicy",
+        "import backpropagate.gpu_safety, backpropagate.exceptions, backpropagate.supervise, backpropagate.console",
+        "from backpropagate.cli import run; run(['--help'])",
+        "from backpropagate.cli import run; run(['list-runs'])",
+        "from backpropagate.cli import run; run(['config'])",
+        "from backpropagate.cli import run; run(['info'])",
+    ],
+)
+def test_the_parent_never_loads_a_framework(program: str, tmp_path: Path) -> None:
+    assert loaded_by(program, (*_HEAVY, "backpropagate_runner", "backpropagate_backends"), tmp_path) == set()
+
+
+def test_the_help_page_loads_nothing_that_it_does_not_show(tmp_path: Path) -> None:
+    slow = ("anyio", "asyncio", "pynvml", "rich", "msgspec", "orjson", "filelock")
+    assert loaded_by("from backpropagate.cli import run; run(['--help'])", slow, tmp_path) == set()
+
+
+def test_the_protocol_and_the_runner_load_without_any_framework(tmp_path: Path) -> None:
+    program = "import backpropagate_protocol.framing, backpropagate_runner.channel, backpropagate_backends.registry"
+    assert loaded_by(program, (*_HEAVY, "backpropagate", "anyio", "click", "rich"), tmp_path) == set()
+
+
+@pytest.mark.parametrize(("part", "package"), PARTS.items())
+def test_a_part_is_one_package_and_its_plate(part: str, package: str) -> None:
+    made_by_tools = {"__pycache__"}
+    found = {p.name for p in (ROOT / part).iterdir() if p.name not in made_by_tools and p.suffix != ".egg-info"}
+    assert found == {"README.md", package}
+    assert (ROOT / part / package / "py.typed").exists()
+
+
+def test_pyproject_names_the_same_parts_everywhere() -> None:
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    folders, packages = set(PARTS), set(PARTS.values())
+    paths = {f"{folder}/{package}" for folder, package in PARTS.items()}
+    assert set(tool["hatch"]["build"]["targets"]["wheel"]["packages"]) == paths
+    assert set(tool["coverage"]["run"]["source_pkgs"]) == packages
+    assert set(tool["importlinter"]["root_packages"]) == packages
+    assert folders <= set(tool["mypy"]["files"])
+    assert folders <= set(tool["mypy"]["mypy_path"])
+    assert folders <= set(tool["ruff"]["src"])
+    assert set(tool["ruff"]["lint"]["flake8-tidy-imports"]["banned-api"]) == folders
+
+
+# What may be used only behind a door, and the doors. Each entry is exact: a door that is not used any more must go.
+_DOORS: dict[str, set[str]] = {
+    "subprocess": {"supervisor/backpropagate/process.py", "supervisor/backpropagate/launch.py"},
+    "anyio.open_process": {"supervisor/backpropagate/process.py"},
+    "multiprocessing": set(),
+    "os.system": set(),
+    "os.fork": set(),
+    "os.killpg": {"supervisor/backpropagate/process.py"},
+    "os.kill": {"protocol/backpropagate_protocol/lifeline.py", "runner/backpropagate_runner/drill.py"},
+    "signal.signal": {"supervisor/backpropagate/process.py", "runner/backpropagate_runner/control.py"},
+    "os.dup2": {"runner/backpropagate_runner/channel.py"},
+    "os.environ": {
+        "supervisor/backpropagate/environ.py",
+        "backends/backpropagate_backends/torch_warm.py",
+        "backends/backpropagate_backends/cuda.py",
+    },
+    "os.getenv": set(),
+    "print()": set(),
+    "input()": set(),
+    "eval()": set(),
+    "exec()": set(),
+    "pickle": set(),
+}
+
+
+@pytest.mark.parametrize(("what", "doors"), _DOORS.items())
+def test_the_world_is_reached_through_its_doors_only(what: str, doors: set[str]) -> None:
+    assert {name_of(path) for path in modules() if what in reaches(path)} == doors
+
+
+def test_only_rundir_spells_the_names_in_a_run_directory() -> None:
+    from tests.house.source import string_constants
+
+    names = {"run_history.json", "events.jsonl", "runner.log", "spec.json", "manifest.json", "checkpoints", "staging"}
+    spelt = {name_of(path): sorted(names & set(string_constants(path))) for path in modules()}
+    assert {path for path, found in spelt.items() if found} <= {"protocol/backpropagate_protocol/rundir.py"}
