@@ -118,7 +118,7 @@ class _Preparation:
                     self._add(writer, row.line, row.example)
                     done += 1
                     tick(done, self._scan.rows, "")
-                if source.digest() != self._scan.source_digest:
+                if source.digest(lambda: tick(done, self._scan.rows, "")) != self._scan.source_digest:
                     raise DatasetError(f"{source.name} was changed while it was read; start again")
             self._judge(source.name, writer)
             return writer.commit(

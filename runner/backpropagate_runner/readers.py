@@ -12,7 +12,7 @@ import hashlib
 import importlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 import msgspec
@@ -67,7 +67,7 @@ class HubSource:
         except Exception as error:
             raise DatasetError(f"the data set {self.name} cannot be streamed: {error}") from error
 
-    def digest(self) -> str:
+    def digest(self, tick: Callable[[], None]) -> str:
         return self._hash.hexdigest()
 
     def __enter__(self) -> HubSource:
@@ -166,7 +166,9 @@ def _csv(source: FileSource) -> Rows:
                 bad_encoding = number
                 yield line.decode("utf-8", "replace")
 
-    reader = csv.reader(texts(), strict=True)
+    first_line = source.stream.peek().partition(b"\n")[0]
+    delimiter = max((",", ";", "\t"), key=lambda mark: first_line.count(mark.encode()))
+    reader = csv.reader(texts(), strict=True, delimiter=delimiter)
     header: list[str] | None = None
     while True:
         line = reader.line_num + 1
@@ -229,10 +231,11 @@ def _parquet(source: FileSource) -> Rows:
             spool.seek(0)
         try:
             number = 0
-            for batch in parquet.ParquetFile(spool if source.packed else source.path).iter_batches(batch_size=256):
-                for value in batch.to_pylist():
-                    number += 1
-                    yield RawRow(number, value)
+            with parquet.ParquetFile(spool if source.packed else source.path) as table:
+                for batch in table.iter_batches(batch_size=256):
+                    for value in batch.to_pylist():
+                        number += 1
+                        yield RawRow(number, value)
         except (pyarrow.ArrowException, UnicodeDecodeError) as error:
             raise DatasetParseError(f"{source.name} is not a parquet file that can be read: {error}") from error
 

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -33,11 +33,12 @@ KINDS = {
     ".jsonlines": "jsonl",
     ".json": "json",
     ".csv": "csv",
+    ".tsv": "csv",
     ".parquet": "parquet",
     ".txt": "text",
     ".md": "text",
 }
-ACCEPTED = ".jsonl, .json, .csv, .parquet, .txt, .md (each also as .gz), or a hub id such as owner/name"
+ACCEPTED = ".jsonl, .json, .csv, .tsv, .parquet, .txt, .md (each also as .gz), or a hub id such as owner/name"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -113,11 +114,11 @@ class FileSource:
         """Bytes of the file read so far."""
         return self._raw.passed
 
-    def digest(self) -> str:
-        """SHA-256 of the whole file; reads what has not been read yet."""
+    def digest(self, tick: Callable[[], None]) -> str:
+        """SHA-256 of the whole file; reads what has not been read yet, which can be most of it."""
         with self.faults():
             while self.disk.read(BUFFER):
-                pass
+                tick()
         return self._raw.hash.hexdigest()
 
     @contextmanager

@@ -155,7 +155,7 @@ def scan(data: DataSpec, phase: PhaseReport = _nothing, *, max_errors: int = MAX
                 if len(errors) < max_errors:
                     errors.append(f"{unit} {row.line}: {row.reason}")
             tick(source.done, source.size, source.name)
-        digest = source.digest()
+        digest = source.digest(lambda: tick(source.done, source.size, source.name))
     if rows + bad == 0:
         raise DatasetError(f"{source.name} has no rows")
     if bad and not lenient and (rows == 0 or data.on_bad_row != "skip"):

@@ -73,6 +73,13 @@ def test_a_field_of_csv_may_hold_line_ends_and_the_next_row_keeps_its_line() -> 
     ]
 
 
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_the_first_line_says_what_separates_the_fields(tmp_path: Path, mark: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f'question{mark}answer\nAdd 1 and 2?{mark}"3{mark} or so"\n')
+    assert good(path) == [(2, {"question": "Add 1 and 2?", "answer": f"3{mark} or so"})]
+
+
 def test_blocks_between_blank_lines_are_the_rows_of_a_text() -> None:
     assert good(ACCEPTED / "raw.txt") == [
         (1, {"text": "The first paragraph\nhas two lines."}),
@@ -105,7 +112,7 @@ def test_the_digest_is_of_the_whole_file_however_much_was_read(tmp_path: Path, r
         for seen, _ in enumerate(read(source)):
             if read_first is not None and seen >= read_first:
                 break
-        assert source.digest() == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert source.digest(lambda: None) == hashlib.sha256(path.read_bytes()).hexdigest()
         assert source.done == source.size
 
 
@@ -192,6 +199,35 @@ def test_a_hub_id_is_not_mistaken_for_a_file(tmp_path: Path) -> None:
     assert needs_frameworks("owner/name")
     assert needs_frameworks("/x/rows.parquet.gz")
     assert not needs_frameworks("/x/rows.jsonl")
+
+
+@pytest.mark.slow
+def test_the_rows_of_a_data_set_that_the_hub_s_library_streams(tmp_path: Path) -> None:
+    """A folder takes the hub's place: the library reads either the same way."""
+    (tmp_path / "train.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    code = (
+        "import sys; from backpropagate_protocol.spec import DataSpec; from backpropagate_runner.readers import HubSource\n"
+        "source = HubSource(DataSpec(source=sys.argv[1], samples=2)); rows = list(source.rows())\n"
+        "print([(row.line, row.value) for row in rows], len(source.digest(lambda: None)))"
+    )
+    environment = os.environ | {"HF_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == "[(1, {'text': 'one'}), (2, {'text': 'two'})] 64"
+
+
+@pytest.mark.slow
+def test_a_hub_that_cannot_be_reached_is_a_coded_error(tmp_path: Path) -> None:
+    code = (
+        "from backpropagate_protocol.errors import DatasetError; from backpropagate_protocol.spec import DataSpec\n"
+        "from backpropagate_runner.validate import scan\n"
+        "try: scan(DataSpec(source='nobody/nothing-of-the-kind'))\n"
+        "except DatasetError as error: print(error)"
+    )
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.startswith("[INPUT_DATASET_NOT_FOUND]: the hub has no data set nobody/nothing-of-the-kind")
 
 
 def test_reading_json_csv_and_text_imports_no_large_package() -> None:
