@@ -71,7 +71,10 @@ class _State(msgspec.Struct):
 
 
 class _Order:
-    """Position → sample id: a new seeded permutation in each epoch. Any position is found at once."""
+    """Position → sample ids: a new seeded permutation in each epoch. Any position is found at once.
+
+    As in the torch trainers, a step does not reach into the next epoch: the last one of an epoch may be smaller.
+    """
 
     def __init__(self, rows: int, seed: int) -> None:
         self._rows, self._seed = rows, seed
@@ -79,15 +82,12 @@ class _Order:
         self._permutation: array[int] = array("q")
 
     def take(self, position: int, count: int) -> array[int]:
-        ids: array[int] = array("q")
-        while len(ids) < count:
-            epoch, index = divmod(position + len(ids), self._rows)
-            if epoch != self._epoch:
-                shuffled = list(range(self._rows))
-                Random(f"{self._seed}/{epoch}").shuffle(shuffled)
-                self._epoch, self._permutation = epoch, array("q", shuffled)
-            ids += self._permutation[index : index + count - len(ids)]
-        return ids
+        epoch, index = divmod(position, self._rows)
+        if epoch != self._epoch:
+            shuffled = list(range(self._rows))
+            Random(f"{self._seed}/{epoch}").shuffle(shuffled)
+            self._epoch, self._permutation = epoch, array("q", shuffled)
+        return self._permutation[index : index + count]
 
 
 class ToyBackend:
@@ -110,10 +110,8 @@ class ToyBackend:
         step_seconds, state_bytes = _wishes(job.spec.model)
 
         # ----- how long, and from where -----
-        total_samples = round((spec.epochs or 1.0) * len(data))
-        if spec.steps is not None:
-            total_samples = spec.steps * spec.effective_batch
-        total_steps = math.ceil(total_samples / spec.effective_batch)
+        steps_per_epoch = math.ceil(len(data) / spec.effective_batch)
+        total_steps = spec.steps if spec.steps is not None else math.ceil((spec.epochs or 1.0) * steps_per_epoch)
         number = momentum = 0.0
         step = samples = order = 0
         if job.resume_from is not None:
@@ -143,7 +141,7 @@ class ToyBackend:
         while step < total_steps:
             session.before_step(step + 1)
             began = time.monotonic()
-            ids = sampler.take(samples, min(spec.effective_batch, total_samples - samples))
+            ids = sampler.take(samples, spec.effective_batch)
             loss = gradient = 0.0
             for start in range(0, len(ids), job.micro_batch):
                 micro_loss = micro_gradient = 0.0
