@@ -22,7 +22,7 @@ _WISHES = ("stop", "kill")
 
 
 class StopFollowing(Exception):
-    """Raised by a sink that wants the run to stop: it is asked to save and end, and followed to its end."""
+    """Raised by a sink that wants the run to stop: it is asked, once, to save and end, and followed to its end."""
 
 
 def follow(supervisor: SupervisorProcess, follower: Follower, sinks: Sequence[Sink]) -> events.RunEnded:
@@ -64,7 +64,7 @@ def _feed(supervisor: SupervisorProcess, watching: list[Sink], event: events.Eve
         try:
             sink.event(event)
         except StopFollowing:
-            supervisor.ask("stop")
+            supervisor.ask_once("stop")
         except BackpropagateError:
             raise
         except Exception as error:  # noqa: BLE001 - whoever watches must not be able to harm the run

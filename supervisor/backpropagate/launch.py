@@ -23,10 +23,12 @@ class SupervisorProcess:
     def __init__(self, run_dir: RunDir, process: subprocess.Popen[bytes], log_offset: int) -> None:
         self.run_dir = run_dir
         self.process = process
+        self._asked = False
         self._log_offset = log_offset  # where its own lines begin: earlier ones belong to supervisors before it
 
     def ask(self, wish: str) -> None:
         """`stop` (checkpoint, then end) or `kill` (end now). A supervisor that is gone already does not mind."""
+        self._asked = True
         if self.process.stdin is None or self.process.stdin.closed:
             return
         try:
@@ -34,6 +36,11 @@ class SupervisorProcess:
             self.process.stdin.flush()
         except OSError:
             pass
+
+    def ask_once(self, wish: str) -> None:
+        """The same, but nothing if it was asked for anything before: a second wish means urgency."""
+        if not self._asked:
+            self.ask(wish)
 
     @property
     def exit_code(self) -> int | None:

@@ -9,6 +9,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from backpropagate import events
 from backpropagate.events import Event
@@ -44,7 +45,7 @@ class RunView:
     notices: list[str] = field(default_factory=list)
     ended: events.RunEnded | None = None
     _losses: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_LOSSES))
-    _steps: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    _steps: deque[tuple[float, int, int]] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     _fault: str = ""
 
     def see(self, event: Event) -> None:
@@ -89,25 +90,28 @@ class RunView:
             while self._losses and self._losses[-1][0] >= event.step:
                 self._losses.pop()  # these steps are being done again after a fault
             self._losses.append((event.step, event.loss))
-        self._steps.append((event.step_seconds, event.tokens))
+        self._steps.append((event.time, event.step, event.tokens))
+
+    # Not every step is seen (progress is coalesced and thinned), so speed is judged by the time between those that are.
 
     @property
     def tokens_per_second(self) -> float | None:
         """Over the last steps of this attempt; None while it cannot be known."""
-        if len(self._steps) < 2:
+        steps = list(self._steps)
+        if len(steps) < 2:
             return None
-        seconds = sum(step[0] for step in list(self._steps)[1:])
-        tokens = self._steps[-1][1] - self._steps[0][1]
+        seconds, tokens = steps[-1][0] - steps[0][0], steps[-1][2] - steps[0][2]
         return tokens / seconds if seconds > 0 and tokens > 0 else None
 
     @property
     def remaining(self) -> tuple[float, float] | None:
-        """Seconds to the last step, from the quick and from the slow quarter of the last steps; None before 3 steps."""
-        seconds = sorted(step[0] for step in list(self._steps))
-        if len(seconds) < 3 or self.total_steps <= 0:
+        """Seconds to the last step, from the quick and from the slow quarter of the last steps; None before 4 steps."""
+        steps = list(self._steps)
+        pace = sorted((b[0] - a[0]) / (b[1] - a[1]) for a, b in pairwise(steps) if b[1] > a[1])
+        if len(pace) < 3 or self.total_steps <= 0:
             return None
         left = max(0, self.total_steps - self.step)
-        return left * seconds[len(seconds) // 4], left * seconds[-1 - len(seconds) // 4]
+        return left * max(0.0, pace[len(pace) // 4]), left * max(0.0, pace[-1 - len(pace) // 4])
 
     @property
     def losses(self) -> list[float]:

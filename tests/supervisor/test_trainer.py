@@ -1,0 +1,239 @@
+"""The three lines, in real scripts: what comes back, what is raised, and that nobody who watches can harm a run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from backpropagate import Trainer, TrainingCallback, TrainingRun
+from backpropagate.exceptions import BackpropagateError, GPUMemoryError, InvalidSettingError, UserInputError
+from backpropagate_protocol.rundir import OutputDir
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(f'{{"text": "row number {i}"}}\n' for i in range(40)))
+    return path
+
+
+def toy(tmp_path: Path, **arguments: object) -> Trainer:
+    return Trainer("any", backend="toy", output_dir=tmp_path / "out", progress=False, **arguments)
+
+
+def endless(trainer: Trainer, data: Path, **arguments: object) -> TrainingRun:
+    """More steps than anybody waits for: something has to stop it."""
+    return trainer.train(data, steps=50_000_000, **arguments)  # type: ignore[arg-type]  # handed through
+
+
+def test_a_training_gives_back_its_run(tmp_path: Path, data: Path) -> None:
+    run = toy(tmp_path).train(data, steps=30)
+
+    assert (run.status, run.steps, run.total_steps, run.samples_seen) == ("completed", 30, 30, 240)
+    assert run.completed
+    assert run.final_loss is not None
+    assert run.loss_history
+    assert run.loss_steps[-1] == 30
+    assert run.adapter_path is not None
+    assert run.adapter_path.is_dir()
+    assert run.output_path == tmp_path / "out" / "runs" / run.run_id
+    assert run.recoveries == []
+    assert str(run).startswith(f"run {run.run_id[:8]} completed: 30/30 steps")
+
+
+def test_on_step_can_stop_a_run_which_is_then_saved_and_resumable(tmp_path: Path, data: Path) -> None:
+    seen: list[int] = []
+    run = endless(toy(tmp_path), data, on_step=lambda step, loss: seen.append(step) or False)
+
+    assert run.status == "interrupted"
+    assert run.steps >= seen[0]
+    assert (run.output_path / "checkpoints" / f"step-{run.steps:08d}").is_dir()
+
+    again = toy(tmp_path).resume(run.run_id[:6], on_step=lambda step, loss: False)
+    assert again.run_id == run.run_id
+    assert again.steps >= run.steps
+
+
+def test_a_callback_that_fails_is_dropped_and_the_run_goes_on(tmp_path: Path, data: Path) -> None:
+    def broken(step: int, loss: float | None) -> None:
+        raise RuntimeError("no more")
+
+    with pytest.warns(UserWarning, match="RuntimeError: no more"):
+        run = toy(tmp_path).train(data, steps=20, on_step=broken)
+
+    assert run.status == "completed"
+
+
+def test_callbacks_hear_of_steps_checkpoints_and_the_end(tmp_path: Path, data: Path) -> None:
+    steps: list[int] = []
+    saved: list[Path] = []
+    ended: list[TrainingRun] = []
+    callback = TrainingCallback(on_step=lambda s, _: steps.append(s), on_save=saved.append, on_complete=ended.append)  # type: ignore[func-returns-value]
+    run = toy(tmp_path, save_steps=10).train(data, steps=20, callback=callback)
+
+    assert steps[-1] == 20
+    assert [path.name for path in saved] == ["step-00000010", "step-00000020"]
+    assert ended == [run]
+
+
+def test_a_failed_run_raises_the_exception_of_its_code_with_the_run_id(tmp_path: Path, data: Path) -> None:
+    """The one row has no word that could carry loss, which only the child can find out."""
+    data.write_text('{"wrong": 1}\n')
+    heard: list[BackpropagateError] = []
+    with pytest.raises(BackpropagateError) as caught:
+        toy(tmp_path).train(data, steps=5, callback=TrainingCallback(on_error=heard.append))
+
+    assert caught.value.code == "INPUT_DATASET_FORMAT_UNSUPPORTED"
+    assert caught.value.run_id is not None
+    assert (tmp_path / "out" / "runs" / caught.value.run_id).is_dir()
+    assert heard == [caught.value]
+
+
+def test_the_exception_tree_is_that_of_the_code(tmp_path: Path) -> None:
+    from backpropagate_protocol.errors import error_for
+
+    assert isinstance(error_for("RUNTIME_GPU_OOM", "x"), GPUMemoryError)
+
+
+def test_a_wrong_argument_is_refused_when_the_trainer_is_made(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettingError, match="learning_rate"):
+        toy(tmp_path, learning_rate=-1)
+    with pytest.raises(UserInputError, match="did you mean lora_r"):
+        toy(tmp_path, lora_rr=3)
+    with pytest.raises(InvalidSettingError, match="fp8 is not part of this release"):
+        toy(tmp_path, fp8=True)
+    toy(tmp_path, fp8=False, report_to="none", batch_size="auto")
+
+
+def test_a_resumed_run_accepts_no_other_data(tmp_path: Path, data: Path) -> None:
+    with pytest.raises(UserInputError, match="data, steps"):
+        toy(tmp_path).train(data, steps=3, resume="latest")
+
+
+def test_a_finished_run_cannot_be_resumed(tmp_path: Path, data: Path) -> None:
+    run = toy(tmp_path).train(data, steps=3)
+    with pytest.raises(UserInputError) as caught:
+        toy(tmp_path).resume(run.run_id)
+
+    assert caught.value.code == "STATE_RUN_FINISHED"
+
+
+def test_a_run_that_cannot_begin_raises_why_and_leaves_nothing_behind(tmp_path: Path, data: Path) -> None:
+    """The second run finds the output folder taken by the first, which is stopped when the second has been refused."""
+    refused: list[BackpropagateError] = []
+
+    def second(step: int, loss: float | None) -> bool:
+        if not refused:
+            with pytest.raises(BackpropagateError) as caught:
+                toy(tmp_path).train(data, steps=3)
+            refused.append(caught.value)
+        return False
+
+    first = endless(toy(tmp_path), data, on_step=second)
+
+    assert refused[0].code == "STATE_BUSY"
+    assert [path.name for path in OutputDir(tmp_path / "out").runs.iterdir()] == [first.run_id]
+
+
+def test_a_training_works_in_a_thread(tmp_path: Path, data: Path) -> None:
+    found: list[TrainingRun] = []
+    thread = threading.Thread(target=lambda: found.append(toy(tmp_path).train(data, steps=10)))
+    thread.start()
+    thread.join()
+
+    assert found[0].status == "completed"
+
+
+def script(tmp_path: Path, text: str) -> subprocess.Popen[str]:
+    path = tmp_path / "script.py"
+    path.write_text(text)
+    return subprocess.Popen(
+        [sys.executable, str(path)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        start_new_session=True,
+    )
+
+
+def test_a_script_needs_no_main_guard_and_imports_no_framework(tmp_path: Path, data: Path) -> None:
+    process = script(
+        tmp_path,
+        "import sys\n"
+        "from backpropagate import Trainer\n"
+        "run = Trainer('any', backend='toy').train('data.jsonl', steps=10)\n"
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
+        "print(run.steps)\n",
+    )
+    out, err = process.communicate(timeout=120)
+
+    assert (process.returncode, out) == (0, "10\n"), err
+    assert "step 10/10" in err
+
+
+def test_a_training_works_while_an_event_loop_is_running(tmp_path: Path, data: Path) -> None:
+    process = script(
+        tmp_path,
+        "import asyncio\n"
+        "from backpropagate import Trainer\n"
+        "async def cell():\n"
+        "    return Trainer('any', backend='toy', progress=False).train('data.jsonl', steps=10)\n"
+        "print(asyncio.run(cell()).status)\n",
+    )
+    out, err = process.communicate(timeout=120)
+
+    assert (process.returncode, out) == (0, "completed\n"), err
+
+
+_ENDLESS = (
+    "from backpropagate import Trainer\n"
+    "first = lambda step, loss: step_once() \n"
+    "done = []\n"
+    "def step_once():\n"
+    "    if not done:\n"
+    "        done.append(1)\n"
+    "        print('training', flush=True)\n"
+    "run = Trainer('any', backend='toy', progress=False).train('data.jsonl', steps=50_000_000, on_step=first)\n"
+    "print(run.status, run.steps)\n"
+)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a console's Ctrl-C cannot be sent to one process there")
+def test_an_interrupt_saves_and_gives_back_an_interrupted_run(tmp_path: Path, data: Path) -> None:
+    process = script(tmp_path, _ENDLESS)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "training\n"
+    os.kill(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    status, steps = out.split()
+
+    assert (process.returncode, status) == (0, "interrupted"), err
+    assert list((tmp_path / "output" / "runs").glob(f"*/checkpoints/step-{int(steps):08d}"))
+
+
+def test_when_the_owner_is_killed_the_run_saves_and_stops(tmp_path: Path, data: Path) -> None:
+    from backpropagate import history
+
+    process = script(tmp_path, _ENDLESS)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "training\n"
+    process.kill()
+    process.communicate(timeout=120)
+    output = OutputDir(tmp_path / "output")
+    ended = threading.Event()
+    while not ended.wait(0.05):
+        if history.list_rows(output)[0].completed_at is not None:
+            break
+
+    row = history.list_rows(output)[0]
+    assert row.status == "interrupted"
+    assert row.checkpoint_path is not None
+    assert Path(row.checkpoint_path).is_dir()
