@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import assert_never
 
 import anyio
@@ -74,6 +75,7 @@ class Driver:
         self._spec, self._run_dir, self._policy, self._report = spec, run_dir, policy, report
         self._card, self._owner_pipe, self._clock = card, owner_pipe, clock
         self._runner: process.Runner | None = None
+        self._kill_at_birth = False
         self._packages: dict[str, str] = {}
         self._finish: Finish | None = None
         self._tasks: TaskGroup
@@ -122,6 +124,7 @@ class Driver:
     def _act(self, action: Action) -> None:
         match action:
             case Spawn():
+                self._kill_at_birth = False
                 self._tasks.start_soon(self._child)
             case FindCheckpoint():
                 self._tasks.start_soon(self._find_checkpoint)
@@ -134,6 +137,7 @@ class Driver:
             case DumpStacks():
                 self._to_runner(process.Runner.dump_stacks)
             case Kill():
+                self._kill_at_birth = True  # where the process is only just being made
                 self._to_runner(process.Runner.kill)
             case Quarantine():
                 checkpoints.quarantine(self._run_dir, action.name)
@@ -184,10 +188,12 @@ class Driver:
     async def _child(self) -> None:
         """One child's life, from spawn to burial."""
         python, run_id = self._spec.runner_python, self._spec.run_id
-        log = os.open(self._run_dir.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        log = _open_log(self._run_dir.log)
         try:
             async with process.running(python, run_id, self._spec.backend, log) as runner:
                 self._runner = runner
+                if self._kill_at_birth:
+                    runner.kill()
                 drained = anyio.Event()
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._listen, runner, drained)
@@ -251,6 +257,14 @@ class Driver:
             if now - pinged >= _PING_EVERY:
                 pinged = now
                 self._to_runner(lambda runner: runner.send(Ping()))
+
+
+def _open_log(path: Path) -> int:
+    """A descriptor for the child's standard error; a disk that gives none must not keep it from training."""
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError:
+        return os.open(os.devnull, os.O_WRONLY)
 
 
 def _listen_to_owner(loop: asyncio.AbstractEventLoop, stop: Callable[[str], None]) -> None:

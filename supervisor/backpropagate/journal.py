@@ -30,15 +30,12 @@ class Journal:
     """Appends to one run's `events.jsonl`. Only the supervisor of the run may have one open."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic, disk: Disk = DISK) -> None:
-        torn = _ends_torn(path)
-        self._file: BinaryIO = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
-        self._clock, self._disk = clock, disk
+        self._path, self._clock, self._disk = path, clock, disk
+        self._file: BinaryIO | None = self._open()
         self._stride, self._lines = 1, 0
         self._pending: Step | None = None
         self._last_line = clock()
-        self.failed: OSError | None = None  # the first write error: the run goes on without a journal
-        if torn:
-            self._write(b"\n")
+        self.lost = 0  # events that a full or failing disk did not take
 
     def append(self, event: Event) -> None:
         """Writes the event. All but steps and phases are on the disk itself when this returns."""
@@ -67,25 +64,42 @@ class Journal:
             self._write(_encoder.encode(self._pending) + b"\n")
             self._pending = None
 
+    def _open(self) -> BinaryIO:
+        torn = _ends_torn(self._path)
+        file = open(self._path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+        if torn:
+            file.write(b"\n")
+        return file
+
     def _write(self, line: bytes) -> None:
-        if self.failed is None:
-            try:
-                self._file.write(line)
-            except OSError as error:
-                self.failed = error
+        """A disk that does not take it costs this event, not the run; the next one is tried on a newly opened file."""
+        try:
+            if self._file is None:
+                self._file = self._open()
+            if self._file.write(line) != len(line):
+                self._reopen_later()
+        except OSError:
+            self._reopen_later()
 
     def _sync(self) -> None:
-        if self.failed is None:
-            try:
+        try:
+            if self._file is not None:
                 self._disk.fsync(self._file.fileno())
-            except OSError as error:
-                self.failed = error
+        except OSError:
+            self._reopen_later()
+
+    def _reopen_later(self) -> None:
+        self.lost += 1
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def close(self) -> None:
-        if not self._file.closed:
-            self._flush_step()
-            self._sync()
+        self._flush_step()
+        self._sync()
+        if self._file is not None:
             self._file.close()
+            self._file = None
 
     def __enter__(self) -> Self:
         return self

@@ -9,8 +9,8 @@ The states and who leaves them are drawn in docs/supervision.md. Invariants, eac
 4. After StopAsked, every way leads to Finish: by the ladder's last rung at the latest.
 5. Nothing follows Finish.
 
-This file is long because a state machine is read in one piece; arithmetic, deadlines, ladder, heat and verdicts are files
-of their own.
+This file is long because a state machine is read in one piece; arithmetic, deadlines, timers, ladder, heat, verdicts and
+words are files of their own.
 """
 
 from __future__ import annotations
@@ -18,59 +18,16 @@ from __future__ import annotations
 from enum import Enum
 from typing import assert_never
 
-from backpropagate import deadlines, ladder
-from backpropagate.decisions import (
-    Action,
-    Assign,
-    Begin,
-    CardKnown,
-    CardLimits,
-    CheckpointFound,
-    Death,
-    DumpStacks,
-    Emit,
-    FindCheckpoint,
-    Finish,
-    Found,
-    Input,
-    Kill,
-    Quarantine,
-    RunnerExited,
-    RunnerGarbled,
-    RunnerSaid,
-    Send,
-    SensorLost,
-    Spawn,
-    SpawnFailed,
-    StopAsked,
-    Temperature,
-    Terminate,
-    Tick,
-)
-from backpropagate.events import FaultSeen, Heat, Noticed, Recovering, StopRequested
+from backpropagate import deadlines, ladder, telling
+from backpropagate import decisions as d
+from backpropagate.events import Event
 from backpropagate.plan import Start
 from backpropagate.thermal import HeatLevel, Thermal
-from backpropagate.verdict import Again, Cause, GiveUp, Kind, Rules, Standing, judge
-from backpropagate_protocol.errors import CATALOGUE, ExitCode
+from backpropagate.timers import Timer, Timers
+from backpropagate.verdict import Again, Cause, GiveUp, Kind, Rules, Standing, judge, reported
+from backpropagate_protocol import messages as m
 from backpropagate_protocol.jobs import PreparedRef
-from backpropagate_protocol.messages import (
-    PROTOCOL_VERSION,
-    CheckpointFailed,
-    CheckpointSaved,
-    DataReady,
-    Done,
-    Fault,
-    Hello,
-    Notice,
-    Phase,
-    PhaseChanged,
-    Progress,
-    Started,
-    Stop,
-    Stopped,
-    ToParent,
-    TrainResult,
-)
+from backpropagate_protocol.messages import Phase
 from backpropagate_protocol.spec import RunSpec
 
 _BACKOFF = (0.0, 0.5, 2.0, 8.0, 30.0)  # seconds before the n-th respawn without progress
@@ -79,13 +36,14 @@ _KILL_PATIENCE = 15.0  # from Kill to an exit; after that the kernel itself hold
 _DUMP_TIME = 2.0  # for writing the stacks
 _COOLING_PATIENCE = 1800.0
 _BLIND_COOLING = 300.0  # if the sensor is lost while we wait for the card to cool
+_BEFORE_TRAINING = frozenset({Phase.IMPORT, Phase.VALIDATE, Phase.TOKENIZE, Phase.LOAD})
 
 
 class State(Enum):
     """Where a run is, as the supervisor sees it."""
 
     NEW = "new"
-    READYING = "readying"  # a child starts; its Job waits for Hello and for the checkpoint
+    READYING = "readying"  # a child starts; its Job waits for Hello, for the checkpoint and for the card
     WORKING = "working"  # it has its Job
     STOPPING = "stopping"  # it was asked to save and stop
     KILLING = "killing"  # it was killed; its exit is awaited
@@ -95,16 +53,7 @@ class State(Enum):
     ENDED = "ended"
 
 
-class Timer(Enum):
-    """What can fall due."""
-
-    PHASE = "phase"
-    LADDER = "ladder"
-    KILL = "kill"  # after the stacks were dumped
-    EXIT = "exit"  # a killed child does not go away
-    CLOSE = "close"
-    RESPAWN = "respawn"
-    COOL = "cool"
+_WITHOUT_CHILD = frozenset({State.NEW, State.WAITING, State.COOLING})
 
 
 class Policy:
@@ -112,30 +61,32 @@ class Policy:
 
     def __init__(self, spec: RunSpec, start: Start, jitter: float = 0.0) -> None:
         """`jitter` in [0, 1) stretches the delays of respawns, so that several machines do not act in step."""
-        self._run_id, self._safety, self._jitter = spec.run_id, spec.safety, jitter
+        self._safety, self._jitter = spec.safety, jitter
         self._rules = Rules(spec.safety.oom_recovery, spec.safety.max_halvings, spec.safety.max_respawns)
+        self._tell = telling.Telling(spec.run_id)
         self.effective = spec.train.effective_batch
         self.micro = start.micro_batch
         self.gradient_checkpointing = start.gradient_checkpointing
         self.prepared: PreparedRef | None = start.prepared
-        self._card_pending = start.wait_for_card
         self.state = State.NEW
         self.attempt = start.attempts
         self.recoveries = 0
         self.halvings = 0
-        self.committed: Found | None = None
-        self.result: TrainResult | None = None
+        self.committed: d.Found | None = None
+        self.result: m.TrainResult | None = None
         self.last_step = 0
         self.total_steps = 0
         self.device = ""
-        self._respawns = 0
+        self._card_pending = start.wait_for_card
+        self._respawns = 0  # counted ones, since the last newly committed step
         self._causes: list[Cause] = []
-        self._timers: dict[Timer, float] = {}
+        self._timers = Timers()
         self._rungs: list[tuple[float, ladder.Rung]] = []
         self._steps = deadlines.StepTimes()
         self._thermal = Thermal(spec.safety)
         self._blind = False
-        self._out: list[Action] = []
+        self._out: list[d.Action] = []
+        self._stop: d.StopAsked | None = None  # someone wants the whole run to end
         self._forget_attempt()
 
     def _forget_attempt(self) -> None:
@@ -143,52 +94,54 @@ class Policy:
         self._phase = Phase.IMPORT
         self._trained = False
         self._cause: Cause | None = None  # why the child is being ended
-        self._stop: StopAsked | None = None  # someone wants the whole run to end
         self._search_pending = False
-        self._announce: str | None = None
+        self._announce: str | None = None  # what the respawn is for, until it can be told
+        self._timers.clear()
+        self._rungs = []
 
     @property
     def wake_at(self) -> float | None:
         """When the next Tick is needed at the latest."""
-        return min(self._timers.values(), default=None)
+        return self._timers.next
 
     @property
     def stop_asked(self) -> bool:
         """Someone wants the run to end."""
         return self._stop is not None
 
-    def handle(self, input: Input) -> list[Action]:
+    def handle(self, input: d.Input) -> list[d.Action]:
         """What to do about it. Anything may come at any time; what has no meaning in a state is passed over."""
         self._out = []
         if self.state is State.ENDED:
             return self._out
+        now = input.now
         match input:
-            case Begin():
-                self._begin(input.now)
-            case RunnerSaid():
-                self._said(input.now, input.message)
-            case RunnerGarbled():
-                self._fault(input.now, self._own_cause(Kind.PROTOCOL, "RUNTIME_PROTOCOL", input.text))
-            case RunnerExited():
-                self._exited(input.now, input.death)
-            case SpawnFailed():
-                self._exited(input.now, Death(None, f"could not be started: {input.text}"))
-            case CheckpointFound():
-                self._checkpoint(input.now, input.found)
-            case Tick():
-                self._tick(input.now, input.late)
-            case StopAsked():
+            case d.Begin():
+                self._begin(now)
+            case d.RunnerSaid():
+                self._said(now, input.message)
+            case d.RunnerGarbled():
+                self._fault(now, self._own_cause(Kind.PROTOCOL, "RUNTIME_PROTOCOL", input.text))
+            case d.RunnerExited():
+                self._exited(now, input.death)
+            case d.SpawnFailed():
+                self._exited(now, d.Death(None, f"could not be started: {input.text}"))
+            case d.CheckpointFound():
+                self._checkpoint(now, input.found)
+            case d.Tick():
+                self._tick(now, input.late)
+            case d.StopAsked():
                 self._stop_asked(input)
-            case CardKnown():
+            case d.CardKnown():
                 self._card_pending = False
                 self.micro = self.micro if input.micro_batch is None else input.micro_batch
-                self._assign_if_ready(input.now)
-            case CardLimits():
+                self._assign_if_ready(now)
+            case d.CardLimits():
                 self._thermal.limits(input.slowdown, input.shutdown)
-            case Temperature():
-                self._temperature(input.now, input.celsius)
-            case SensorLost():
-                self._sensor_lost(input.now, input.text)
+            case d.Temperature():
+                self._temperature(now, input.celsius)
+            case d.SensorLost():
+                self._sensor_lost(now, input.text)
             case _:
                 assert_never(input)
         return self._out
@@ -203,100 +156,85 @@ class Policy:
     def _spawn(self, now: float) -> None:
         self.state = State.READYING
         self.attempt += 1
-        self._timers = {Timer.PHASE: now + deadlines.HELLO}
-        self._out.append(Spawn(self.attempt))
+        self._timers.only(Timer.PHASE, now + deadlines.HELLO)
+        self._out.append(d.Spawn(self.attempt))
 
     def _search(self) -> None:
         self._search_pending = True
-        self._out.append(FindCheckpoint())
+        self._out.append(d.FindCheckpoint())
 
-    def _checkpoint(self, now: float, found: Found | None) -> None:
+    def _checkpoint(self, now: float, found: d.Found | None) -> None:
         if not self._search_pending:
             return
         self._search_pending = False
         self.committed = found
         if found is not None and found.total_steps:
             self.total_steps = found.total_steps
-        resume_step = found.step if found else 0
         if self._announce is not None:
-            self._emit(
-                Recovering(
-                    time=0.0,
-                    run_id=self._run_id,
-                    reason=self._announce,
-                    delay=max(0.0, self._timers.get(Timer.RESPAWN, now) - now),
-                    micro_batch=self.micro,
-                    accumulation=self.effective // self.micro,
-                    checkpoint=found.name if found else None,
-                    resume_step=resume_step,
-                    steps_lost=max(0, self.last_step - resume_step),
-                )
-            )
+            delay = max(0.0, self._timers.at(Timer.RESPAWN, now) - now)
+            accumulation = self.effective // self.micro
+            self._emit(self._tell.recovering(self._announce, delay, self.micro, accumulation, found, self.last_step))
             self._announce = None
-        self.last_step = resume_step
+        self.last_step = found.step if found else 0
         self._assign_if_ready(now)
 
     def _assign_if_ready(self, now: float) -> None:
         if self.state is not State.READYING or not self._hello:
             return
         if self._card_pending or self._search_pending:
-            self._timers.pop(Timer.PHASE, None)  # it is we who are not ready
+            self._timers.clear(Timer.PHASE)  # it is we who are not ready
             return
         self.state = State.WORKING
         self._enter(now, Phase.IMPORT)
+        accumulation = self.effective // self.micro
         self._out.append(
-            Assign(
-                self.attempt,
-                self.micro,
-                self.effective // self.micro,
-                self.gradient_checkpointing,
-                self.committed,
-                self.prepared,
-            )
+            d.Assign(self.attempt, self.micro, accumulation, self.gradient_checkpointing, self.committed, self.prepared)
         )
 
-    def _exited(self, now: float, death: Death) -> None:
-        if self.state in (State.NEW, State.WAITING, State.COOLING):
+    def _exited(self, now: float, death: d.Death) -> None:
+        if self.state in _WITHOUT_CHILD:
             return
         if self.result is not None:
-            self._finish(Finish("completed", ExitCode.DONE))
-            return
-        if self._stop is not None:
-            self._finish_stopped(self._stop)
-            return
-        cause = self._cause
-        if cause is None and not self._hello and (death.code is None or death.code > 0):
-            # It ended by itself before its first word: what it needs is not there, and will not be there next time.
-            text = f"the runner {death.text} before it said anything"
-            cause = self._own_cause(Kind.MISMATCH, "DEP_RUNNER_MISSING", text)
-            self._emit_fault(cause, death.text)
-        if cause is None:
-            code, kind = ("RUNTIME_HOST_OOM", Kind.HOST_OOM) if death.host_oom else ("RUNTIME_CHILD_DIED", Kind.DIED)
-            cause = self._own_cause(kind, code, f"the training process {death.text}")
-            self._emit_fault(cause, death.text)
-        self._judge(now, cause)
+            self._finish(telling.completed())
+        elif self._stop is not None:
+            self._finish(telling.stopped(self._stop, self.committed))
+        else:
+            self._judge(now, self._cause or self._cause_of_death(death))
+
+    def _cause_of_death(self, death: d.Death) -> Cause:
+        """It ended without a word that would explain it."""
+        text = f"the training process {death.text}"
+        if death.host_oom:
+            cause = self._own_cause(Kind.HOST_OOM, "RUNTIME_HOST_OOM", text)
+        elif not self._hello and self.recoveries == 0 and (death.code is None or death.code > 0):
+            # What it needs is not there, and will not be there next time.
+            cause = self._own_cause(
+                Kind.MISMATCH, "DEP_RUNNER_MISSING", f"the runner {death.text} before it said anything"
+            )
+        else:
+            cause = self._own_cause(Kind.DIED, "RUNTIME_CHILD_DIED", text)
+        self._emit(self._tell.fault(cause, self._phase, death.text))
+        return cause
 
     def _judge(self, now: float, cause: Cause) -> None:
+        unknown = self.gradient_checkpointing is None and not self.device.startswith("cuda")
         at = Standing(
             micro=self.micro,
             effective=self.effective,
             halvings=self.halvings,
             respawns=self._respawns,
-            checkpointing_can_help=(self.gradient_checkpointing is None and not self.device.startswith("cuda"))
-            or self.gradient_checkpointing is False,
+            checkpointing_can_help=unknown or self.gradient_checkpointing is False,
             earlier=tuple(self._causes),
         )
         verdict = judge(cause, at, self._rules)
         self._causes.append(cause)
         if isinstance(verdict, GiveUp):
-            self._finish(Finish(verdict.status, verdict.exit_code, verdict.code, verdict.message, verdict.suggestion))
-            return
-        self._respawn(now, cause, verdict)
+            self._finish(telling.gave_up(verdict))
+        else:
+            self._respawn(now, cause, verdict)
 
     def _respawn(self, now: float, cause: Cause, verdict: Again) -> None:
         self._forget_attempt()
-        self._timers = {}
-        self._rungs = []
         self.recoveries += 1
         self.micro = verdict.micro
         self.halvings += verdict.halving
@@ -309,56 +247,56 @@ class Policy:
         self._announce = cause.message
         if verdict.cool_first and not self._thermal.is_cool:
             self.state = State.COOLING
-            self._timers[Timer.COOL] = now + (_BLIND_COOLING if self._blind else _COOLING_PATIENCE)
+            self._timers.set(Timer.COOL, now + (_BLIND_COOLING if self._blind else _COOLING_PATIENCE))
             self._search()
-            return
-        self.state = State.WAITING
-        self._timers[Timer.RESPAWN] = now + delay
-        self._search()
-        if delay <= 0:
+        elif delay > 0:
+            self.state = State.WAITING
+            self._timers.set(Timer.RESPAWN, now + delay)
+            self._search()
+        else:
             self._spawn(now)
+            self._search()
 
     # --- what the child says ----------------------------------------------------------------------------------------
 
-    def _said(self, now: float, message: ToParent) -> None:
-        if self.state in (State.NEW, State.WAITING, State.COOLING):
+    def _said(self, now: float, message: m.ToParent) -> None:
+        if self.state in _WITHOUT_CHILD:
             return
         match message:
-            case Hello():
+            case m.Hello():
                 self._said_hello(now, message)
-            case PhaseChanged():
+            case m.PhaseChanged():
                 self._enter(now, message.phase)
-            case DataReady():
+            case m.DataReady():
                 self.prepared = PreparedRef(message.path, message.digest)
-            case Started():
+            case m.Started():
                 self._said_started(now, message)
-            case Progress():
+            case m.Progress():
                 self._said_progress(now, message)
-            case CheckpointSaved():
+            case m.CheckpointSaved():
                 self._said_saved(now, message)
-            case CheckpointFailed():
+            case m.CheckpointFailed():
                 self._said_not_saved(now, message)
-            case Fault():
-                self._fault(now, self._reported(message))
-            case Stopped():
-                if self.state in (State.WORKING, State.READYING):
-                    self._timers[Timer.PHASE] = now + deadlines.TEARDOWN
-            case Done():
+            case m.Fault():
+                self._fault(now, reported(message, self.attempt, self._trained))
+            case m.Stopped():
+                self._said_stopped(now)
+            case m.Done():
                 self._said_done(now, message)
-            case Notice():
+            case m.Notice():
                 pass  # for people; supervise passes it on
             case _:
                 assert_never(message)
 
-    def _said_hello(self, now: float, hello: Hello) -> None:
-        if hello.protocol != PROTOCOL_VERSION:
-            text = f"the runner speaks protocol {hello.protocol}, this supervisor {PROTOCOL_VERSION}"
+    def _said_hello(self, now: float, hello: m.Hello) -> None:
+        if hello.protocol != m.PROTOCOL_VERSION:
+            text = f"the runner speaks protocol {hello.protocol}, this supervisor {m.PROTOCOL_VERSION}"
             self._fault(now, self._own_cause(Kind.MISMATCH, "RUNTIME_PROTOCOL", text))
             return
         self._hello = True
         self._assign_if_ready(now)
 
-    def _said_started(self, now: float, started: Started) -> None:
+    def _said_started(self, now: float, started: m.Started) -> None:
         self.device, self.total_steps = started.device, started.total_steps
         asked = (self.micro, self.effective // self.micro, self.committed.step if self.committed else 0)
         got = (started.micro_batch, started.accumulation, started.step)
@@ -368,55 +306,49 @@ class Policy:
             return
         self._enter(now, Phase.FIRST_STEP)
 
-    def _said_progress(self, now: float, progress: Progress) -> None:
+    def _said_progress(self, now: float, progress: m.Progress) -> None:
         if self._trained:  # the first step compiles, allocates and warms up: it teaches nothing
             self._steps.add(progress.step_seconds)
         self._trained = True
         self.last_step, self.total_steps = progress.step, progress.total_steps
         self._enter(now, Phase.TRAIN)
 
-    def _said_saved(self, now: float, saved: CheckpointSaved) -> None:
+    def _said_saved(self, now: float, saved: m.CheckpointSaved) -> None:
         if self.committed is None or saved.step > self.committed.step:
             self._respawns = 0
-        self.committed = Found(saved.name, saved.step, saved.samples_seen, saved.order, self.total_steps, saved.loss)
+        self.committed = d.Found(saved.name, saved.step, saved.samples_seen, saved.order, self.total_steps, saved.loss)
         self.last_step = max(self.last_step, saved.step)
         self._enter(now, Phase.TRAIN)
 
-    def _said_not_saved(self, now: float, failed: CheckpointFailed) -> None:
+    def _said_not_saved(self, now: float, failed: m.CheckpointFailed) -> None:
         self._enter(now, Phase.TRAIN)
         if failed.failures >= _DISK_PATIENCE and self.state is State.WORKING:
             text = f"{failed.failures} checkpoints in a row could not be written: {failed.message}"
             self._pause(now, self._own_cause(Kind.DISK, "RUNTIME_DISK_FULL", text), "disk", save=False)
 
-    def _said_done(self, now: float, done: Done) -> None:
-        if isinstance(done.result, TrainResult) and self.state is not State.KILLING:
+    def _said_stopped(self, now: float) -> None:
+        if self.state is State.WORKING:  # nobody here asked for it
+            text = "the training process was told to stop by someone else"
+            self._cause = self._own_cause(Kind.DIED, "RUNTIME_CHILD_DIED", text)
+            self._emit(self._tell.fault(self._cause, self._phase, ""))
+            self.state = State.KILLING
+            self._timers.only(Timer.KILL, now + deadlines.TEARDOWN)
+
+    def _said_done(self, now: float, done: m.Done) -> None:
+        if isinstance(done.result, m.TrainResult) and self.state is not State.KILLING:
             self.result = done.result
             self.last_step = done.result.step
             self.state = State.CLOSING
-            self._timers = {Timer.CLOSE: now + deadlines.TEARDOWN}
             self._rungs = []
+            self._timers.only(Timer.CLOSE, now + deadlines.TEARDOWN)
 
     def _enter(self, now: float, phase: Phase) -> None:
         """A sign of progress: the phase's deadline begins again."""
         self._phase = phase
         if self.state is State.WORKING:
-            self._timers[Timer.PHASE] = now + deadlines.limit(phase, self._safety, self._steps)
+            self._timers.set(Timer.PHASE, now + deadlines.limit(phase, self._safety, self._steps))
 
     # --- ending a child ---------------------------------------------------------------------------------------------
-
-    def _reported(self, fault: Fault) -> Cause:
-        return Cause(
-            Kind(fault.kind.value),
-            fault.code,
-            fault.message,
-            fault.step,
-            self.attempt,
-            fault.suggestion,
-            fault.traceback,
-            fault.needed,
-            fault.free,
-            self._trained,
-        )
 
     def _own_cause(self, kind: Kind, code: str, message: str) -> Cause:
         return Cause(kind, code, message, self.last_step, self.attempt, trained=self._trained)
@@ -425,44 +357,44 @@ class Policy:
         """The child is of no more use: note why, and end it."""
         if self.state not in (State.READYING, State.WORKING, State.STOPPING):
             return
-        self._emit_fault(cause)
+        self._emit(self._tell.fault(cause, self._phase, ""))
         if self._cause is None:
             self._cause = cause
         if cause.kind is Kind.CHECKPOINT and self.committed is not None:
-            self._out.append(Quarantine(self.committed.name, cause.message))
+            self._out.append(d.Quarantine(self.committed.name, cause.message))
         self._kill(now, cause.message)
 
     def _kill(self, now: float, reason: str) -> None:
         self.state = State.KILLING
         self._rungs = []
-        self._timers = {Timer.EXIT: now + _KILL_PATIENCE}
-        self._out.append(Kill(reason))
+        self._timers.only(Timer.EXIT, now + _KILL_PATIENCE)
+        self._out.append(d.Kill(reason))
 
     def _pause(self, now: float, cause: Cause, reason: str, *, save: bool) -> None:
         """Ends the child politely for a cause of ours; `_exited` then judges the cause."""
-        self._emit_fault(cause)
+        self._emit(self._tell.fault(cause, self._phase, ""))
         self._cause = cause
         self._ask(now, reason, save=save)
 
     def _ask(self, now: float, reason: str, *, save: bool) -> None:
-        self._emit(StopRequested(time=0.0, run_id=self._run_id, reason=reason, save=save))
+        self._emit(self._tell.stop(reason, save=save))
         if self.state is State.READYING:
             self._kill(now, reason)  # it has no Job yet, so there is nothing to save
             return
         self.state = State.STOPPING
         self._rungs = ladder.rungs(now, self._safety.grace if save else None)
-        self._timers = {Timer.LADDER: self._rungs[0][0]}
-        self._out.append(Send(Stop(reason, save)))
+        self._timers.only(Timer.LADDER, self._rungs[0][0])
+        self._out.append(d.Send(m.Stop(reason, save)))
 
-    def _stop_asked(self, asked: StopAsked) -> None:
+    def _stop_asked(self, asked: d.StopAsked) -> None:
         again = self._stop is not None
         self._stop = self._stop or asked
         match self.state:
             case State.NEW | State.WAITING | State.COOLING:
-                self._emit(StopRequested(time=0.0, run_id=self._run_id, reason=asked.reason, save=False))
-                self._finish_stopped(self._stop)
+                self._emit(self._tell.stop(asked.reason, save=False))
+                self._finish(telling.stopped(self._stop, self.committed))
             case State.READYING | State.WORKING | State.STOPPING if again or asked.kill:
-                self._emit(StopRequested(time=0.0, run_id=self._run_id, reason=asked.reason, save=False))
+                self._emit(self._tell.stop(asked.reason, save=False))
                 self._kill(asked.now, f"{asked.reason}, now")
             case State.READYING | State.WORKING:
                 # Before its first step there is nothing that a save would keep.
@@ -472,28 +404,18 @@ class Policy:
             case _:
                 assert_never(self.state)
 
-    def _finish_stopped(self, asked: StopAsked) -> None:
-        kept = f"step {self.committed.step} is kept" if self.committed else "nothing was saved yet"
-        info = CATALOGUE["RUNTIME_TRAINING_ABORTED"]
-        self._finish(
-            Finish("interrupted", asked.exit_code, info.code, f"stopped by {asked.reason}; {kept}", info.remedy)
-        )
-
-    def _finish(self, finish: Finish) -> None:
+    def _finish(self, finish: d.Finish) -> None:
         self.state = State.ENDED
-        self._timers = {}
+        self._timers.clear()
         self._out.append(finish)
 
     # --- time -------------------------------------------------------------------------------------------------------
 
     def _tick(self, now: float, late: float) -> None:
-        if late > 0:
-            self._timers = {timer: due + late for timer, due in self._timers.items()}
-            self._rungs = [(due + late, rung) for due, rung in self._rungs]
-        for timer in sorted(self._timers, key=self._timers.__getitem__):
-            if self._timers.get(timer, now + 1) <= now:
-                del self._timers[timer]
-                self._due(now, timer)
+        self._timers.shift(late)
+        self._rungs = [(due + late, rung) for due, rung in self._rungs]
+        while (timer := self._timers.take(now)) is not None:
+            self._due(now, timer)
 
     def _due(self, now: float, timer: Timer) -> None:
         match timer:
@@ -502,12 +424,12 @@ class Policy:
             case Timer.LADDER:
                 self._climb(now)
             case Timer.KILL:
-                self._kill(now, "hang")
+                self._kill(now, "it did not end by itself")
             case Timer.CLOSE:
-                self._timers[Timer.EXIT] = now + _KILL_PATIENCE
-                self._out.append(Kill("it did not end after its work was done"))
+                self._timers.set(Timer.EXIT, now + _KILL_PATIENCE)
+                self._out.append(d.Kill("it did not end after its work was done"))
             case Timer.EXIT:
-                self._unkillable()
+                self._finish(telling.unkillable() if self.result is None else telling.completed())
             case Timer.RESPAWN:
                 self._spawn(now)
             case Timer.COOL:
@@ -517,34 +439,25 @@ class Policy:
 
     def _hang(self, now: float) -> None:
         text = f"no progress in phase {self._phase.value} within its deadline"
-        cause = self._own_cause(Kind.HANG, "RUNTIME_HANG", text)
-        self._emit_fault(cause)
-        self._cause = cause
+        self._cause = self._own_cause(Kind.HANG, "RUNTIME_HANG", text)
+        self._emit(self._tell.fault(self._cause, self._phase, ""))
         self.state = State.KILLING
-        self._timers = {Timer.KILL: now + _DUMP_TIME}
-        self._out.append(DumpStacks())
+        self._timers.only(Timer.KILL, now + _DUMP_TIME)
+        self._out.append(d.DumpStacks())
 
     def _climb(self, now: float) -> None:
         _, rung = self._rungs.pop(0)
         match rung:
             case ladder.Rung.TERMINATE:
-                self._out.append(Terminate())
+                self._out.append(d.Terminate())
             case ladder.Rung.ABORT:
-                self._out.append(DumpStacks())
+                self._out.append(d.DumpStacks())
             case ladder.Rung.KILL:
                 self._kill(now, "it did not stop when asked")
             case _:
                 assert_never(rung)
         if self._rungs:
-            self._timers[Timer.LADDER] = self._rungs[0][0]
-
-    def _unkillable(self) -> None:
-        if self.result is not None:
-            self._finish(Finish("completed", ExitCode.DONE))
-            return
-        info = CATALOGUE["RUNTIME_GPU_LOST"]
-        text = "the training process cannot be killed: the driver holds it"
-        self._finish(Finish("failed", info.exit, info.code, text, info.remedy))
+            self._timers.set(Timer.LADDER, self._rungs[0][0])
 
     # --- heat -------------------------------------------------------------------------------------------------------
 
@@ -552,63 +465,33 @@ class Policy:
         self._blind = False
         level = self._thermal.read(celsius)
         if self.state is State.COOLING and self._thermal.is_cool:
-            self._emit(Heat(time=0.0, run_id=self._run_id, level=HeatLevel.COOL, celsius=celsius))
-            self.state = State.WAITING
+            self._emit(self._tell.heat(HeatLevel.COOL, celsius))
             self._spawn(now)
             return
         if level is None or self.state not in (State.READYING, State.WORKING, State.STOPPING):
             return
-        if level in (HeatLevel.WARNING, HeatLevel.COOL):
-            self._emit(Heat(time=0.0, run_id=self._run_id, level=level, celsius=celsius))
+        if self.state is State.STOPPING and level is HeatLevel.PAUSE:
             return
+        self._emit(self._tell.heat(level, celsius))
         text = f"the GPU reached {celsius} °C"
         cause = self._own_cause(Kind.OVERHEAT, "RUNTIME_GPU_TEMPERATURE_CRITICAL", text)
         if level is HeatLevel.KILL:
-            self._emit(Heat(time=0.0, run_id=self._run_id, level=level, celsius=celsius))
             self._fault(now, cause)
-        elif self.state is not State.STOPPING:
-            self._emit(Heat(time=0.0, run_id=self._run_id, level=level, celsius=celsius))
+        elif level is HeatLevel.PAUSE:
             self._pause(now, cause, "heat", save=self._phase not in _BEFORE_TRAINING)
 
     def _sensor_lost(self, now: float, text: str) -> None:
         if not self._blind:
             self._blind = True
-            warning = f"the GPU's sensors cannot be read ({text}); the run goes on without them"
-            self._emit(Noticed(time=0.0, run_id=self._run_id, level="warning", text=warning))
+            self._emit(self._tell.blind(text))
         if self.state is State.COOLING:
-            self._timers[Timer.COOL] = now + _BLIND_COOLING
+            self._timers.set(Timer.COOL, now + _BLIND_COOLING)
 
     def _not_cooling(self, now: float) -> None:
         if self._blind:
-            self.state = State.WAITING
             self._spawn(now)
-            return
-        info = CATALOGUE["RUNTIME_GPU_TEMPERATURE_CRITICAL"]
-        text = f"the GPU is still at {self._thermal.celsius} °C after {_COOLING_PATIENCE / 60:.0f} minutes of rest"
-        self._finish(Finish("interrupted", info.exit, info.code, text, info.remedy))
+        else:
+            self._finish(telling.still_hot(self._thermal.celsius, _COOLING_PATIENCE / 60))
 
-    # --- telling ----------------------------------------------------------------------------------------------------
-
-    def _emit(self, event: FaultSeen | Heat | Noticed | Recovering | StopRequested) -> None:
-        self._out.append(Emit(event))
-
-    def _emit_fault(self, cause: Cause, death: str = "") -> None:
-        self._emit(
-            FaultSeen(
-                time=0.0,
-                run_id=self._run_id,
-                attempt=cause.attempt,
-                kind=cause.kind.value,
-                code=cause.code,
-                message=cause.message,
-                step=cause.step,
-                phase=self._phase.value,
-                death=death,
-                traceback=cause.traceback,
-                needed=cause.needed,
-                free=cause.free,
-            )
-        )
-
-
-_BEFORE_TRAINING = frozenset({Phase.IMPORT, Phase.VALIDATE, Phase.TOKENIZE, Phase.LOAD})
+    def _emit(self, event: Event) -> None:
+        self._out.append(d.Emit(event))

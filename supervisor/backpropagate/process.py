@@ -35,6 +35,7 @@ RUN_ID_VARIABLE = "BACKPROPAGATE_RUN_ID"  # by this mark the processes of a run 
 _CHUNK = 1 << 18
 _DRAIN_SECONDS = 5.0  # what a dead runner left in the pipe is read, but nobody can keep the pipe open for ever
 _GROUP_SECONDS = 2.0
+_BURIAL_SECONDS = 5.0
 
 
 def _environment(run_id: str) -> dict[str, str]:
@@ -154,11 +155,10 @@ class Runner:
     async def close(self) -> None:
         """Kills what still runs and lets go of every descriptor."""
         self._outbox.close()
-        if self.alive:
-            self.kill()
-            await self._process.wait()
-            self.alive = False
-        await self._process.aclose()
+        self.kill()
+        if await _buried(self._process):
+            await self._process.aclose()
+        self.alive = False
         self._queued.close()
         if sys.platform == "win32":
             self._job.close()
@@ -228,9 +228,16 @@ async def helper(argv: Sequence[str]) -> AsyncIterator[Process]:
         with anyio.CancelScope(shield=True):
             if process.returncode is None:
                 process.kill()
-            with anyio.move_on_after(_GROUP_SECONDS):  # one that hangs in a driver cannot be waited for
-                await process.wait()
-            await process.aclose()
+            if await _buried(process):
+                await process.aclose()
+
+
+async def _buried(process: Process) -> bool:
+    """Whether it is gone, after a moment: one that hangs in a driver cannot be waited for."""
+    with anyio.move_on_after(_BURIAL_SECONDS):
+        await process.wait()
+        return True
+    return False
 
 
 @contextmanager

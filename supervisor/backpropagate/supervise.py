@@ -50,9 +50,25 @@ def supervise(
     UserInputError; whatever happens later is in the Outcome.
     """
     spec = runs.load_spec(run_dir)
+    try:
+        return _locked(spec, run_dir, sinks, owner_pipe, resumed, gpu_script)
+    except OSError as error:
+        text = f"{run_dir.path} cannot be written: {error.strerror or error}"
+        raise error_for("CONFIG_OUTPUT_UNWRITABLE", text, run_id=spec.run_id) from error
+
+
+def _locked(
+    spec: RunSpec,
+    run_dir: RunDir,
+    sinks: Sequence[Sink],
+    owner_pipe: bool,
+    resumed: bool,
+    gpu_script: Path | None,
+) -> Outcome:
     lock = locks.output_lock(run_dir.output)
     with locks.hold(lock, spec.run_id, f"the output folder {run_dir.output.path}", wait=spec.safety.wait_for_lock):
         checkpoints.sweep(run_dir)
+        resumed = resumed or run_dir.events.exists()
         record, start, previous = _where_it_stood(spec, run_dir)
         if previous == "completed":
             raise error_for("STATE_RUN_FINISHED", f"run {spec.run_id} is finished", run_id=spec.run_id)

@@ -12,6 +12,7 @@ from typing import assert_never
 
 from backpropagate.halving import halved
 from backpropagate_protocol.errors import CATALOGUE, ExitCode
+from backpropagate_protocol.messages import Fault
 
 
 class Kind(StrEnum):
@@ -48,6 +49,22 @@ class Cause:
     needed: int = 0
     free: int = 0
     trained: bool = False
+
+
+def reported(fault: Fault, attempt: int, trained: bool) -> Cause:
+    """The cause that a child named itself."""
+    return Cause(
+        kind=Kind(fault.kind.value),
+        code=fault.code,
+        message=fault.message,
+        step=fault.step,
+        attempt=attempt,
+        suggestion=fault.suggestion,
+        traceback=fault.traceback,
+        needed=fault.needed,
+        free=fault.free,
+        trained=trained,
+    )
 
 
 @dataclass(frozen=True, slots=True)
