@@ -52,9 +52,7 @@ def test_a_run_that_begins_with_half_the_batch_sees_the_same_samples(
     assert distance(half, whole) < 1e-6
 
 
-def test_a_resume_in_a_fresh_process_is_bit_identical(
-    tiny: Path, rows: Prepared, whole: Run, tmp_path: Path
-) -> None:
+def test_a_resume_in_a_fresh_process_is_bit_identical(tiny: Path, rows: Prepared, whole: Run, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.backends.torch_runs"]
     arguments = [tiny, rows.folder, whole.session.checkpoint(5), tmp_path]
     child = subprocess.run(
@@ -132,9 +130,7 @@ def test_dropout_resumes_bit_identical_and_halves_with_the_same_samples(
     assert run(cpu, halved(resumed(job, checkpoint)), rows, tmp_path / "c").done.order == dropped.done.order
 
 
-def test_another_seed_is_another_order(
-    cpu: CpuBackend, tiny: Path, rows: Prepared, whole: Run, tmp_path: Path
-) -> None:
+def test_another_seed_is_another_order(cpu: CpuBackend, tiny: Path, rows: Prepared, whole: Run, tmp_path: Path) -> None:
     assert run(cpu, make_job(tiny, seed=8), rows, tmp_path).done.order != whole.done.order
 
 

@@ -14,9 +14,7 @@ from tests.backends.torch_session import make_job
 pytestmark = [pytest.mark.slow, FOREIGN_WARNINGS]
 
 
-def test_a_plain_sft_trainer_has_the_same_losses(
-    cpu: CpuBackend, tiny: Path, rows: Prepared, tmp_path: Path
-) -> None:
+def test_a_plain_sft_trainer_has_the_same_losses(cpu: CpuBackend, tiny: Path, rows: Prepared, tmp_path: Path) -> None:
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -61,7 +59,9 @@ def test_a_plain_sft_trainer_has_the_same_losses(
             }
         ),
         processing_class=AutoTokenizer.from_pretrained(tiny),
-        peft_config=LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"),
+        peft_config=LoraConfig(
+            r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
         callbacks=[Listen()],
     )
     trainer.train()

@@ -64,9 +64,7 @@ def run(
 
 def halved(job: TrainJob, times: int = 1) -> TrainJob:
     factor = 2**times
-    return msgspec.structs.replace(
-        job, micro_batch=job.micro_batch // factor, accumulation=job.accumulation * factor
-    )
+    return msgspec.structs.replace(job, micro_batch=job.micro_batch // factor, accumulation=job.accumulation * factor)
 
 
 def resumed(job: TrainJob, checkpoint: Path) -> TrainJob:

@@ -13,8 +13,18 @@ from backpropagate_protocol.durable import commit_dir, discard, verify_dir
 from backpropagate_protocol.jobs import TrainJob
 from backpropagate_protocol.messages import Phase, Progress, Started
 from backpropagate_protocol.prepared import Prepared, PreparedWriter
-from backpropagate_protocol.rundir import Manifest, checkpoint_name
+from backpropagate_protocol.rundir import MANIFEST, Manifest, checkpoint_name
 from backpropagate_protocol.spec import DataSpec, LoraSpec, ModelSpec, RunSpec, TrainSpec, spec_digest
+
+
+def commit_again(checkpoint: Path, **changes: object) -> None:
+    """Makes the files of a checkpoint, whatever they are now, good again, and its manifest say something else."""
+    manifest = msgspec.json.decode((checkpoint / MANIFEST).read_bytes(), type=Manifest)
+    changed = msgspec.structs.replace(manifest, **changes)
+    staged = checkpoint.with_name("staged")
+    checkpoint.rename(staged)
+    (staged / MANIFEST).unlink()
+    commit_dir(staged, checkpoint, lambda files: msgspec.json.encode(msgspec.structs.replace(changed, files=files)))
 
 
 class Killed(Exception):
