@@ -75,7 +75,7 @@ def prepare(
         manifest = verify(folder)
         phase(scan.rows, scan.rows, "prepared before")
     except ValueError:
-        manifest = _Preparation(data, tokenizer, scan, folder).run(key, phase)
+        manifest = _Preparation(data, tokenizer, scan, folder, notice).run(key, phase)
     lost = manifest.skipped - scan.bad
     if lost:
         notice(f"rows left out, since nothing in them could be learnt within {_length(data, tokenizer)} tokens: {lost}")
@@ -97,8 +97,12 @@ def prepare(
 class _Preparation:
     """One pass from rows to tokens."""
 
-    def __init__(self, data: DataSpec, tokenizer: Tokenizer, scan: Scan, folder: Path) -> None:
+    def __init__(
+        self, data: DataSpec, tokenizer: Tokenizer, scan: Scan, folder: Path, notice: Callable[[str], None]
+    ) -> None:
         self._data, self._tokenizer, self._scan, self._folder = data, tokenizer, scan, folder
+        self._notice = notice
+        self._tools_judged = False
         self._length = _length(data, tokenizer)
         self._chat_tokens = self._chat_trained = 0
         self._truncated = self._untrained = self._refused = 0
@@ -157,6 +161,8 @@ class _Preparation:
         match example:
             case Chat(messages, tools, unlearnt):
                 ids, trained = self._tokenizer.chat(messages, tools)
+                if not self._tools_judged:
+                    self._judge_tools(example, ids)
                 return ids, _without_runs(trained, unlearnt) if unlearnt else trained
             case Completion(prompt, completion):
                 return self._tokenizer.completion(prompt, completion)
@@ -164,6 +170,15 @@ class _Preparation:
                 return self._tokenizer.text(text)
             case _:
                 assert_never(example)
+
+    def _judge_tools(self, example: Chat, ids: list[int]) -> None:
+        """Once, on the first row with tools: many templates leave them out without a word."""
+        if not example.tools and not any("tool_calls" in message for message in example.messages):
+            return
+        self._tools_judged = True
+        bare = [{key: value for key, value in turn.items() if key != "tool_calls"} for turn in example.messages]
+        if self._tokenizer.chat(bare, None)[0] == ids:
+            self._notice("the model's chat template shows neither tools nor tool calls: nothing of them is learnt")
 
     def _refuse(self, line: int, error: Exception) -> None:
         self._refused += 1

@@ -177,6 +177,24 @@ def test_rows_that_the_template_refuses_are_bad_rows(tmp_path: Path) -> None:
     assert (ready.rows, ready.skipped) == (1, 1)
 
 
+class Calling(BytesTokenizer):
+    """A template that shows tool calls."""
+
+    def chat(self, messages: Sequence[dict[str, object]], tools: object | None) -> tuple[list[int], list[int]]:
+        shown = [{**turn, "content": f"{turn['content']}{turn.get('tool_calls', '')}"} for turn in messages]
+        return super().chat(shown, tools)
+
+
+def test_a_template_that_leaves_tools_out_is_told_of(tmp_path: Path) -> None:
+    data = DataSpec(source=str(ACCEPTED / "messages.jsonl"))
+    silent: list[str] = []
+    made(data, tmp_path / "calls", Calling(), silent)
+    told: list[str] = []
+    made(data, tmp_path / "bytes", BytesTokenizer(), told)
+    assert silent == []
+    assert told == ["the model's chat template shows neither tools nor tool calls: nothing of them is learnt"]
+
+
 def test_the_same_rows_are_prepared_once(tmp_path: Path) -> None:
     data, tokenizer = DataSpec(source=str(ACCEPTED / "sharegpt.jsonl")), Counting()
     first = made(data, tmp_path, tokenizer)
