@@ -24,7 +24,8 @@ def data(tmp_path: Path) -> Path:
 
 
 def toy(tmp_path: Path, **arguments: object) -> Trainer:
-    return Trainer("any", backend="toy", output_dir=tmp_path / "out", progress=False, **arguments)
+    wishes: dict[str, object] = {"backend": "toy", "output_dir": tmp_path / "out", "progress": False, **arguments}
+    return Trainer("any", **wishes)  # type: ignore[arg-type]  # as a user's own dictionary would be handed over
 
 
 def endless(trainer: Trainer, data: Path, **arguments: object) -> TrainingRun:
@@ -49,7 +50,12 @@ def test_a_training_gives_back_its_run(tmp_path: Path, data: Path) -> None:
 
 def test_on_step_can_stop_a_run_which_is_then_saved_and_resumable(tmp_path: Path, data: Path) -> None:
     seen: list[int] = []
-    run = endless(toy(tmp_path), data, on_step=lambda step, loss: seen.append(step) or False)
+
+    def enough(step: int, loss: float | None) -> bool:
+        seen.append(step)
+        return False
+
+    run = endless(toy(tmp_path), data, on_step=enough)
 
     assert run.status == "interrupted"
     assert run.steps >= seen[0]
@@ -74,7 +80,11 @@ def test_callbacks_hear_of_steps_checkpoints_and_the_end(tmp_path: Path, data: P
     steps: list[int] = []
     saved: list[Path] = []
     ended: list[TrainingRun] = []
-    callback = TrainingCallback(on_step=lambda s, _: steps.append(s), on_save=saved.append, on_complete=ended.append)  # type: ignore[func-returns-value]
+
+    def note(step: int, loss: float | None) -> None:
+        steps.append(step)
+
+    callback = TrainingCallback(on_step=note, on_save=saved.append, on_complete=ended.append)
     run = toy(tmp_path, save_steps=10).train(data, steps=20, callback=callback)
 
     assert steps[-1] == 20
