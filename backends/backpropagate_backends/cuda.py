@@ -18,7 +18,7 @@ class CudaBackend(TorchBackend):
     device: ClassVar[Literal["cpu", "cuda"]] = "cuda"
 
     def warm(self) -> None:
-        _see_one_gpu()
+        see_one_gpu()
         super().warm()
 
     def check_device(self) -> None:
@@ -42,7 +42,7 @@ class CudaBackend(TorchBackend):
         )
 
 
-def _see_one_gpu() -> None:
+def see_one_gpu() -> None:
     """TRL refuses to train where torch sees several GPUs. Read when CUDA starts, so it must be set before."""
     visible = os.environ.get(_VISIBLE)
     if visible is None:

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from itertools import takewhile
+from pathlib import Path
 
 from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
@@ -27,9 +28,16 @@ from backpropagate_protocol.spec import ModelSpec
 # Above this, a tokenizer's `model_max_length` is transformers' way of saying "unknown".
 _NO_LIMIT = 10**9
 
+# The files that hold a vocabulary, in any of the formats that transformers reads.
+_VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json", "tokenization_*.py")
+
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """The tokenizer as transformers loads it, padding on the right, with a padding token. Raises ModelLoadError."""
+    folder = Path(source.path)
+    if folder.is_dir() and not any(next(folder.glob(pattern), None) for pattern in _VOCABULARIES):
+        # transformers would make a tokenizer of this model's class with nothing in it
+        raise ModelLoadError(f"{source.name} has no tokenizer in {folder}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.path, **source.options())
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from backpropagate_backends.cpu import CpuBackend
+from backpropagate_backends.torch_backend import TorchBackend
 from backpropagate_protocol.jobs import TrainJob
 from backpropagate_protocol.messages import TrainResult
 from backpropagate_protocol.prepared import Prepared
@@ -46,7 +47,7 @@ class Run:
 
 
 def run(
-    backend: CpuBackend,
+    backend: TorchBackend,
     job: TrainJob,
     data: Prepared,
     folder: Path,

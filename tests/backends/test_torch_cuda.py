@@ -1,0 +1,62 @@
+"""The cuda backend without a GPU says which part is missing; on a GPU it trains."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from backpropagate_backends.cpu import CpuBackend
+from backpropagate_backends.cuda import CudaBackend, see_one_gpu
+from backpropagate_protocol.errors import GPUNotAvailableError
+from backpropagate_protocol.prepared import Prepared
+from tests.backends.torch_runs import FOREIGN_WARNINGS, halved, resumed, run
+from tests.backends.torch_session import KeepingSession, make_job
+
+
+def test_without_a_gpu_the_missing_part_is_named(cpu: CpuBackend, tiny: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(GPUNotAvailableError) as caught:
+        CudaBackend().check(make_job(tiny))
+    part = "build without CUDA" if torch.version.cuda is None else "no driver or no card"
+    assert part in caught.value.message
+    assert "--backend cpu" in caught.value.suggestion
+
+
+@pytest.mark.parametrize(("visible", "expected"), [(None, "0"), ("2,3", "2"), ("1", "1"), ("", "")])
+def test_one_gpu_is_seen_of_many(visible: str | None, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    see_one_gpu()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@FOREIGN_WARNINGS
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_on_a_gpu_a_halved_resume_sees_the_same_samples(
+    cpu: CpuBackend, tiny: Path, rows: Prepared, tmp_path: Path, four_bit: bool
+) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU")
+    cuda = CudaBackend()
+    cuda.warm()
+    job = make_job(tiny, four_bit=four_bit, micro_batch=4)
+    cuda.check(job)
+    whole = run(cuda, job, rows, tmp_path / "a", save_at=[5])
+    begun = whole.session.begun
+    assert begun is not None
+    assert begun.gpu_uuid.startswith("GPU-")
+    assert begun.device_memory > 0
+    assert whole.session.progress[-1].memory_used > 0
+    again = run(cuda, halved(resumed(job, whole.session.checkpoint(5))), rows, tmp_path / "b")
+    assert again.done.order == whole.done.order
+    assert isinstance(again.session, KeepingSession)
