@@ -1,0 +1,224 @@
+"""What every backend owes the runner, tried on a real child for each backend that this machine has."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from backpropagate_backends.registry import load
+from backpropagate_protocol.durable import verify_dir
+from backpropagate_protocol.jobs import GenerateJob, PreparedRef, TrainJob
+from backpropagate_protocol.messages import (
+    Answers,
+    CheckpointFailed,
+    CheckpointSaved,
+    DataReady,
+    Done,
+    Fault,
+    FaultKind,
+    Progress,
+    Started,
+    Stop,
+    Stopped,
+    TrainResult,
+)
+from backpropagate_protocol.spec import LoraSpec, ModelSpec, PlannedFault, SafetySpec
+from tests.runner.child import Child, again, run_of, runner, train_job
+
+TINY = Path(__file__).parents[2] / "fixtures" / "tiny-base"
+STEPS = 7
+
+_no_torch = pytest.mark.skipif(
+    importlib.util.find_spec("trl") is None, reason="the training packages are not installed"
+)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A backend and a model that it can train in seconds."""
+
+    backend: str
+    model: str
+
+    def job(self, folder: Path, run_id: str, faults: tuple[PlannedFault, ...] = ()) -> TrainJob:
+        """10 rows of varied length, 4 in a step: the third and the sixth step end an epoch, with 2 rows each."""
+        source = folder / "rows.jsonl"
+        lines = []
+        for i in range(10):
+            turns = [{"role": "user", "content": f"What is {i}?"}, {"role": "assistant", "content": "one more " * i}]
+            turns[1]["content"] += "than that."
+            lines.append(json.dumps({"messages": turns}))
+        source.write_text("\n".join(lines))
+        job = train_job(
+            folder,
+            run_id=run_id,
+            steps=STEPS,
+            effective_batch=4,
+            micro_batch=2,
+            backend=self.backend,
+            model=self.model,
+            faults=faults,
+            safety=SafetySpec(save_steps=2),
+        )
+        data = msgspec.structs.replace(job.spec.data, max_length=128)
+        spec = msgspec.structs.replace(job.spec, data=data, lora=LoraSpec(r=8, alpha=16))
+        return msgspec.structs.replace(job, spec=spec)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(Way("toy", "toy"), id="toy"),
+        pytest.param(Way("cpu", str(TINY)), id="cpu", marks=[_no_torch, pytest.mark.slow]),
+    ],
+)
+def way(request: pytest.FixtureRequest) -> Way:
+    found = request.param
+    assert isinstance(found, Way)
+    return found
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An undisturbed run, and what its child said."""
+
+    folder: Path
+    job: TrainJob
+    child: Child
+    ready: DataReady
+    result: TrainResult
+
+
+def _result(child: Child) -> TrainResult:
+    last = child.finish()
+    assert isinstance(last, Done), (last, child.log.read_text())
+    assert isinstance(last.result, TrainResult)
+    return last.result
+
+
+@pytest.fixture(scope="module")
+def undisturbed(way: Way, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp(way.backend)
+    job = way.job(folder, "undisturbed")
+    with runner(job, folder, way.backend) as child:
+        result = _result(child)
+    return Finished(folder, job, child, child.of(DataReady)[0], result)
+
+
+def _prepared(undisturbed: Finished, job: TrainJob) -> TrainJob:
+    return msgspec.structs.replace(job, prepared=PreparedRef(undisturbed.ready.path, undisturbed.ready.digest))
+
+
+def test_it_is_called_what_the_registry_calls_it(way: Way) -> None:
+    assert load(way.backend).name == way.backend
+
+
+def test_it_starts_once_with_what_it_was_given(undisturbed: Finished) -> None:
+    [started] = undisturbed.child.of(Started)
+    first = next(m for m in undisturbed.child.said if isinstance(m, Progress))
+    assert undisturbed.child.said.index(started) < undisturbed.child.said.index(first)
+    assert (started.micro_batch, started.accumulation, started.step, started.total_steps) == (2, 2, 0, STEPS)
+    assert started.backend == undisturbed.job.spec.backend
+    assert 0 < started.trainable_parameters <= started.parameters
+
+
+def test_an_epoch_ends_with_a_smaller_step(undisturbed: Finished) -> None:
+    """10 + 10 + 4 samples."""
+    assert (undisturbed.result.step, undisturbed.result.samples_seen) == (STEPS, 24)
+    last = undisturbed.child.of(Progress)[-1]
+    assert (last.step, last.samples_seen, last.order) == (STEPS, 24, undisturbed.result.order)
+    assert last.loss is not None
+    assert last.tokens > 0
+
+
+def test_the_result_and_every_checkpoint_verify_and_nothing_is_left_in_staging(undisturbed: Finished) -> None:
+    run = run_of(undisturbed.job)
+    assert [m.step for m in undisturbed.child.of(CheckpointSaved)] == [2, 4, 6, 7]
+    for name in (p.name for p in run.checkpoints.iterdir()):
+        manifest = verify_dir(run.checkpoints / name)
+        assert manifest.data_digest == undisturbed.ready.digest
+        assert manifest.backend == undisturbed.job.spec.backend
+    assert (run.adapter / "adapter_config.json").is_file()
+    verify_dir(run.adapter)
+    assert [p for p in run.staging.rglob("*") if p.is_file()] == []
+
+
+def test_a_resume_in_a_new_process_is_bit_identical(way: Way, undisturbed: Finished) -> None:
+    folder = undisturbed.folder
+    job = _prepared(undisturbed, way.job(folder, "killed", (PlannedFault("sigkill", 6),)))
+    with runner(job, folder, way.backend) as child:
+        assert child.finish() is None
+    with runner(again(job, undisturbed.ready, step=4), folder, way.backend) as child:
+        result = _result(child)
+    assert (result.order, result.samples_seen) == (undisturbed.result.order, 24)
+    assert result.digest == undisturbed.result.digest
+
+
+def test_a_run_with_many_mishaps_sees_the_samples_of_the_undisturbed_one(way: Way, undisturbed: Finished) -> None:
+    """A full disk and an OOM; half the batch from then on; a stop with a save; the rest."""
+    folder, ready = undisturbed.folder, undisturbed.ready
+    faults = (PlannedFault("disk_full", 4), PlannedFault("oom", 6), PlannedFault("hold", 5, attempt=2))
+    job = _prepared(undisturbed, way.job(folder, "mishaps", faults))
+
+    with runner(job, folder, way.backend) as child:
+        fault = child.finish()
+    assert isinstance(fault, Fault)
+    assert (fault.kind, fault.step) == (FaultKind.OOM, 5)
+    assert [m.step for m in child.of(CheckpointFailed)] == [4]
+    assert [m.step for m in child.of(CheckpointSaved)] == [2]
+
+    job = again(job, ready, step=2, micro_batch=1)
+    with runner(job, folder, way.backend) as child:
+        child.wait_until(lambda: child.log.read_text().count("planned fault before step 5: hold") == 1)
+        child.send(Stop("heat"))
+        assert child.finish() == Stopped(5, saved=True)
+    [started] = child.of(Started)
+    assert (started.step, started.samples_seen, started.micro_batch, started.accumulation) == (2, 8, 1, 4)
+
+    with runner(again(job, ready, step=5), folder, way.backend) as child:
+        result = _result(child)
+    assert (result.order, result.samples_seen) == (undisturbed.result.order, 24)
+    assert result.final_loss == pytest.approx(undisturbed.result.final_loss, rel=1e-4)
+
+
+def test_it_answers_each_prompt_with_and_without_the_adapter(way: Way, undisturbed: Finished) -> None:
+    for adapter in (None, undisturbed.result.adapter):
+        job = GenerateJob(
+            model=ModelSpec(name="m", path=way.model),
+            adapter=adapter,
+            prompts=("What is 1?", "What is 2?"),
+            backend=way.backend,
+            max_new_tokens=4,
+        )
+        with runner(job, undisturbed.folder, way.backend) as child:
+            last = child.finish()
+        assert isinstance(last, Done), last
+        assert isinstance(last.result, Answers)
+        assert len(last.result.texts) == 2
+
+
+def test_its_tokenizer_flags_what_is_to_be_learnt(way: Way) -> None:
+    backend = load(way.backend)
+    backend.warm()
+    tokenizer = backend.tokenizer(ModelSpec(name="m", path=way.model))
+    tokenizer.check()
+    ids, flags = tokenizer.chat(
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}],
+        None,
+    )
+    assert len(ids) == len(flags)
+    assert 0 < sum(flags) < len(flags)
+    assert flags[0] == 0
+    ids, flags = tokenizer.completion("question ", "answer")
+    assert len(ids) == len(flags)
+    assert flags[0] == 0
+    assert flags[-1] == 1
+    ids, flags = tokenizer.text("all of it")
+    assert flags == [1] * len(ids)
+    assert tokenizer.text("all of it")[0] == ids
+    assert tokenizer.digest
