@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,10 @@ DATA = ROOT / "fixtures" / "quickstart.jsonl"
 TRAINING = ("--steps", "80", "--learning-rate", "3e-3", "--lora-r", "32", "--batch-size", "8", "--seed", "42")
 
 
+# A model this small gains nothing from a second thread, and loses much by it where the cores are busy.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", **os.environ}
+
+
 def trained_pair() -> tuple[str, str]:
     """The first question of the data set, and its answer."""
     with open(DATA, encoding="utf-8") as file:
@@ -34,7 +39,7 @@ def trained_pair() -> tuple[str, str]:
 def backprop(python: Path, *arguments: str) -> None:
     """One command of ours, its output straight to the screen; Refusal if it fails."""
     command = [str(python), "-m", "backpropagate", *arguments]
-    status = subprocess.run(command, stdin=subprocess.DEVNULL, cwd=ROOT, check=False).returncode
+    status = subprocess.run(command, stdin=subprocess.DEVNULL, cwd=ROOT, env=ENVIRONMENT, check=False).returncode
     if status != 0:
         raise Refusal(f"`backprop {arguments[0]}` ended with exit status {status}; its message is above")
 
@@ -47,6 +52,7 @@ def ask(python: Path, model: str, question: str) -> str:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         cwd=ROOT,
+        env=ENVIRONMENT,
         check=False,
         encoding="utf-8",
         errors="replace",

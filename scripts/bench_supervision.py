@@ -1,0 +1,356 @@
+"""What supervision costs and how soon it acts, as ratios measured in one go; prints a Markdown table with the goals.
+
+    python scripts/bench_supervision.py                    all of it, some minutes
+    python scripts/bench_supervision.py --rounds 1 --steps 12 --kills 1
+
+Needs the environment that scripts/test.py makes. Every figure comes from real processes: real training of the tiny base,
+real pipes, real kills. Supervised and plain rounds alternate, so that a machine that slows down slows both; the best round
+of each kind counts, since what else the machine does can only add.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anyio
+import psutil
+
+from backpropagate import runs
+from backpropagate.events import AttemptStarted, CheckpointCommitted, Event, FaultSeen, Recovering, RunEnded, Step
+from backpropagate.journal import Follower
+from backpropagate.process import running
+from backpropagate_protocol.jobs import TrainJob
+from backpropagate_protocol.messages import Hello, Progress, RunJob
+from backpropagate_protocol.rundir import RunDir
+from backpropagate_protocol.spec import (
+    DataSpec,
+    LoraSpec,
+    ModelSpec,
+    PlannedFault,
+    RunSpec,
+    SafetySpec,
+    TrainSpec,
+)
+from tiny_corpus import conversations
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ROOT / "fixtures" / "tiny-base"
+BATCH, RANK, MAX_LENGTH = 8, 16, 1024
+PATIENCE = 600.0  # seconds for anything that is waited for; a bench that hangs must end
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One row of the table. `met` is None where there is no goal."""
+
+    what: str
+    value: str
+    goal: str = ""
+    met: bool | None = None
+
+    def row(self) -> str:
+        verdict = {None: "", True: "met", False: "**short**"}[self.met]
+        return f"| {self.what} | {self.value} | {self.goal} | {verdict} |"
+
+
+# ----- a run to look at ----------------------------------------------------------------------------------------------
+
+
+def write_rows(path: Path, count: int) -> Path:
+    """Conversations of four questions each, so that a step has something to compute."""
+    talks = conversations(count * 4, seed=7)
+    with open(path, "w", encoding="utf-8") as file:
+        for start in range(0, len(talks), 4):
+            turns = [turn for talk in talks[start : start + 4] for turn in talk if turn[0] != "system"]
+            file.write(json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}) + "\n")
+    return path
+
+
+def a_spec(output: Path, rows: Path, *, backend: str, model: str, steps: int, save_steps: int, faults: tuple[PlannedFault, ...] = ()) -> RunSpec:  # fmt: skip
+    return RunSpec(
+        run_id=str(uuid.uuid4()),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        backend=backend,
+        output=str(output),
+        model=ModelSpec(name=model, path=model, load_in_4bit=False),
+        data=DataSpec(source=str(rows), max_length=MAX_LENGTH),
+        lora=LoraSpec(preset="custom", r=RANK, alpha=2 * RANK),
+        train=TrainSpec(steps=steps, effective_batch=BATCH, batch_size=BATCH),
+        safety=SafetySpec(save_steps=save_steps),
+        faults=faults,
+    )
+
+
+class Supervised:
+    """A run under its real supervisor, in a process of its own, and what its journal says."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self.run: RunDir = runs.create(spec)
+        command = [sys.executable, "-P", "-m", "backpropagate", "_supervise", str(self.run.path)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        self._follower = Follower(self.run.events)
+        self.peak_rss = 0  # bytes, of the supervisor alone
+
+    def events(self) -> Iterator[Event]:
+        """Every event as it is written, until the supervisor is gone."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            gone = self._process.poll() is not None
+            self._look_at_memory()
+            yield from self._follower.poll()
+            if gone:
+                return
+            if time.monotonic() > deadline:
+                self._process.kill()
+                raise TimeoutError(f"the run in {self.run.path} did not end")
+            time.sleep(0.02)
+
+    def until(self, wanted: Callable[[Event], bool]) -> Event:
+        for event in self.events():
+            if wanted(event):
+                return event
+        raise RuntimeError(f"the run in {self.run.path} ended too early; see its runner.log")
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(PATIENCE)
+
+    def cpu_seconds(self) -> float:
+        times = psutil.Process(self._process.pid).cpu_times()
+        return float(times.user + times.system)
+
+    def _look_at_memory(self) -> None:
+        try:
+            if sys.platform == "linux":
+                status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii", errors="replace")
+                peaks = [int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")]
+                self.peak_rss = max(self.peak_rss, *peaks, 0)
+            else:
+                self.peak_rss = max(self.peak_rss, psutil.Process(self._process.pid).memory_info().rss)
+        except (OSError, psutil.Error):
+            pass  # it has just ended
+
+
+# ----- what supervision costs ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds for one optimizer step: by the clock (median), and of processor time (mean)."""
+
+    wall: float
+    cpu: float
+
+
+def plain_pace(rows: Path, steps: int) -> Pace:
+    arguments = [str(TINY), str(rows), str(steps), str(BATCH), str(RANK), str(MAX_LENGTH)]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "plain_trl.py"), *arguments],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=PATIENCE,
+    )  # fmt: skip
+    seen: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
+    return Pace(_median_gap(seen["wall"][1:]), (seen["cpu"][-1] - seen["cpu"][1]) / (steps - 2))
+
+
+def supervised_pace(folder: Path, rows: Path, steps: int) -> tuple[Pace, float, int]:
+    """The pace, the supervisor's own processor seconds for one step, and its peak memory."""
+    spec = a_spec(folder, rows, backend="cpu", model=str(TINY), steps=steps, save_steps=10**6)
+    run = Supervised(spec)
+    child: psutil.Process | None = None
+    ends: list[float] = []
+    cpu: list[tuple[int, float, float]] = []  # step, the child's seconds, the supervisor's
+    status = ""
+    for event in run.events():
+        match event:
+            case AttemptStarted(pid=pid):
+                child = psutil.Process(pid)
+            case Step(step=step, time=when):
+                ends.append(when)
+                if child is not None and step in (2, 3, steps - 2, steps - 1):
+                    times = child.cpu_times()
+                    cpu.append((step, times.user + times.system, run.cpu_seconds()))
+            case RunEnded():
+                status = event.status
+            case _:
+                pass
+    if status != "completed":
+        raise RuntimeError(f"the supervised run ended as {status!r}; see {run.run.log}")
+    (first, child_before, ours_before), (last, child_after, ours_after) = cpu[0], cpu[-1]
+    per_step = last - first
+    pace = Pace(_median_gap(ends[1:]), (child_after - child_before) / per_step)
+    return pace, (ours_after - ours_before) / per_step, run.peak_rss
+
+
+def _median_gap(ends: list[float]) -> float:
+    return statistics.median(b - a for a, b in itertools.pairwise(ends))
+
+
+def cost(folder: Path, rounds: int, steps: int) -> list[Figure]:
+    rows = write_rows(folder / "rows.jsonl", 200)
+    plain: list[Pace] = []
+    supervised: list[Pace] = []
+    ours: list[float] = []
+    peak = 0
+    for n in range(rounds):
+        plain.append(plain_pace(rows, steps))
+        pace, parent, rss = supervised_pace(folder / f"cost-{n}", rows, steps)
+        supervised.append(pace)
+        ours.append(parent)
+        peak = max(peak, rss)
+    wall = min(p.wall for p in supervised) / min(p.wall for p in plain)
+    cpu = min(p.cpu for p in supervised) / min(p.cpu for p in plain)
+    share = min(ours) / min(p.cpu for p in plain)
+    step = min(p.wall for p in plain)
+    return [
+        Figure("step of plain TRL, for scale", f"{1000 * step:.0f} ms"),
+        Figure("supervised step : plain TRL step, by the clock", f"{wall:.4f}", "≤ 1.005", wall <= 1.005),
+        Figure("the same in the child's processor time", f"{cpu:.4f}", "≤ 1.005", cpu <= 1.005),
+        Figure("supervisor's processor time : plain TRL step", f"{share:.4f}" if share >= 0.0005 else "under 0.0005"),
+        Figure("supervisor's peak memory", f"{peak / 2**20:.1f} MiB", "≤ 40 MiB", peak <= 40 * 2**20),
+    ]
+
+
+def start_up(folder: Path, repeats: int) -> list[Figure]:
+    def best(*arguments: str) -> float:
+        taken = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            subprocess.run([sys.executable, *arguments], stdin=subprocess.DEVNULL, capture_output=True, check=True)
+            taken.append(time.perf_counter() - began)
+        return min(taken)
+
+    bare = best("-c", "pass")
+    help_page = best("-m", "backpropagate", "--help")
+    listing = best("-m", "backpropagate", "list-runs", "--output", str(folder / "cost-0"))
+    return [
+        Figure("bare Python, for scale", f"{1000 * bare:.0f} ms"),
+        Figure("`backprop --help` : bare Python", f"{help_page / bare:.1f}", "≤ 5", help_page / bare <= 5),
+        Figure("`backprop list-runs` : bare Python", f"{listing / bare:.1f}"),
+    ]
+
+
+# ----- how soon it acts ----------------------------------------------------------------------------------------------
+
+
+def frames(folder: Path) -> list[Figure]:
+    """A flood of progress frames from a real runner, through its own writer, pipe and decoder."""
+    rows = write_rows(folder / "few.jsonl", 20)
+    fault = (PlannedFault(kind="flood", step=2),)
+    spec = a_spec(folder / "flood", rows, backend="toy", model="toy", steps=3, save_steps=10, faults=fault)
+    run = runs.create(spec)
+    job = TrainJob(spec=spec, run_dir=str(run.path), attempt=1, micro_batch=BATCH, accumulation=1, gradient_checkpointing=None)  # fmt: skip
+    count, seconds = anyio.run(_count_frames, job)
+    rate = count / seconds
+    return [Figure(f"frames through the pipe ({count:,} of them)", f"{rate:,.0f} / s", "≥ 50,000 / s", rate >= 50_000)]
+
+
+async def _count_frames(job: TrainJob) -> tuple[int, float]:
+    count, began, ended = 0, 0.0, 0.0
+    with tempfile.TemporaryFile() as log:
+        async with running(None, job.spec.run_id, "toy", log.fileno()) as runner:
+            async for message in runner.messages():
+                if isinstance(message, Hello):
+                    runner.send(RunJob(job))
+                elif isinstance(message, Progress) and message.total_steps == 0:
+                    began = began or time.perf_counter()
+                    ended = time.perf_counter()
+                    count += 1
+    return count, ended - began
+
+
+def reaction(folder: Path, name: str, spec: RunSpec, kills: int) -> list[Figure]:
+    """Kills the child of a run in full training, again and again: how soon is it noticed, how soon does it go on?"""
+    run = Supervised(spec)
+    noticed: list[float] = []
+    resumed: list[float] = []
+    pid = 0
+    killed_at = 0.0
+    delay = 0.0
+    awaiting = "checkpoint"
+    for event in run.events():
+        match event:
+            case AttemptStarted():
+                pid = event.pid
+            case CheckpointCommitted() if awaiting == "checkpoint":
+                awaiting = "fault"
+                killed_at = time.time()
+                psutil.Process(pid).kill()
+            case FaultSeen() if awaiting == "fault":
+                noticed.append(event.time - killed_at)
+            case Recovering() if awaiting == "fault":
+                delay = event.delay
+                awaiting = "step"
+            case Step() if awaiting == "step":
+                resumed.append(event.time - killed_at - delay)
+                awaiting = "checkpoint"
+                if len(resumed) == kills:
+                    break
+            case RunEnded():
+                raise RuntimeError(f"the run ended as {event.status!r} before all kills; see {run.run.log}")
+            case _:
+                pass
+    run.stop()
+    figures = [
+        Figure(f"{name}: fault to first new step, back-off not counted", f"{min(resumed):.2f} s (best of {kills})")
+    ]
+    if name == "toy":
+        typical = statistics.median(noticed)
+        figures.insert(0, Figure("a killed child is noticed after", f"{1000 * typical:.0f} ms (median of {kills})", "≤ 50 ms", typical <= 0.05))  # fmt: skip
+    return figures
+
+
+def machine() -> str:
+    memory = psutil.virtual_memory().total / 2**30
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return (
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, Python "
+        f"{platform.python_version()}; load {load:.1f} when the bench began, {datetime.now(UTC):%Y-%m-%d}"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="measure what supervision costs and how soon it acts")
+    parser.add_argument("--rounds", type=int, default=3, help="plain and supervised trainings each")
+    parser.add_argument("--steps", type=int, default=40, help="optimizer steps of each of them")
+    parser.add_argument("--kills", type=int, default=5, help="children killed on the toy backend")
+    parser.add_argument("--repeats", type=int, default=10, help="starts of each short command")
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # spinning threads on busy cores would drown every difference
+    print(f"{machine()}\n\n| what | measured | goal | |\n|---|---|---|---|", flush=True)
+    figures: list[Figure] = []
+
+    def show(more: list[Figure]) -> None:
+        figures.extend(more)
+        print("\n".join(figure.row() for figure in more), flush=True)
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+        folder = Path(temporary)
+        rows = write_rows(folder / "talks.jsonl", 100)
+        show(cost(folder, options.rounds, options.steps))
+        show(start_up(folder, options.repeats))
+        show(frames(folder))
+        toy = a_spec(folder / "toy", rows, backend="toy", model="toy?step_seconds=0.002", steps=10**6, save_steps=25)
+        show(reaction(folder, "toy", toy, options.kills))
+        real = a_spec(folder / "real", rows, backend="cpu", model=str(TINY), steps=10**4, save_steps=3)
+        show(reaction(folder, "tiny base on the CPU", real, 1))
+    return 0 if all(figure.met is not False for figure in figures) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
