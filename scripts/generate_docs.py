@@ -50,7 +50,7 @@ def cli_page() -> str:
 
 def _help(name: str) -> str:
     parent = click.Context(root, info_name="backprop", obj=Screen(), terminal_width=_WIDTH, max_content_width=_WIDTH)
-    command = root.get_command(parent, name)  # type: ignore[attr-defined]  # a group, as asserted above
+    command = root.get_command(parent, name)
     assert command is not None
     context = click.Context(
         command, parent, name, terminal_width=_WIDTH, max_content_width=_WIDTH, token_normalize_func=normalise

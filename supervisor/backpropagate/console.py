@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from typing import TextIO
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TextIO
 
 from backpropagate import events
 from backpropagate.events import Event
@@ -13,6 +13,9 @@ from backpropagate.sinks import Sink
 from backpropagate.view import RunView
 from backpropagate.wording import in_words, progress_line
 from backpropagate_protocol.redact import redact
+
+if TYPE_CHECKING:
+    from backpropagate.live import LiveDisplay
 
 _INTERVAL = 30.0  # seconds between two lines of progress in a log
 
@@ -69,20 +72,23 @@ class LiveSink:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._view = RunView()
-        self._display: Callable[[RunView, str], None] | None = None
-        self._close: Callable[[], None] | None = None
+        self._display: LiveDisplay | None = None
 
     def event(self, event: Event) -> None:
         if self._display is None:
             from backpropagate.live import LiveDisplay
 
-            display = LiveDisplay(self._stream)
-            self._display, self._close = display.show, display.close
+            self._display = LiveDisplay(self._stream)
         self._view.see(event)
         # What the lines below show anyway is not said twice.
         quiet = isinstance(event, events.Step | events.PhaseEntered | events.CheckpointCommitted)
-        self._display(self._view, "" if quiet else in_words(event))
+        self._display.show(self._view, "" if quiet else in_words(event))
+
+    def redraw(self) -> None:
+        """At once, rather than with the next tick."""
+        if self._display is not None:
+            self._display.redraw()
 
     def close(self) -> None:
-        if self._close is not None:
-            self._close()
+        if self._display is not None:
+            self._display.close()

@@ -39,6 +39,9 @@ class LiveDisplay:
         if line:
             self._live.console.print(Text(redact(f"{view.run_id[:8]} {line}")))
 
+    def redraw(self) -> None:
+        self._live.refresh()
+
     def close(self) -> None:
         self._live.stop()
 
