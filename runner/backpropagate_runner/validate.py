@@ -161,10 +161,8 @@ def scan(data: DataSpec, phase: PhaseReport = _nothing, *, max_errors: int = MAX
     if bad and not lenient and (rows == 0 or data.on_bad_row != "skip"):
         raise bad_rows(source.name, rows, bad, errors, parse=unparsed > 0)
     phase(rows + bad, rows + bad, f"{rows} rows")
-    counts["bad"] = bad
-    return Scan(
-        examples.format, rows, bad, tuple(errors), dict(counts), digest, _notices(source.name, examples.format, counts)
-    )
+    notices = _notices(source.name, examples.format, bad, counts)
+    return Scan(examples.format, rows, bad, tuple(errors), dict(counts), digest, notices)
 
 
 def bad_rows(name: str, rows: int, bad: int, errors: list[str], *, parse: bool) -> DatasetError:
@@ -195,12 +193,12 @@ def _count(example: Example, counts: Counter[str]) -> None:
         assert_never(example)
 
 
-def _notices(name: str, format: str, counts: Counter[str]) -> tuple[str, ...]:
+def _notices(name: str, format: str, bad: int, counts: Counter[str]) -> tuple[str, ...]:
     found = []
     if format == "preference":
         found.append(f"{name}: only prompt and chosen answer of each row are trained on; the rejected one is left out")
-    if counts["bad"]:
-        found.append(f"{name}: bad rows left out: {counts['bad']}")
+    if bad:
+        found.append(f"{name}: bad rows left out: {bad}")
     if counts["unanswered"]:
         found.append(f"{name}: rows whose turns after the last answer are left out: {counts['unanswered']}")
     return tuple(found)

@@ -125,7 +125,7 @@ def test_a_defect_is_a_coded_error_with_line_and_reason(name: str) -> None:
 def test_bad_rows_can_be_skipped_where_the_rest_can_be_read(name: str) -> None:
     if name in SKIPPABLE:
         found = scan(data(DEFECTS / name, on_bad_row="skip"))
-        assert found.bad == found.counts["bad"] == 1
+        assert found.bad == 1
         assert found.rows >= 1
         assert any("bad rows left out: 1" in notice for notice in found.notices)
     else:
