@@ -57,7 +57,7 @@ class PreparedWriter:
 
     def __init__(self, final: Path, disk: Disk = DISK) -> None:
         self._final, self._disk = final, disk
-        _sweep(final, disk)
+        _sweep(final.parent, disk)
         self._partial = final.with_name(f"{final.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
         self._partial.mkdir(parents=True)
         self._files: dict[str, BinaryIO] = {}
@@ -121,7 +121,10 @@ class PreparedWriter:
 
     def abandon(self) -> None:
         for file in self._files.values():
-            file.close()
+            try:
+                file.close()
+            except OSError:
+                pass  # a full disk, once more; the folder goes anyway
         discard(self._partial, self._disk)
 
 
@@ -183,9 +186,9 @@ def _whole(digests: list[str]) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _sweep(final: Path, disk: Disk) -> None:
-    """Removes what writers of the same set left when they died."""
-    for left in final.parent.glob(f"{final.name}.*{PARTIAL}"):
+def _sweep(cache: Path, disk: Disk) -> None:
+    """Removes what writers left when they died."""
+    for left in cache.glob(f"*{PARTIAL}"):
         try:
             age = time.time() - max(path.stat().st_mtime for path in (left, *left.iterdir()))
         except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -320,6 +321,26 @@ def test_what_a_dead_writer_left_is_swept_and_what_a_living_one_writes_is_not(tm
         os.utime(path, (1e9, 1e9))
     PreparedWriter(tmp_path / "set").abandon()
     assert [path.name for path in tmp_path.iterdir()] == [living.name]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files there")
+def test_a_disk_that_takes_no_more_is_an_os_error_and_leaves_nothing(tmp_path: Path) -> None:
+    """The system's limit on the size of a file stands for a full disk: the writes themselves fail."""
+    code = (
+        "import resource, sys; from pathlib import Path; from backpropagate_backends.toy import BytesTokenizer\n"
+        "from backpropagate_protocol.spec import DataSpec; from backpropagate_runner.prepare import prepare\n"
+        "from backpropagate_runner.validate import scan\n"
+        "data = DataSpec(source=sys.argv[1]); found = scan(data)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))\n"
+        "try: prepare(data, BytesTokenizer(), found, Path(sys.argv[2]), lambda *_: None)\n"
+        "except OSError as error: print('refused', error.errno)"
+    )
+    source = written(tmp_path / "rows.jsonl", *({"text": "x" * 1000} for _ in range(400))).source
+    for limit in (100, 400_000, 1_000_000):
+        command = [sys.executable, "-c", code, source, str(tmp_path / "cache"), str(limit)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout == f"refused {errno.EFBIG}\n"
+        assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_another_set_under_the_name_a_job_gives_is_refused(tmp_path: Path) -> None:
