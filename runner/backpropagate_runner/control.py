@@ -48,7 +48,7 @@ class Control:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        self.ask(Stop(signal.Signals(number).name.lower()))
+        self.ask_if_not_asked(Stop(signal.Signals(number).name.lower()))
 
     def ask(self, wish: Stop | Save) -> None:
         match wish:
@@ -57,6 +57,11 @@ class Control:
                 self._asked.put(wish)
             case Save():
                 self._save = True
+
+    def ask_if_not_asked(self, wish: Stop) -> None:
+        """For a stop that says less than a message: one that was told not to save must not begin to."""
+        if self.stop is None:
+            self.ask(wish)
 
     def take_save(self) -> bool:
         """Whether a checkpoint was asked for since the last call."""

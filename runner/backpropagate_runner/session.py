@@ -32,7 +32,7 @@ from backpropagate_protocol.messages import (
     TrainResult,
 )
 from backpropagate_protocol.redact import redact
-from backpropagate_protocol.rundir import FileEntry, Manifest, RunDir
+from backpropagate_protocol.rundir import PARTIAL, FileEntry, Manifest, RunDir
 from backpropagate_protocol.spec import spec_digest
 from backpropagate_runner.cadence import Cadence
 from backpropagate_runner.channel import Channel
@@ -205,7 +205,7 @@ class TrainSession:
         """Moves the result from staging to its place in the run directory, whole or not at all."""
         self.phase(Phase.FINISH)
         final = self.run.adapter
-        old = final.with_name(f"{final.name}.old.partial")
+        old = final.with_name(f"{final.name}.old{PARTIAL}")
         manifest = self._manifest(
             Progress(result.step, self._total_steps, result.samples_seen, result.order, result.final_loss)
         )

@@ -54,12 +54,7 @@ class Runner:
     """Holds the parts together. Nothing but `work` makes one."""
 
     def __init__(self, parent: int, run_id: str, warm: str, descriptors: tuple[int, int]) -> None:
-        logging.basicConfig(
-            stream=sys.stderr,
-            level=logging.WARNING,
-            format=f"%(asctime)s {run_id} %(levelname)s %(name)s: %(message)s",
-        )
-        logging.captureWarnings(True)
+        _log_to_stderr(run_id)
         self.lifeline = Lifeline(parent)
         self.lifeline.start()
         self.control = Control(self._leave_early)
@@ -75,7 +70,7 @@ class Runner:
 
     def _parent_gone(self, reason: str) -> None:
         self.lifeline.parent_gone(self._grace)
-        self.control.ask(Stop(reason))
+        self.control.ask_if_not_asked(Stop(reason))
 
     def _confused(self, reason: str) -> None:
         # Deaf to every further Stop, it must not go on; the newest checkpoint is what remains.
@@ -141,6 +136,19 @@ class Runner:
                 return Done(Answers(backend.generate(job)))
             case _:
                 assert_never(job)
+
+
+class _RedactingFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def _log_to_stderr(run_id: str) -> None:
+    """What libraries log goes to the run's log file, each line with the run id and without secrets."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_RedactingFormatter(f"%(asctime)s {run_id} %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.captureWarnings(True)
 
 
 def _versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -209,6 +210,15 @@ def test_a_bad_row_is_a_user_fault_before_any_model(tmp_path: Path) -> None:
     assert (last.kind, last.code) == (FaultKind.USER, "INPUT_DATASET_PARSE_FAILED")
     assert "2" in last.message
     assert child.of(Started) == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs a framework to import")
+def test_a_bad_row_is_told_while_the_frameworks_are_still_being_imported(tmp_path: Path) -> None:
+    job = train_job(tmp_path, backend="cpu")
+    Path(job.spec.data.source).write_text('{"text": \n')
+    with runner(job, tmp_path, warm="cpu") as child:
+        assert isinstance(child.finish(), Fault)
+    assert {m.phase for m in child.of(PhaseChanged)} == {Phase.VALIDATE}
 
 
 def test_a_backend_that_does_not_exist_is_a_user_fault(tmp_path: Path) -> None:
