@@ -68,7 +68,9 @@ def in_words(event: Event) -> str:
         case events.Noticed():
             return f"{'warning: ' if event.level == 'warning' else ''}{event.text}"
         case events.FaultSeen():
-            return f"fault at step {event.step}: {event.code}: {event.message}{f' ({event.death})' if event.death else ''}"
+            return (
+                f"fault at step {event.step}: {event.code}: {event.message}{f' ({event.death})' if event.death else ''}"
+            )
         case events.Recovering():
             where = f"step {event.resume_step}" if event.checkpoint else "the start"
             wait = f" in {duration(event.delay)}" if event.delay >= 1 else ""
