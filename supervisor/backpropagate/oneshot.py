@@ -10,7 +10,13 @@ from typing import BinaryIO, TypeVar
 import anyio
 
 from backpropagate.process import Runner, running
-from backpropagate_protocol.errors import BackpropagateError, InvalidSettingError, TrainingError, error_for
+from backpropagate_protocol.errors import (
+    BackpropagateError,
+    DependencyError,
+    InvalidSettingError,
+    TrainingError,
+    error_for,
+)
 from backpropagate_protocol.framing import ProtocolError
 from backpropagate_protocol.jobs import GenerateJob, ValidateJob
 from backpropagate_protocol.messages import PROTOCOL_VERSION, Done, Fault, Hello, RunJob, ToParent
@@ -59,8 +65,10 @@ async def _ask(
     log: BinaryIO,
 ) -> object:
     drained = anyio.Event()
+    greeted = False
     async with running(python, f"oneshot-{uuid.uuid4()}", backend, log.fileno()) as runner:
         async for message in runner.messages():
+            greeted = True
             if on_message is not None:
                 on_message(message)
             ended = _react(runner, job, message)
@@ -68,6 +76,11 @@ async def _ask(
                 return ended
         drained.set()
         death = await runner.wait(drained)
+    if not greeted and python is not None:
+        return DependencyError(
+            f"{python} did not start a runner: it {death.text}{_last_words(log)}",
+            suggestion="Install backpropagate with its training packages there, or name another --runner-python.",
+        )
     return TrainingError(
         f"the runner {death.text}{_last_words(log)}", code="RUNTIME_CHILD_DIED", suggestion="Run it again."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
+import io
 import sys
 from dataclasses import dataclass
 
@@ -82,10 +82,7 @@ def _write(answer: str | bytes) -> None:
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EINVAL):  # EINVAL is how Windows says it
             raise
-        # What is still buffered goes nowhere, so that the interpreter has nothing to complain about at exit.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        sys.stdout = io.StringIO()  # or the interpreter would try to flush the broken one at exit, and complain
 
 
 def _redacted(value: object) -> object:
