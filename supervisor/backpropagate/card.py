@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 from pathlib import Path
 
 import anyio
@@ -53,13 +53,13 @@ class Card:
         known = False
         while True:
             try:
-                async for sample in gpu.samples(self._device, self._script):
-                    if not known:
-                        known = await self._first(sample, feed)
+                async with aclosing(gpu.samples(self._device, self._script)) as samples:
+                    async for sample in samples:
+                        known = known or await self._first(sample, feed)
                         if not known:
                             return
-                    self.latest = sample
-                    feed(Temperature(self._clock(), sample.celsius))
+                        self.latest = sample
+                        feed(Temperature(self._clock(), sample.celsius))
             except gpu.SensorError as error:
                 self._lost = str(error)
                 if known or self._spec.backend == "cuda" or policy.device.startswith("cuda"):

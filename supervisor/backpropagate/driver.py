@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import assert_never
 
@@ -210,8 +211,9 @@ class Driver:
 
     async def _listen(self, runner: process.Runner, drained: anyio.Event) -> None:
         try:
-            async for message in runner.messages():
-                self._hear(message)
+            async with aclosing(runner.messages()) as messages:
+                async for message in messages:
+                    self._hear(message)
         except ProtocolError as error:
             self.feed(RunnerGarbled(self._clock(), redact(str(error))))
         finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import anyio
@@ -43,8 +43,8 @@ def helper_command(device: str, interval: float, script: Path | None, count: int
     return argv + (["--script", str(script)] if script else [])
 
 
-async def samples(device: str, script: Path | None = None, interval: float = INTERVAL) -> AsyncIterator[Sample]:
-    """Readings, as they come. Raises SensorError when there are no more, and after a silence."""
+async def samples(device: str, script: Path | None = None, interval: float = INTERVAL) -> AsyncGenerator[Sample]:
+    """Readings, as they come; to be closed (aclosing) by who stops reading. Raises SensorError when there are no more, and after a silence."""
     try:
         async with process.helper(helper_command(device, interval, script)) as helper:
             assert helper.stdout is not None

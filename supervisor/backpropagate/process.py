@@ -15,7 +15,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from types import FrameType
 
@@ -88,7 +88,7 @@ class Runner:
         except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
             pass  # it is gone; `wait` says how
 
-    async def messages(self) -> AsyncIterator[ToParent]:
+    async def messages(self) -> AsyncGenerator[ToParent]:
         """What it says, to the end of its pipe. Raises ProtocolError at the first byte that is not our protocol."""
         assert self._process.stdout is not None
         decoder = decoder_for_parent()
