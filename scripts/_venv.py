@@ -25,7 +25,7 @@ class Refusal(Exception):
 
 
 def say(text: str) -> None:
-    print(f"· {text}", flush=True)
+    print(f"- {text}", flush=True)  # plain ASCII: a console's code page may hold nothing else
 
 
 def check_python() -> None:

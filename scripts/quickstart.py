@@ -26,7 +26,7 @@ TRAINING = ("--steps", "80", "--learning-rate", "3e-3", "--lora-r", "32", "--bat
 
 
 # A model this small gains nothing from a second thread, and loses much by it where the cores are busy.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", **os.environ}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1", **os.environ}
 
 
 def trained_pair() -> tuple[str, str]:

@@ -58,6 +58,7 @@ def test_a_python_that_is_too_old_is_told_so() -> None:
     assert "is too old" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["quickstart.py", "make_tiny_base.py", "bench_supervision.py"])
 def test_a_script_explains_itself(name: str, tmp_path: Path) -> None:
     done = script(name, "--help", cwd=tmp_path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,3 +104,18 @@ def test_the_quickstart_data_are_five_conversations() -> None:
 def test_the_card_names_what_the_model_is() -> None:
     card = Path(TINY / "README.md").read_text(encoding="utf-8")
     assert "make_tiny_base.py" in card
+
+
+@pytest.mark.slow
+def test_the_vocabulary_is_the_one_that_the_script_learns(raw: Tokenizer) -> None:
+    """Who changes the script's text has to make the model again."""
+    program = (
+        "import json, sys; sys.path.insert(0, sys.argv[1])\n"
+        "import make_tiny_base as m\n"
+        "talks = m.conversations(m.STEPS * m.BATCH, m.SEED)\n"
+        "print(json.dumps(m.train_tokenizer(talks).get_vocab()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(ROOT / "scripts")], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert json.loads(done.stdout) == raw.get_vocab()
