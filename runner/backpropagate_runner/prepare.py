@@ -20,12 +20,10 @@ from backpropagate_protocol.prepared import PreparedManifest, PreparedWriter, ve
 from backpropagate_protocol.spec import DataSpec
 from backpropagate_runner.formats import Chat, Completion, Example, Text
 from backpropagate_runner.readers import BadRow, open_source
-from backpropagate_runner.validate import MAX_ERRORS, Examples, PhaseReport, Scan, Ticker, bad_rows, scan
+from backpropagate_runner.validate import MAX_ERRORS, Examples, PhaseReport, Scan, Ticker, bad_rows
 
 # Raised whenever the same rows and tokenizer would give other tokens than before.
 VERSION = 1
-
-validate_rows = scan
 
 Row = tuple[list[int], list[int]]
 

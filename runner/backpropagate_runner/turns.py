@@ -7,7 +7,6 @@ given `name`, `tool_calls`, `tool_call_id`, `reasoning_content`. Whatever does n
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 import msgspec
 
@@ -191,8 +190,7 @@ def chatml(text: str) -> list[Message] | None:
     """The turns of a text that is ChatML from beginning to end; None for any other text."""
     messages: list[Message] = []
     at = 0
-    step: Callable[[str, int], re.Match[str] | None] = _CHATML.match
-    while turn := step(text, at):
+    while turn := _CHATML.match(text, at):
         at = turn.end()
         role = _ROLES.get(turn[1].strip())
         open_end = not turn[3]
