@@ -148,3 +148,15 @@ def test_started_says_what_really_runs(whole: Run) -> None:
     assert (begun.micro_batch, begun.accumulation, begun.step, begun.total_steps) == (4, 1, 0, 12)
     assert (begun.device, begun.precision) == ("cpu", "fp32")
     assert begun.trainable_parameters == sum(tensor.numel() for tensor in whole.weights().values())
+
+
+def test_a_model_whose_forward_takes_no_loss_arguments_is_halved_as_exactly(
+    cpu: CpuBackend, tiny: Path, rows: Prepared, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gemma 3 says so of itself, and the Trainer then averages micro-batches as if all had the same number of tokens."""
+    from transformers import Qwen2ForCausalLM
+
+    monkeypatch.setattr(Qwen2ForCausalLM, "accepts_loss_kwargs", False, raising=False)
+    half = run(cpu, halved(make_job(tiny)), rows, tmp_path)
+    assert half.losses() == pytest.approx(whole.losses(), abs=1e-5)
+    assert distance(half, whole) < 1e-6
