@@ -59,6 +59,7 @@ class Channel:
         self._changed = threading.Condition()
         self._writing = False
         self._broken = False
+        self._stalled = False
 
     def start(self) -> None:
         threading.Thread(target=self._read, name="protocol-in", daemon=True).start()
@@ -94,13 +95,22 @@ class Channel:
             self._changed.wait_for(self._idle, timeout)
             return self._idle() and not self._broken
 
+    def settle(self, timeout: float) -> None:
+        """Gives what was sent a moment to be written, unless it is known that nobody is reading at present.
+
+        For before a time in which this process may die or its threads may not run: what is out cannot be lost.
+        """
+        with self._changed:
+            if not self._stalled:
+                self._stalled = not self._changed.wait_for(self._idle, timeout)
+
     def _idle(self) -> bool:
         return self._broken or not (self._writing or self._events or self._latest is not None)
 
     def _write(self) -> None:
         while True:
             with self._changed:
-                self._writing = False
+                self._writing = self._stalled = False
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: self._events or self._latest is not None)
                 self._writing = True

@@ -27,6 +27,7 @@ from backpropagate_runner.channel import Channel
 from backpropagate_runner.control import Control
 
 FLOOD = 100_000
+_ANNOUNCE_SECONDS = 5.0
 
 
 class Drill:
@@ -49,8 +50,7 @@ class Drill:
             return
         for kind in self._steps.get(step, ()):
             if kind in STEP:
-                sys.stderr.write(f"planned fault before step {step}: {kind}\n")
-                sys.stderr.flush()
+                self._announce(f"before step {step}: {kind}")
                 STEP[kind](self)
 
     def after_step(self, progress: Progress) -> Progress:
@@ -61,6 +61,7 @@ class Drill:
     def disk_for(self, step: int, disk: Disk) -> Disk:
         for kind in self._saves.get(step, ()):
             if kind in DISKS:
+                self._announce(f"in the save of step {step}: {kind}")
                 return DISKS[kind]()
         return disk
 
@@ -72,6 +73,12 @@ class Drill:
     def after_done(self) -> None:
         if any("hang_teardown" in kinds for kinds in self._steps.values()):
             _hang(self)
+
+    def _announce(self, what: str) -> None:
+        """Steps of the toy are so short that a death would come before the report of the step before it."""
+        self._channel.flush(_ANNOUNCE_SECONDS)
+        sys.stderr.write(f"planned fault {what}\n")
+        sys.stderr.flush()
 
     # --- kinds that need the drill's own state ----------------------------------------------------------------------
 

@@ -44,6 +44,8 @@ from backpropagate_runner.lifeline import Lifeline
 
 _SAME_PHASE_EVERY = 0.25  # seconds: a long phase says that it advances, not each row
 
+_SETTLE_SECONDS = 0.2  # a parent that reads needs a thousandth of it
+
 
 class Voice:
     """Says where the child is. `where` is the phase and step that a fault will be reported with."""
@@ -127,6 +129,7 @@ class TrainSession:
         self._cadence = Cadence(safety.save_steps, safety.save_seconds, started.total_steps, self._clock())
         self._channel.send(started)
         self.phase(Phase.FIRST_STEP)
+        self._channel.settle(_SETTLE_SECONDS)
         self._control.begin_training()
 
     # --- the step boundary ------------------------------------------------------------------------------------------
@@ -183,6 +186,7 @@ class TrainSession:
                 loss=progress.loss,
             )
         )
+        self._channel.settle(_SETTLE_SECONDS)
         prune(self.run, progress.step, self.job.spec.safety.keep_checkpoints)
         self.phase(Phase.TRAIN)
         return True

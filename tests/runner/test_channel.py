@@ -89,6 +89,15 @@ def test_flush_tells_whether_all_was_written(ends: Ends) -> None:
     assert not ends.channel.flush(0.05)
 
 
+def test_settling_waits_for_a_stalled_reader_only_once(ends: Ends) -> None:
+    ends.channel.send(Notice("info", "x" * 1_000_000))
+    ends.channel.settle(0.05)
+    ends.channel.settle(3600)  # would be noticed
+    ends.channel.send(Notice("info", "last"))
+    ends.read_until(Notice("info", "last"))
+    ends.channel.settle(3600)
+
+
 def test_a_reader_that_went_away_is_noticed_and_flush_does_not_wait_for_it(ends: Ends) -> None:
     ends.close(ends.from_child)
     ends.channel.send(Notice("info", "anyone?"))
