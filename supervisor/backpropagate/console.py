@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TextIO
@@ -63,7 +64,8 @@ class PlainSink:
         return in_words(event)
 
     def close(self) -> None:
-        self._stream.flush()
+        with contextlib.suppress(OSError):  # nobody may be reading any more
+            self._stream.flush()
 
 
 class LiveSink:
@@ -91,4 +93,5 @@ class LiveSink:
 
     def close(self) -> None:
         if self._display is not None:
-            self._display.close()
+            with contextlib.suppress(OSError):  # the terminal may have been closed; the run went on without it
+                self._display.close()

@@ -74,14 +74,18 @@ class SupervisorProcess:
         self.process.wait()
 
 
-def start(run_dir: RunDir, *, owned: bool) -> SupervisorProcess:
-    """`owned`: the run ends, resumable, when this process does; else it goes on by itself."""
+def start(run_dir: RunDir, *, owned: bool, wait: bool = False) -> SupervisorProcess:
+    """`owned`: the run ends, resumable, when this process does; else it goes on by itself.
+
+    wait: if the output folder is taken, wait for it rather than refuse.
+    """
     command = [sys.executable, "-P", "-m", "backpropagate", "_supervise", str(run_dir.path)]
+    command += ["--owner"] * owned + ["--wait"] * wait
     with open(run_dir.supervisor_log, "ab") as log:
         offset = log.tell()
         if sys.platform == "win32":
             process = subprocess.Popen(
-                command + ["--owner"] * owned,
+                command,
                 stdin=subprocess.PIPE if owned else subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -89,7 +93,7 @@ def start(run_dir: RunDir, *, owned: bool) -> SupervisorProcess:
             )
         else:
             process = subprocess.Popen(
-                command + ["--owner"] * owned,
+                command,
                 stdin=subprocess.PIPE if owned else subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -30,17 +30,17 @@ class Screen:
     def note(self, text: str) -> None:
         """Something that is not the answer."""
         if not self.json:
-            click.echo(redact(text), err=True)
+            _whisper(redact(text))
 
     def error(self, error: BackpropagateError, document: dict[str, object] | None = None) -> None:
         """`document`: what the command would have answered; with --json the error joins it."""
         if self.json:
             _write_json({**(document or {}), "error": described(error)})
             return
-        click.echo(redact(f"[{error.code}]: {error.message}"), err=True)
-        click.echo(redact(f"What to do: {error.suggestion}"), err=True)
+        _whisper(redact(f"[{error.code}]: {error.message}"))
+        _whisper(redact(f"What to do: {error.suggestion}"))
         if error.run_id:
-            click.echo(f"Run: {error.run_id}", err=True)
+            _whisper(f"Run: {error.run_id}")
 
 
 def described(error: BackpropagateError) -> dict[str, object]:
@@ -75,14 +75,26 @@ def _write_json(document: object) -> None:
     _write(msgspec.json.format(msgspec.json.encode(plain), indent=2 if terminal(sys.stdout) else 0))
 
 
+# A reader that went away (`backprop list-runs | head`), as POSIX and Windows say it, and a terminal that was closed.
+_NOBODY_READS = (errno.EPIPE, errno.EINVAL, errno.EIO)
+
+
 def _write(answer: str | bytes) -> None:
-    """To stdout. A reader that went away (`backprop list-runs | head`) does not change how the command ends."""
+    """To stdout. That nobody reads any more does not change how the command ends."""
     try:
         click.echo(answer)
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EINVAL):  # EINVAL is how Windows says it
+        if error.errno not in _NOBODY_READS:
             raise
         sys.stdout = io.StringIO()  # or the interpreter would try to flush the broken one at exit, and complain
+
+
+def _whisper(text: str) -> None:
+    """To stderr, which may be gone."""
+    try:
+        click.echo(text, err=True)
+    except OSError:
+        sys.stderr = io.StringIO()
 
 
 def _redacted(value: object) -> object:

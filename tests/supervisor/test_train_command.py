@@ -225,3 +225,42 @@ def test_the_history_is_listed_filtered_and_made_again(folder: Path) -> None:
     assert [row["status"] for row in json.loads(failed)["runs"]] == ["failed"]
     assert {row["status"] for row in json.loads(again)["runs"]} == {"failed", "completed"}
     assert len(json.loads(limited)["runs"]) == 1
+
+
+def test_with_wait_a_resumed_run_begins_when_the_folder_is_free(folder: Path) -> None:
+    train(folder, "--steps", "30", "--fault", "error@9:1", "--fault", "error@9:2")
+    row = the_row(folder)
+    first = start(folder, "train", "-d", "d.jsonl", "--backend", "toy", "--steps", ENDLESS)
+    assert first.stderr is not None
+    assert first.stderr.readline()
+    second = start(folder, "resume", row.run_id, "--wait")
+    first.terminate()
+    first.communicate(timeout=120)
+    _, err = second.communicate(timeout=120)
+
+    assert second.returncode == 0, err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no pseudo-terminal to close")
+def test_a_terminal_that_is_closed_does_not_end_the_training(folder: Path) -> None:
+    ours, theirs = os.openpty()
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "backpropagate",
+        "train",
+        "-d",
+        "d.jsonl",
+        "--backend",
+        "toy",
+        "--steps",
+        "20000",
+    ]
+    process = subprocess.Popen(command, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    assert os.read(ours, 1)
+    os.close(ours)
+
+    assert process.wait(timeout=120) == 0
+    assert the_row(folder).status == "completed"

@@ -15,15 +15,17 @@ from backpropagate_protocol.rundir import RunDir
 @click.command(cls=Command, hidden=True)
 @click.argument("run_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--owner", is_flag=True, help="Standard input is the owner's control pipe.")
-def supervise_run(run_dir: Path, owner: bool) -> int:
+@click.option("--wait", is_flag=True, help="Output folder taken: wait for it.")
+def supervise_run(run_dir: Path, owner: bool, wait: bool) -> int:
     """Supervise a run whose directory exists.
 
     Progress goes to stderr as plain lines. What keeps it from beginning is the last line on stdout, as JSON.
     """
     from backpropagate.console import PlainSink
-    from backpropagate.supervise import supervise
+    from backpropagate.waiting import supervise_when_free
 
     screen = current()
     screen.json = True
     run = RunDir(run_dir)
-    return supervise(run, [PlainSink(sys.stderr)], owner_pipe=owner, resumed=run.events.exists()).exit_code
+    sinks = [PlainSink(sys.stderr)]
+    return supervise_when_free(run, sinks, owner_pipe=owner, resumed=run.events.exists(), wait=wait).exit_code

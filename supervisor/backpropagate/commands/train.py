@@ -89,16 +89,17 @@ def train(resume_run: str | None, detach: bool, faults: tuple[PlannedFault, ...]
     settings = Settings(given)
     if resume_run is not None:
         _only_for_resume(given)
-        return _resume(screen, runs.find(settings.text("training.output_dir"), resume_run), detach)
+        run_dir = runs.find(settings.text("training.output_dir"), resume_run)
+        return _resume(screen, run_dir, detach, settings.flag("safety.wait"))
     spec = build_spec(settings, detached=detach, verbose=screen.verbose, faults=faults)
     for notice in notices(settings):
         screen.note(f"note: {notice}")
-    return _supervised(screen, runs.create(spec), detach, resumed=False)
+    return _supervised(screen, runs.create(spec), detach, resumed=False, wait=spec.safety.wait_for_lock)
 
 
 def _only_for_resume(given: dict[str, Value]) -> None:
     """A resumed run keeps its own wishes; a flag that could not take effect must not be passed over."""
-    extra = [name for name, value in given.items() if value is not None and name != "output_dir"]
+    extra = [name for name, value in given.items() if value is not None and name not in ("output_dir", "wait")]
     if extra:
         flags = ", ".join(BY_ARGUMENT[name].flags[-1].split("/")[0] for name in extra)
         raise UserInputError(f"a resumed run keeps its settings; {flags} cannot change them", suggestion="Leave the flags out, or start a new run.")  # fmt: skip
@@ -106,9 +107,9 @@ def _only_for_resume(given: dict[str, Value]) -> None:
 
 @click.command(cls=Command)
 @click.argument("run")
-@from_table("training.output_dir")
+@from_table("training.output_dir", "safety.wait")
 @click.option("--detach", is_flag=True, help="Start the run and return; it goes on without this terminal.")
-def resume(run: str, detach: bool, output_dir: Value) -> int:
+def resume(run: str, detach: bool, **given: Value) -> int:
     """Go on with an interrupted or failed run.
 
     RUN is a run id, any unique prefix of one, or `latest`. Data and settings are those the run began with.
@@ -116,21 +117,24 @@ def resume(run: str, detach: bool, output_dir: Value) -> int:
     from backpropagate import runs
     from backpropagate.settings import Settings
 
-    output = Settings({"output_dir": output_dir}).text("training.output_dir")
-    return _resume(current(), runs.find(output, run), detach)
+    settings = Settings(given)
+    run_dir = runs.find(settings.text("training.output_dir"), run)
+    return _resume(current(), run_dir, detach, settings.flag("safety.wait"))
 
 
-def _resume(screen: Screen, run_dir: RunDir, detach: bool) -> int:
+def _resume(screen: Screen, run_dir: RunDir, detach: bool, wait: bool) -> int:
     from backpropagate import history
 
     if history.show(run_dir).status == "completed":
         raise error_for("STATE_RUN_FINISHED", "the run is complete", run_id=run_dir.run_id)
-    return _supervised(screen, run_dir, detach, resumed=run_dir.events.exists())
+    return _supervised(screen, run_dir, detach, resumed=run_dir.events.exists(), wait=wait)
 
 
-def _supervised(screen: Screen, run_dir: RunDir, detach: bool, *, resumed: bool) -> int:
+def _supervised(screen: Screen, run_dir: RunDir, detach: bool, *, resumed: bool, wait: bool) -> int:
     try:
-        return _detached(screen, run_dir) if detach else _in_foreground(screen, run_dir, resumed)
+        if detach:
+            return _detached(screen, run_dir, wait)
+        return _in_foreground(screen, run_dir, resumed, wait)
     except BaseException:
         discard_unbegun(run_dir)
         raise
@@ -144,16 +148,16 @@ def discard_unbegun(run_dir: RunDir) -> None:
         discard(run_dir.path)
 
 
-def _in_foreground(screen: Screen, run_dir: RunDir, resumed: bool) -> int:
+def _in_foreground(screen: Screen, run_dir: RunDir, resumed: bool, wait: bool) -> int:
     import msgspec
 
     from backpropagate.console import sink_for
     from backpropagate.environ import environment
-    from backpropagate.supervise import supervise
+    from backpropagate.waiting import supervise_when_free
 
     sinks = [] if screen.json else [sink_for(sys.stderr, environment())]
     try:
-        outcome = supervise(run_dir, sinks, resumed=resumed)
+        outcome = supervise_when_free(run_dir, sinks, resumed=resumed, wait=wait)
     finally:
         for sink in sinks:
             sink.close()
@@ -176,14 +180,14 @@ def _in_foreground(screen: Screen, run_dir: RunDir, resumed: bool) -> int:
     return outcome.exit_code
 
 
-def _detached(screen: Screen, run_dir: RunDir) -> int:
+def _detached(screen: Screen, run_dir: RunDir, wait: bool) -> int:
     from backpropagate.journal import Follower
     from backpropagate.launch import start
 
     follower = Follower(run_dir.events, from_end=True)
-    supervisor = start(run_dir, owned=False)
+    supervisor = start(run_dir, owned=False, wait=wait)
     deadline = time.monotonic() + _DETACH_PATIENCE
-    while not follower.poll():
+    while not follower.poll() and not wait:  # one that waits for another run says nothing until that is over
         if supervisor.exit_code is not None and not follower.poll():
             raise supervisor.last_words()
         if time.monotonic() > deadline:
