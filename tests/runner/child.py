@@ -29,17 +29,25 @@ M = TypeVar("M")
 
 
 class Child:
-    """One runner. Every message it sends is kept in `said`, in order."""
+    """One runner. Every message it sends is kept in `said`, in order.
 
-    def __init__(self, log: Path, warm: str = "toy", *, listening: bool = True) -> None:
+    `light`: a folder with all that it may import beside the standard library.
+    """
+
+    def __init__(self, log: Path, warm: str = "toy", *, listening: bool = True, light: Path | None = None) -> None:
         self.log = log
         self.said: list[ToParent] = []
         self._arrived: SimpleQueue[ToParent | Exception | None] = SimpleQueue()
-        command = [sys.executable, "-P", "-m", "backpropagate_runner"]
+        command = [sys.executable, *(["-S"] if light else []), "-P", "-m", "backpropagate_runner"]
         command += ["--parent", str(os.getpid()), "--run-id", "test-run", "--warm", warm]
         with open(log, "ab") as stderr:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                start_new_session=True,
+                env={**os.environ, "PYTHONPATH": str(light)} if light else None,
             )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._listening = False

@@ -12,6 +12,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+import backpropagate_backends
+import backpropagate_protocol
+import backpropagate_runner
 from backpropagate_protocol.durable import verify_dir
 from backpropagate_protocol.jobs import GenerateJob, TrainJob, ValidateJob
 from backpropagate_protocol.messages import (
@@ -226,6 +229,23 @@ def test_a_backend_that_does_not_exist_is_a_user_fault(tmp_path: Path) -> None:
         last = child.finish()
     assert isinstance(last, Fault)
     assert (last.kind, last.code) == (FaultKind.USER, "CONFIG_INVALID_SETTING")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="symbolic links need a privilege there")
+def test_without_the_training_packages_it_says_so(tmp_path: Path) -> None:
+    """An interpreter that has msgspec and nothing else."""
+    light = tmp_path / "light"
+    light.mkdir()
+    for module in (msgspec, backpropagate_protocol, backpropagate_backends, backpropagate_runner):
+        assert module.__file__ is not None
+        folder = Path(module.__file__).parent
+        (light / folder.name).symlink_to(folder)
+    with Child(tmp_path / "log", warm="auto", light=light) as child:
+        child.do(train_job(tmp_path, backend="auto"))
+        last = child.finish()
+    assert isinstance(last, Fault), child.log.read_text()
+    assert (last.kind, last.code) == (FaultKind.USER, "DEP_RUNNER_MISSING")
+    assert "pip install" in last.suggestion
 
 
 def test_the_warm_backend_may_be_another_one_than_the_jobs(tmp_path: Path) -> None:
