@@ -16,6 +16,12 @@ from backpropagate_protocol.rundir import PARTIAL, OutputDir
 from tests.waiting import eventually
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--rewrite", action="store_true", help="write the policy's transcripts anew, to be read in the diff"
+    )
+
+
 @dataclass
 class Oracle:
     """Knows the output folders of a test, and looks for leftovers."""

@@ -1,0 +1,33 @@
+"""Deadlines: what a run's own steps teach, and what they do not."""
+
+from __future__ import annotations
+
+from backpropagate.deadlines import StepTimes, limit
+from backpropagate_protocol.messages import Phase
+from backpropagate_protocol.spec import SafetySpec
+
+
+def test_a_slow_step_moves_the_deadline_at_once() -> None:
+    steps = StepTimes()
+    for _ in range(10):
+        steps.add(1.0)
+    steps.add(20.0)
+    assert limit(Phase.TRAIN, SafetySpec(), steps) == 100.0
+
+
+def test_fast_steps_have_the_floor_as_their_deadline() -> None:
+    steps = StepTimes()
+    steps.add(0.01)
+    assert limit(Phase.TRAIN, SafetySpec(hang_floor=30.0), steps) == 30.0
+
+
+def test_one_outlier_among_many_is_forgotten() -> None:
+    steps = StepTimes()
+    steps.add(500.0)
+    for _ in range(600):
+        steps.add(10.0)
+    assert steps.p99 == 10.0
+
+
+def test_every_phase_has_a_deadline() -> None:
+    assert all(limit(phase, SafetySpec(), StepTimes()) > 0 for phase in Phase)
