@@ -48,7 +48,7 @@ class LiveDisplay:
     def _draw(self) -> RenderableType:
         view = self._view
         if view.ended is not None:
-            return Text("")
+            return Group()
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
             Text(view.run_id[:8], style="dim"),

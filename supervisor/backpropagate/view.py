@@ -66,7 +66,7 @@ class RunView:
             case events.CheckpointCommitted():
                 self.checkpoint_step, self.checkpoint_time = event.step, event.time
             case events.FaultSeen():
-                self._fault = f"{event.code} at step {event.step}: {event.message}"
+                self._fault = f"{event.code} at step {event.step}"
             case events.Recovering():
                 self.recoveries.append(_recovery(event, self._fault))
             case events.Heat():

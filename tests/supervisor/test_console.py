@@ -148,7 +148,7 @@ def test_a_recovery_is_told_with_its_cause() -> None:
     for event in story():
         view.see(event)
 
-    assert view.recoveries == ["RUNTIME_GPU_OOM at step 6: no memory → went on from step 5, batch 2 × 4"]
+    assert view.recoveries == ["RUNTIME_GPU_OOM at step 6 → went on from step 5, batch 2 × 4"]
 
 
 def test_time_left_is_a_range_of_the_quick_and_the_slow_steps() -> None:
