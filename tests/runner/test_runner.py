@@ -157,6 +157,17 @@ def test_when_the_pipe_ends_the_training_is_saved_and_ends(tmp_path: Path) -> No
     assert verify_dir(run_of(job).checkpoint(8)).step == 8
 
 
+def test_a_hung_runner_whose_pipe_ended_is_ended_by_its_lease(tmp_path: Path) -> None:
+    """It cannot save, so after the grace it must go without."""
+    safety = SafetySpec(save_steps=100, grace=0.5)
+    with runner(train_job(tmp_path, faults=(PlannedFault("hang", 8),), safety=safety), tmp_path) as child:
+        child.wait_until(lambda: "planned fault before step 8" in child.log.read_text())
+        child.hang_up()
+        assert child.finish() is None
+        assert child.process.returncode == 1
+        assert "Timeout" in child.log.read_text()
+
+
 def test_a_parent_that_does_not_read_does_not_stall_the_training(tmp_path: Path) -> None:
     """Far more progress than the pipe holds, and nobody reads until the result lies on disk."""
     job = train_job(tmp_path, steps=30_000, safety=SafetySpec())
