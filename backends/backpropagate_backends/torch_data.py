@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset
-from torch.utils.data import BatchSampler, RandomSampler
+from torch.utils.data import BatchSampler, Sampler
 
 from backpropagate_protocol.prepared import Prepared
 from backpropagate_protocol.spec import TrainSpec
@@ -87,25 +87,49 @@ def ids_dataset(data: Prepared) -> Dataset:
     return Dataset(pa.table({_ID: ids}), fingerprint=data.manifest.digest[:32])
 
 
+class EpochOrder(Sampler[int]):
+    """The samples of each epoch in a permutation of its own, which hangs on the seed and the epoch and on nothing else.
+
+    The same as accelerate's seeded sampler gives, but as one array: a Python list of millions would take seconds.
+    """
+
+    def __init__(self, rows: int, seed: int) -> None:
+        self._rows, self._seed, self._epoch = rows, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate's loader before each epoch."""
+        self._epoch = epoch
+
+    def permutation(self) -> torch.Tensor:
+        """int64 (rows,)"""
+        return torch.randperm(self._rows, generator=torch.Generator().manual_seed(self._seed + self._epoch))
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.permutation().tolist()
+
+    def __len__(self) -> int:
+        return self._rows
+
+
 class Batches(BatchSampler):
-    """The micro-batches of an epoch, in the order of its seeded permutation; the last one may be smaller.
+    """The micro-batches of an epoch; the last one may be smaller.
 
     On resume the Trainer draws the micro-batches that were trained on before and throws them away. `skip` says how many
     that are in the first epoch drawn: they are empty, which makes a million of them cost no more than the permutation.
     Should one ever be used, the collator fails on it.
     """
 
-    def __init__(self, rows: Dataset, micro_batch: int, skip: int) -> None:
-        # accelerate puts its sampler, which is seeded by data_seed and epoch, in the place of this one
-        super().__init__(RandomSampler(rows), micro_batch, drop_last=False)
+    def __init__(self, order: EpochOrder, micro_batch: int, skip: int = 0) -> None:
+        super().__init__(order, micro_batch, drop_last=False)
+        self._order = order
         self._skip = skip
 
     def __iter__(self) -> Iterator[list[int]]:
         skip, self._skip = self._skip, 0
-        order = list(self.sampler)
+        order = self._order.permutation()
         yield from repeat([], skip)
         for start in range(skip * self.batch_size, len(order), self.batch_size):
-            yield order[start : start + self.batch_size]
+            yield order[start : start + self.batch_size].tolist()
 
 
 class Collator:

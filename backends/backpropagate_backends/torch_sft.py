@@ -24,7 +24,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import SFTTrainer
 
 from backpropagate_backends.base import Session
-from backpropagate_backends.torch_data import CONSUMED, Account, Batches
+from backpropagate_backends.torch_data import CONSUMED, Account, Batches, EpochOrder
 from backpropagate_protocol.lifeline import worker_init
 from backpropagate_protocol.messages import Progress, Started
 
@@ -56,10 +56,10 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         self.add_callback(boundary)
 
     def get_train_dataloader(self) -> DataLoader[dict[str, int]]:
-        batches = Batches(self.train_dataset, self.args.per_device_train_batch_size, self.skip)
+        order = EpochOrder(len(self.train_dataset), self.args.data_seed)
         loader: DataLoader[dict[str, int]] = DataLoader(
             self.train_dataset,
-            batch_sampler=batches,
+            batch_sampler=Batches(order, self.args.per_device_train_batch_size, self.skip),
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,

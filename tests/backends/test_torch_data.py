@@ -61,21 +61,38 @@ def test_epochs_become_steps(epochs: float | None, steps: int) -> None:
     assert course(TrainSpec(steps=None, epochs=epochs, effective_batch=4), rows=30).total_steps == steps
 
 
-def test_skipped_batches_are_empty_once_and_the_rest_is_as_ever(rows: Prepared) -> None:
-    import torch
+def test_skipped_batches_are_empty_once_and_the_rest_is_as_ever() -> None:
+    from backpropagate_backends.torch_data import Batches, EpochOrder
 
-    from backpropagate_backends.torch_data import Batches, ids_dataset
-
-    dataset = ids_dataset(rows)
-    torch.manual_seed(0)
-    everything = list(Batches(dataset, 4, skip=0))
-    batches = Batches(dataset, 4, skip=3)
-    torch.manual_seed(0)
+    order = EpochOrder(30, seed=7)
+    everything = list(Batches(order, 4))
+    batches = Batches(order, 4, skip=3)
     assert list(batches) == [[], [], [], *everything[3:]]
-    torch.manual_seed(0)
     assert list(batches) == everything
     assert len(batches) == 8
     assert sorted(sample for batch in everything for sample in batch) == list(range(30))
+
+
+def test_the_order_hangs_on_the_seed_and_the_epoch_alone() -> None:
+    from backpropagate_backends.torch_data import EpochOrder
+
+    first, same, other = EpochOrder(30, seed=7), EpochOrder(30, seed=7), EpochOrder(30, seed=9)
+    assert list(first) == list(first) == list(same) != list(other)
+    first.set_epoch(1)
+    assert list(first) != list(same)
+
+
+def test_the_order_is_the_one_that_accelerate_gives() -> None:
+    """So a run on plain TRL with the same seed can be compared with ours, sample by sample."""
+    from accelerate.data_loader import SeedableRandomSampler
+
+    from backpropagate_backends.torch_data import EpochOrder
+
+    ours, theirs = EpochOrder(30, seed=7), SeedableRandomSampler(range(30), data_seed=7)
+    for epoch in range(3):
+        ours.set_epoch(epoch)
+        theirs.set_epoch(epoch)
+        assert list(ours) == list(theirs)
 
 
 def test_what_trl_shuffles_is_a_table_of_ids(cpu: CpuBackend, rows: Prepared, tmp_path: Path) -> None:
