@@ -13,7 +13,7 @@ from typing import Self
 
 import msgspec
 
-from backpropagate_protocol.errors import BackpropagateError, error_for
+from backpropagate_protocol.errors import BackpropagateError, TrainingError, error_for
 from backpropagate_protocol.rundir import RunDir
 
 
@@ -52,7 +52,7 @@ class SupervisorProcess:
         error = _refusal(self.run_dir, self._log_offset)
         if error is not None:
             return error
-        return BackpropagateError(
+        return TrainingError(
             f"the supervisor of the run ended without a word (exit code {self.process.returncode})",
             suggestion=f"Look into {self.run_dir.supervisor_log}; then `backprop resume {self.run_dir.run_id[:8]}`.",
             run_id=self.run_dir.run_id,

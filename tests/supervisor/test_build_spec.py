@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -162,3 +164,26 @@ def test_the_research_licence_is_said_before_the_run(tmp_path: Path, data: Path)
 
     assert len(said) == 1
     assert "research" in said[0]
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one MiB with next to nothing left on it."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mount.returncode:
+        pytest.skip("needs the right to mount a disk")
+    (folder / "full").write_bytes(bytes(600 * 1024))
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
+def test_a_disk_without_space_is_refused_before_anything_is_written(
+    tmp_path: Path, data: Path, tiny_disk: Path
+) -> None:
+    assert refusal(tmp_path, output_dir=tiny_disk / "out") == "RUNTIME_DISK_FULL"
+    assert [path.name for path in tiny_disk.iterdir()] == ["full"]

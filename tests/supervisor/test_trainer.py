@@ -11,8 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from backpropagate import Trainer, TrainingCallback, TrainingRun
-from backpropagate.exceptions import BackpropagateError, GPUMemoryError, InvalidSettingError, UserInputError
+from backpropagate import Trainer, TrainingCallback, TrainingRun, locks
+from backpropagate.exceptions import (
+    BackpropagateError,
+    GPUMemoryError,
+    InvalidSettingError,
+    TrainingError,
+    UserInputError,
+)
 from backpropagate_protocol.rundir import OutputDir
 
 
@@ -247,3 +253,34 @@ def test_when_the_owner_is_killed_the_run_saves_and_stops(tmp_path: Path, data: 
     assert row.status == "interrupted"
     assert row.checkpoint_path is not None
     assert Path(row.checkpoint_path).is_dir()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a console's Ctrl-C cannot be sent to one process there")
+def test_a_second_interrupt_ends_the_run_without_waiting(tmp_path: Path, data: Path) -> None:
+    process = script(tmp_path, _ENDLESS)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "training\n"
+    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+
+    assert (process.returncode, out.split()[0]) == (0, "interrupted"), err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
+def test_a_supervisor_that_is_killed_is_told_of_and_the_run_is_resumable(tmp_path: Path, data: Path) -> None:
+    killed: list[int] = []
+
+    def kill_the_supervisor(step: int, loss: float | None) -> None:
+        if not killed:
+            holder = locks.holder_of(locks.output_lock(OutputDir(tmp_path / "out")))
+            assert holder is not None
+            killed.append(holder.pid)
+            os.kill(holder.pid, signal.SIGKILL)
+
+    with pytest.raises(TrainingError, match="ended without a word") as caught:
+        endless(toy(tmp_path, save_steps=1000), data, on_step=kill_the_supervisor)
+
+    assert caught.value.run_id is not None
+    assert f"backprop resume {caught.value.run_id[:8]}" in caught.value.suggestion
+    assert toy(tmp_path).resume(on_step=lambda step, loss: False).run_id == caught.value.run_id

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import click
+import msgspec
 
 from backpropagate.commands.flags import Command, from_table
 from backpropagate.options import Value
@@ -40,34 +42,42 @@ def generate(
 
     screen = current()
     settings = Settings(given)
-    model, adapter, trained_on = _meant(what, settings)
-    backend = settings["training.backend"]
-    chosen = str(backend.value) if backend.explicit else trained_on
-    check_backend(chosen)
+    meant = _meant(what, settings)
+    backend = meant.backend if not settings["training.backend"].explicit else settings.text("training.backend")
+    python = meant.runner_python if not settings["runner.python"].explicit else settings.text_or_none("runner.python")
+    check_backend(backend)
     job = GenerateJob(
-        model=model,
-        adapter=None if base else adapter,
+        model=meant.model,
+        adapter=None if base else meant.adapter,
         prompts=prompts,
-        backend=chosen,
+        backend=backend,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
     )
-    runner_python = check_runner(settings.text_or_none("runner.python"), chosen)
-    answers = run_job(job, Answers, backend=chosen, runner_python=runner_python).texts
-    document = {"model": model.name, "adapter": job.adapter, "prompts": prompts, "answers": answers}
+    answers = run_job(job, Answers, backend=backend, runner_python=check_runner(python, backend)).texts
+    document = {"model": job.model.name, "adapter": job.adapter, "prompts": prompts, "answers": answers}
     screen.data(document, "\n".join(answers))
 
 
-def _meant(what: str, settings: Settings) -> tuple[ModelSpec, str | None, str]:
-    """(model, adapter folder if any, backend): a run first, then a folder, then a model."""
+class _Meant(NamedTuple):
+    """What is to be asked, and how, unless the command line says otherwise."""
+
+    model: ModelSpec
+    adapter: str | None
+    backend: str
+    runner_python: str | None
+
+
+def _meant(what: str, settings: Settings) -> _Meant:
+    """A run first, then the folder of an adapter, then a model."""
     from backpropagate import runs
     from backpropagate.build_spec import model_spec
     from backpropagate.models import adapter_base
 
-    output = settings.text("training.output_dir")
+    backend, python = settings.text("training.backend"), settings.text_or_none("runner.python")
     try:
-        run_dir = runs.find(output, what)
+        run_dir = runs.find(settings.text("training.output_dir"), what)
     except RunNotFoundError as error:
         if error.code == "INPUT_RUN_AMBIGUOUS":
             raise
@@ -76,19 +86,27 @@ def _meant(what: str, settings: Settings) -> tuple[ModelSpec, str | None, str]:
         if not run_dir.adapter.is_dir():
             raise UserInputError(
                 f"run {run_dir.run_id} has no finished adapter",
-                suggestion=f"backprop resume {run_dir.run_id[:8]}",
+                suggestion=f"Finish it: backprop resume {run_dir.run_id[:8]}",
                 run_id=run_dir.run_id,
             )
-        return spec.model, str(run_dir.adapter), spec.backend
+        return _Meant(_with_wishes(spec.model, settings), str(run_dir.adapter), spec.backend, spec.runner_python)
     folder = Path(os.path.abspath(os.path.expanduser(what)))
     for adapter in (folder, folder / "lora", folder / "adapter"):
         if (adapter / "adapter_config.json").is_file():
-            base = Settings(_given(settings, adapter_base(adapter)))
-            return model_spec(base), str(adapter), settings.text("training.backend")
-    return model_spec(Settings(_given(settings, what))), None, settings.text("training.backend")
+            return _Meant(model_spec(_for(settings, adapter_base(adapter))), str(adapter), backend, python)
+    return _Meant(model_spec(_for(settings, what)), None, backend, python)
 
 
-def _given(settings: Settings, model: str) -> dict[str, object]:
+def _with_wishes(model: ModelSpec, settings: Settings) -> ModelSpec:
+    """The run's model, held as the command line says if it says so."""
+    if settings["model.load_in_4bit"].explicit:
+        model = msgspec.structs.replace(model, load_in_4bit=settings.flag_or_none("model.load_in_4bit"))
+    if settings["model.trust_remote_code"].explicit:
+        model = msgspec.structs.replace(model, trust_remote_code=settings.flag("model.trust_remote_code"))
+    return model
+
+
+def _for(settings: Settings, model: str) -> Settings:
     """The same wishes for another model."""
     kept = ("model.load_in_4bit", "model.trust_remote_code", "training.backend")
-    return {"model": model, **{settings[key].option.argument: settings[key].value for key in kept}}
+    return Settings({"model": model, **{settings[key].option.argument: settings[key].value for key in kept}})
