@@ -1,0 +1,97 @@
+"""A run to look at, for the benches: rows to train on, a spec, and the run under its real supervisor."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+
+from backpropagate import runs
+from backpropagate.events import Event
+from backpropagate.journal import Follower
+from backpropagate_protocol.rundir import RunDir
+from backpropagate_protocol.spec import DataSpec, LoraSpec, ModelSpec, PlannedFault, RunSpec, SafetySpec, TrainSpec
+from tiny_corpus import conversations
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ROOT / "fixtures" / "tiny-base"
+BATCH, RANK, MAX_LENGTH = 8, 16, 1024
+PATIENCE = 600.0  # seconds for anything that is waited for; a bench that hangs must end
+
+
+def write_rows(path: Path, count: int) -> Path:
+    """Conversations of four questions each, so that a step has something to compute."""
+    talks = conversations(count * 4, seed=7)
+    with open(path, "w", encoding="utf-8") as file:
+        for start in range(0, len(talks), 4):
+            turns = [turn for talk in talks[start : start + 4] for turn in talk if turn[0] != "system"]
+            file.write(json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}) + "\n")
+    return path
+
+
+def a_spec(output: Path, rows: Path, *, backend: str, model: str, steps: int, save_steps: int, faults: tuple[PlannedFault, ...] = ()) -> RunSpec:  # fmt: skip
+    return RunSpec(
+        run_id=str(uuid.uuid4()),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        backend=backend,
+        output=str(output),
+        model=ModelSpec(name=model, path=model, load_in_4bit=False),
+        data=DataSpec(source=str(rows), max_length=MAX_LENGTH),
+        lora=LoraSpec(preset="custom", r=RANK, alpha=2 * RANK),
+        train=TrainSpec(steps=steps, effective_batch=BATCH, batch_size=BATCH),
+        safety=SafetySpec(save_steps=save_steps),
+        faults=faults,
+    )
+
+
+class Supervised:
+    """A run under its real supervisor, in a process of its own, and what its journal says."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self.run: RunDir = runs.create(spec)
+        command = [sys.executable, "-P", "-m", "backpropagate", "_supervise", str(self.run.path)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        self._follower = Follower(self.run.events)
+        self.peak_rss = 0  # bytes, of the supervisor alone
+
+    def events(self) -> Iterator[Event]:
+        """Every event as it is written, until the supervisor is gone."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            gone = self._process.poll() is not None
+            self._look_at_memory()
+            yield from self._follower.poll()
+            if gone:
+                return
+            if time.monotonic() > deadline:
+                self._process.kill()
+                raise TimeoutError(f"the run in {self.run.path} did not end")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(PATIENCE)
+
+    def cpu_seconds(self) -> float:
+        times = psutil.Process(self._process.pid).cpu_times()
+        return float(times.user + times.system)
+
+    def _look_at_memory(self) -> None:
+        try:
+            if sys.platform == "linux":
+                status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii", errors="replace")
+                peaks = [int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")]
+                self.peak_rss = max(self.peak_rss, *peaks, 0)
+            else:
+                self.peak_rss = max(self.peak_rss, psutil.Process(self._process.pid).memory_info().rss)
+        except (OSError, psutil.Error):
+            pass  # it has just ended
