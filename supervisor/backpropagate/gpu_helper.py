@@ -13,7 +13,6 @@ import msgspec
 import pynvml
 
 from backpropagate.gpu import Sample
-from backpropagate_protocol.lifeline import die_with_parent
 
 _MIB = 1 << 20
 
@@ -74,7 +73,6 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=0)
     parser.add_argument("--script", type=Path)
     options = parser.parse_args()
-    die_with_parent()
     ended = threading.Event()
     threading.Thread(target=_end_with_owner, args=(ended,), daemon=True).start()
     interval = options.interval

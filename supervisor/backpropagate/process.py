@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from types import FrameType
@@ -238,6 +239,51 @@ async def _buried(process: Process) -> bool:
         await process.wait()
         return True
     return False
+
+
+class LineHelper:
+    """As `helper`, for programs without an event loop: a process that writes lines until its standard input ends."""
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", *argv],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def lines(self) -> Iterator[bytes]:
+        """What it writes, to its end."""
+        assert self._process.stdout is not None
+        yield from self._process.stdout
+
+    def close(self) -> None:
+        """Ends it; one that hangs in a driver is left to the kernel."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.kill()
+        try:
+            self._process.wait(_GROUP_SECONDS)
+        except subprocess.TimeoutExpired:
+            return
+        self._process.stdout.close()
+
+
+def ask(argv: Sequence[str], seconds: float) -> bytes:
+    """What a small process of ours writes within `seconds`; nothing if it takes longer or cannot be started."""
+    try:
+        helper = LineHelper(argv)
+    except OSError:
+        return b""
+    said: list[bytes] = []
+    # In a thread, since one that hangs in a driver may not even be killed, and then its pipe never ends.
+    reader = threading.Thread(target=lambda: said.extend(helper.lines()), daemon=True)
+    reader.start()
+    reader.join(seconds)
+    hung = reader.is_alive()
+    helper.close()
+    return b"" if hung else b"".join(said)
 
 
 @contextmanager

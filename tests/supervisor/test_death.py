@@ -1,0 +1,46 @@
+"""How a process ended, in words."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from backpropagate.death import decode, oom_kill_count
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_signal_has_its_name() -> None:
+    assert decode(-11).text == "was killed by SIGSEGV"
+    assert decode(-9).text == "was killed by SIGKILL"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_kill_while_the_kernels_counter_grew_was_for_memory() -> None:
+    assert decode(-9, oom_kills=1).host_oom
+    assert not decode(-11, oom_kills=1).host_oom
+
+
+def test_zero_without_a_result_is_no_success() -> None:
+    assert decode(0).text == "exited with 0 without a result"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="control groups")
+@pytest.mark.parametrize(
+    ("group", "file"),
+    [
+        ("0::/job", "sys/fs/cgroup/job/memory.events"),
+        ("5:cpu:/x\n4:memory:/job", "sys/fs/cgroup/memory/job/memory.oom_control"),
+    ],
+)
+def test_the_counter_is_read_in_both_kinds_of_control_groups(tmp_path: Path, group: str, file: str) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(group + "\n")
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text("low 0\noom 3\noom_kill 2\n")
+    assert oom_kill_count(tmp_path) == 2
+
+
+def test_where_there_is_no_counter_it_is_zero(tmp_path: Path) -> None:
+    assert oom_kill_count(tmp_path) == 0
