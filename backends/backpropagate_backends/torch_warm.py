@@ -6,7 +6,9 @@ Importing takes seconds, so it happens in a thread while the Job is still on its
 from __future__ import annotations
 
 import importlib
+import logging
 import os
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 
 from backpropagate_protocol.errors import DependencyError
@@ -34,7 +36,8 @@ def warm(extra: str) -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for distribution, (low, high) in _SUPPORTED.items():
-        _check_version(distribution, low, high, extra)
+        check_version(distribution, low, high, extra)
+    _silence()
     for module in _MODULES:
         try:
             importlib.import_module(module)
@@ -42,10 +45,11 @@ def warm(extra: str) -> None:
             raise DependencyError(
                 f"{module} cannot be imported: {error}", suggestion=f"pip install 'backpropagate[{extra}]'"
             ) from error
-    _silence()
+    _no_bars()
 
 
-def _check_version(distribution: str, low: tuple[int, ...], high: tuple[int, ...], extra: str) -> None:
+def check_version(distribution: str, low: tuple[int, ...], high: tuple[int, ...], extra: str) -> None:
+    """Raises DependencyError if `distribution` is missing or not in [low, high)."""
     try:
         installed = version(distribution)
     except PackageNotFoundError as error:
@@ -61,10 +65,17 @@ def _check_version(distribution: str, low: tuple[int, ...], high: tuple[int, ...
 
 
 def _silence() -> None:
-    """Progress bars and advice written for notebooks have no place in a log file."""
+    """What libraries say to each other has no place in a user's log file. Before they are imported."""
+    # that a kernel for the CPU is not downloaded; errors still come through
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # PEFT 0.21 asks transformers 5.23 by a name that goes in version 6
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+
+
+def _no_bars() -> None:
     from datasets import disable_progress_bars
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     disable_progress_bars()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()

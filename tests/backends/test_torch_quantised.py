@@ -22,10 +22,15 @@ def whole(cpu: CpuBackend, tiny: Path, rows: Prepared, tmp_path_factory: pytest.
     return run(cpu, job, rows, tmp_path_factory.mktemp("nf4"), save_at=[4])
 
 
-def test_the_base_is_held_in_four_bits(whole: Run) -> None:
+def test_the_base_is_held_in_four_bits_and_counted_as_what_it_stands_for(
+    cpu: CpuBackend, tiny: Path, rows: Prepared, whole: Run, tmp_path: Path
+) -> None:
+    plain = run(cpu, make_job(tiny, steps=1), rows, tmp_path).session.begun
     begun = whole.session.begun
     assert begun is not None
-    assert begun.precision == "nf4+fp32"
+    assert plain is not None
+    assert (begun.precision, plain.precision) == ("nf4+fp32", "fp32")
+    assert begun.parameters == plain.parameters
 
 
 def test_adapters_and_their_moments_are_float32(whole: Run) -> None:
