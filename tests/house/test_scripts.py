@@ -71,3 +71,26 @@ def test_the_gate_is_the_test_script() -> None:
     assert 'exec "$python" scripts/test.py "$@"' in gate.read_text(encoding="utf-8")
     if sys.platform != "win32":
         assert os.access(gate, os.X_OK)
+
+
+@pytest.mark.slow
+def test_a_broken_environment_is_made_anew_and_a_good_one_is_kept(tmp_path: Path) -> None:
+    program = (
+        f"import sys; sys.path.insert(0, {str(_SCRIPTS)!r})\n"
+        "from pathlib import Path\n"
+        "import _venv\n"
+        "_venv.VENV = Path(sys.argv[1]) / '.venv'\n"
+        "assert not _venv._venv_works()\n"
+        "_venv._make_venv()\n"
+        "assert _venv._venv_works()\n"
+        "(_venv.VENV / 'mine').touch()\n"
+        "_venv.venv_python().unlink()\n"
+        "assert not _venv._venv_works()\n"
+        "_venv._make_venv()\n"
+        "assert _venv._venv_works() and not (_venv.VENV / 'mine').exists()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert "broken" in done.stdout

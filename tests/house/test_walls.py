@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.house.source import PARTS, ROOT, modules, name_of, reaches
+from tests.house.source import PARTS, ROOT, modules, name_of, reaches, string_constants
 
 _HEAVY = ("torch", "transformers", "numpy", "datasets", "peft", "trl", "accelerate", "pyarrow", "bitsandbytes")
 
@@ -65,8 +65,14 @@ def test_the_help_page_loads_nothing_that_it_does_not_show(tmp_path: Path) -> No
 
 
 def test_the_protocol_and_the_runner_load_without_any_framework(tmp_path: Path) -> None:
-    program = "import backpropagate_protocol.framing, backpropagate_runner.channel, backpropagate_backends.registry"
+    program = "import backpropagate_protocol.framing, backpropagate_runner.train, backpropagate_backends.toy"
     assert loaded_by(program, (*_HEAVY, "backpropagate", "anyio", "click", "rich"), tmp_path) == set()
+
+
+def test_the_runner_knows_backends_by_their_contract_only() -> None:
+    known = {"backpropagate_backends.registry", "backpropagate_backends.base"}
+    used = {name for path in modules("runner") for name in reaches(path) if name.startswith("backpropagate_backends")}
+    assert {name for name in used if ".".join(name.split(".")[:2]) not in known} <= {"backpropagate_backends"}
 
 
 @pytest.mark.parametrize(("part", "package"), PARTS.items())
@@ -121,8 +127,6 @@ def test_the_world_is_reached_through_its_doors_only(what: str, doors: set[str])
 
 
 def test_only_rundir_spells_the_names_in_a_run_directory() -> None:
-    from tests.house.source import string_constants
-
     names = {"run_history.json", "events.jsonl", "runner.log", "spec.json", "manifest.json", "checkpoints", "staging"}
     spelt = {name_of(path): sorted(names & set(string_constants(path))) for path in modules()}
     assert {path for path, found in spelt.items() if found} <= {"protocol/backpropagate_protocol/rundir.py"}
