@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import msgspec
 import orjson
@@ -22,6 +23,7 @@ from backpropagate_protocol.errors import BackpropagateError, RunNotFoundError
 from backpropagate_protocol.rundir import OutputDir, RunDir
 
 _OPEN, _CLOSE, _BETWEEN = b"[\n", b"\n]\n", b",\n"
+_CHUNK = 1 << 17  # a piece of the file when it is read from its end
 _decoder = msgspec.json.Decoder(RunRow)
 
 
@@ -35,9 +37,10 @@ def _lines(data: bytes) -> list[bytes]:
         return _foreign(data)
     body = data[len(_OPEN) : -len(_CLOSE)]
     lines = body.split(_BETWEEN) if body else []
-    if not all(line.startswith(b'{"run_id":"') and line.endswith(b"}") for line in lines):
+    try:
+        return list(map(_checked, lines))
+    except _Torn:
         return _foreign(data)
-    return lines
 
 
 def _foreign(data: bytes) -> list[bytes]:
@@ -128,22 +131,53 @@ def row_of(run_dir: RunDir) -> RunRow:
 def list_rows(output: Output, status: str | None = None, limit: int | None = None) -> list[RunRow]:
     """The rows, newest first. A run whose supervisor is gone without a word is shown as `interrupted`.
 
-    With a limit, only the end of the file is decoded.
+    With a limit, only as much of the file's end is read as is needed, however many runs there are.
     """
     output = as_output(output)
+    alive = _alive(output)
     try:
-        return _select(_lines(output.history.read_bytes()), _alive(output), status, limit)
+        return _select(_from_end(output.history), alive, status, limit)
     except FileNotFoundError:
         return []
     except (_Torn, msgspec.DecodeError):
         with _locked(output):
-            lines = _repaired(output)
-        return _select(lines, _alive(output), status, limit)
+            lines = _load(output)
+            try:
+                return _select(reversed(lines), alive, status, limit)
+            except msgspec.DecodeError:
+                return _select(reversed(_repaired(output)), alive, status, limit)
 
 
-def _select(lines: list[bytes], alive: str | None, status: str | None, limit: int | None) -> list[RunRow]:
+def _from_end(path: Path) -> Iterator[bytes]:
+    """The lines, newest first. Raises _Torn where the file is not laid out as we do it."""
+    with open(path, "rb") as file:
+        position = file.seek(0, 2) - len(_CLOSE)
+        file.seek(max(0, position))
+        if position < len(_OPEN) or file.read() != _CLOSE:
+            raise _Torn("the end is missing")
+        rest = b""
+        while position > len(_OPEN):
+            size = min(_CHUNK, position - len(_OPEN))
+            position -= size
+            file.seek(position)
+            rest, *lines = (file.read(size) + rest).split(_BETWEEN)
+            yield from map(_checked, reversed(lines))
+        file.seek(0)
+        if file.read(len(_OPEN)) != _OPEN:
+            raise _Torn("the beginning is missing")
+        if rest:
+            yield _checked(rest)
+
+
+def _checked(line: bytes) -> bytes:
+    if not (line.startswith(b'{"run_id":"') and line.endswith(b"}")):
+        raise _Torn("a line is no row")
+    return line
+
+
+def _select(newest_first: Iterable[bytes], alive: str | None, status: str | None, limit: int | None) -> list[RunRow]:
     found: list[RunRow] = []
-    for line in reversed(lines):
+    for line in newest_first:
         if limit is not None and len(found) >= limit:
             break
         row = seen(_decoder.decode(line), alive)

@@ -191,3 +191,10 @@ def test_several_writers_lose_no_row(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(history.list_rows(tmp_path)) == 40
+
+
+def test_rows_larger_than_a_piece_of_the_file_are_read_from_its_end(tmp_path: Path) -> None:
+    for number in range(3):
+        history.record(tmp_path, row(f"run-{number}", failure_reason="x" * 300_000))
+    assert [r.run_id for r in history.list_rows(tmp_path, limit=2)] == ["run-2", "run-1"]
+    assert len(history.list_rows(tmp_path)) == 3
