@@ -151,12 +151,13 @@ def test_started_says_what_really_runs(whole: Run) -> None:
 
 
 def test_a_model_whose_forward_takes_no_loss_arguments_is_halved_as_exactly(
-    cpu: CpuBackend, tiny: Path, rows: Prepared, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cpu: CpuBackend, rows: Prepared, tmp_path: Path
 ) -> None:
-    """Gemma 3 says so of itself, and the Trainer then averages micro-batches as if all had the same number of tokens."""
-    from transformers import Qwen2ForCausalLM
+    """Left alone, the Trainer would average the micro-batches of a Gemma 3 as if all had the same number of tokens."""
+    from tests.backends.tiny_model import make_gemma
 
-    monkeypatch.setattr(Qwen2ForCausalLM, "accepts_loss_kwargs", False, raising=False)
-    half = run(cpu, halved(make_job(tiny)), rows, tmp_path)
+    gemma = make_gemma(tmp_path / "gemma")
+    whole = run(cpu, make_job(gemma, steps=4), rows, tmp_path / "whole")
+    half = run(cpu, halved(make_job(gemma, steps=4)), rows, tmp_path / "half")
     assert half.losses() == pytest.approx(whole.losses(), abs=1e-5)
     assert distance(half, whole) < 1e-6
