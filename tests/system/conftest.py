@@ -8,6 +8,7 @@ import pytest
 
 from backpropagate.outcome import Outcome
 from backpropagate_protocol.rundir import OutputDir
+from tests.system.real import Trained, real_spec, trained
 from tests.system.supervised import run_here, toy_spec
 
 
@@ -17,3 +18,19 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     outcome, _ = run_here(toy_spec(OutputDir(Path(tmp_path_factory.mktemp("undisturbed")) / "out")))
     assert outcome.status == "completed"
     return outcome
+
+
+@pytest.fixture(scope="session")
+def untroubled(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The real training without any fault."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        spec = real_spec(OutputDir(Path(tmp_path_factory.mktemp("untroubled")) / "out"))
+        outcome, _ = run_here(spec)
+    return trained(spec, outcome)
+
+
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Children compute in one thread: sums of floats come out the same whatever else the machine does."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")

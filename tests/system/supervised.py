@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -45,11 +45,12 @@ def toy_spec(output: OutputDir, *faults: str, toy: str = "toy", steps: int = STE
         data=DataSpec(source=str(data)),
         train=TrainSpec(steps=steps, effective_batch=8, warmup_steps=0),
         safety=msgspec.convert(settings, SafetySpec),
-        faults=tuple(_planned(text) for text in faults),
+        faults=tuple(planned(text) for text in faults),
     )
 
 
-def _planned(text: str) -> PlannedFault:
+def planned(text: str) -> PlannedFault:
+    """The fault that is written `kind:step` or `kind:step:attempt`."""
     kind, step, *attempt = text.split(":")
     return PlannedFault(kind=kind, step=int(step), attempt=int(attempt[0]) if attempt else 1)
 
@@ -69,10 +70,25 @@ class Story:
         return [event for event in self.events if isinstance(event, kind)]
 
 
-def run_here(spec: RunSpec, gpu_script: Path | None = None) -> tuple[Outcome, Story]:
+class At:
+    """A sink that does one thing in the midst of a run: at the first event of which `when` is true."""
+
+    def __init__(self, when: Callable[[Event], bool], do: Callable[[], object]) -> None:
+        self._when, self._do = when, do
+        self.done = False
+
+    def event(self, event: Event) -> None:
+        if not self.done and self._when(event):
+            self.done = True
+            self._do()
+
+    def close(self) -> None: ...
+
+
+def run_here(spec: RunSpec, gpu_script: Path | None = None, *, sinks: Sequence[At] = ()) -> tuple[Outcome, Story]:
     """Supervises in this process; the child is a real one."""
     story = Story()
-    return supervise(runs.create(spec), [story], gpu_script=gpu_script), story
+    return supervise(runs.create(spec), [story, *sinks], gpu_script=gpu_script), story
 
 
 def resume_here(run_dir: RunDir) -> tuple[Outcome, Story]:
