@@ -13,7 +13,11 @@ from typing import NamedTuple, NoReturn
 import click
 
 from backpropagate import __version__
+from backpropagate.environ import environment
 from backpropagate.suggest import did_you_mean
+
+
+_COMPLETION = "_BACKPROP_COMPLETE"  # set by a shell that wants candidates; read by click
 
 
 class _Entry(NamedTuple):
@@ -85,6 +89,10 @@ def run(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character must not end a command
+    if environment().get(_COMPLETION, "").startswith("powershell"):
+        from backpropagate.commands.powershell import register
+
+        register()
     if not arguments or arguments[0] in ("-h", "--help", "-V", "--version"):
         return _exit_code(root.main(args=list(arguments) or ["--help"], prog_name="backprop", standalone_mode=False))
     return _run_command(list(arguments))

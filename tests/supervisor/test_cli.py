@@ -215,6 +215,18 @@ def test_a_shell_completes_commands_and_choices(tmp_path: Path) -> None:
     assert choices.stdout.split() == ["plain,cuda", "plain,cpu"]
 
 
+def test_powershell_completes_too(tmp_path: Path) -> None:
+    """The protocol only: no PowerShell is asked here. It leaves COMP_CWORD out where nothing has been typed."""
+    ask = {"_BACKPROP_COMPLETE": "powershell_complete"}
+    commands = backprop(cwd=tmp_path, COMP_WORDS="backprop tra", COMP_CWORD="tra", **ask)
+    choices = backprop(cwd=tmp_path, COMP_WORDS="backprop train --backend", **ask)
+    script = backprop("completion", "powershell", cwd=tmp_path)
+
+    assert commands.stdout == "train\tFine-tune a model under supervision.\n"
+    assert [line.split("\t")[0] for line in choices.stdout.splitlines()] == ["auto", "cuda", "cpu", "mlx"]
+    assert "Register-ArgumentCompleter -Native -CommandName backprop" in script.stdout
+
+
 def test_validate_reports_what_is_wrong_and_fails(tmp_path: Path) -> None:
     (tmp_path / "good.jsonl").write_text('{"text": "hello"}\n')
     (tmp_path / "bad.jsonl").write_text('{"text": "hello"}\nnonsense\n')

@@ -89,6 +89,15 @@ def _gpu() -> object:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
+def _gpu_in_words(status: object) -> str:
+    if not isinstance(status, dict):
+        return "none found"
+    if "error" in status:
+        return str(status["error"])
+    used, total = status["memory_used"] / 1024, status["memory_total"] / 1024
+    return f"{status['name']}, {used:.1f} of {total:.1f} GB in use, {status['temperature']} °C ({status['condition']})"
+
+
 def _about_in_words(about: dict[str, object]) -> list[str]:
     from backpropagate.presets import LORA, MODELS, TRAINING
 
@@ -100,7 +109,7 @@ def _about_in_words(about: dict[str, object]) -> list[str]:
     return [
         f"backpropagate {about['backpropagate']}, Python {about['python']}, {about['platform']}",
         f"interpreter   {about['executable']}",
-        f"GPU           {about['gpu'] if about['gpu'] else 'none found'}",
+        f"GPU           {_gpu_in_words(about['gpu'])}",
         "packages      " + ", ".join(f"{name} {version or '-'}" for name, version in packages.items()) + missing,
         "",
         "models for --model (with 4-bit LoRA training in so much GPU memory):",
@@ -139,15 +148,19 @@ def _shown(value: object) -> str:
 
 
 @click.command(cls=Command)
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish", "powershell"]))
 def completion(shell: str) -> None:
     """Print the completion script of a shell.
 
-    For bash: eval "$(backprop completion bash)" in ~/.bashrc.
+    For bash, in ~/.bashrc: eval "$(backprop completion bash)". For PowerShell, in $PROFILE: backprop completion powershell |
+    Out-String | Invoke-Expression.
     """
     from click.shell_completion import get_completion_class
 
     from backpropagate.cli import root
+    from backpropagate.commands.powershell import register
+
+    register()
 
     kind = get_completion_class(shell)
     assert kind is not None
