@@ -16,7 +16,6 @@ from backpropagate import __version__
 from backpropagate.environ import environment
 from backpropagate.suggest import did_you_mean
 
-
 _COMPLETION = "_BACKPROP_COMPLETE"  # set by a shell that wants candidates; read by click
 
 
