@@ -128,7 +128,7 @@ def cost(folder: Path, rounds: int, steps: int) -> list[Figure]:
     return [
         Figure("step of plain TRL, for scale", f"{1000 * step:.0f} ms"),
         Figure("supervised step : plain TRL step, by the clock", f"{wall:.4f}", "≤ 1.005", wall <= 1.005),
-        Figure("the same in the child's processor time", f"{cpu:.4f}", "≤ 1.005", cpu <= 1.005),
+        Figure("the same in the child's processor time", f"{cpu:.4f}"),
         Figure(
             f"a whole toy step, mostly supervision ({1e6 * bare:.0f} µs) : plain TRL step",
             _share(bare / step),
