@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import uuid
 from collections.abc import Callable
@@ -44,17 +45,24 @@ def run_job(
     with tempfile.TemporaryFile() as log:
         try:
             result = anyio.run(_ask, job, backend, runner_python, on_message, log)
-        except* OSError as errors:
-            raise InvalidSettingError(
-                f"the runner {runner_python or ''} cannot be started: {errors.exceptions[0]}"
-            ) from None
-        except* ProtocolError as errors:
-            raise TrainingError(f"the runner said what we do not understand: {errors.exceptions[0]}", code="RUNTIME_PROTOCOL") from None  # fmt: skip
+        except (OSError, ProtocolError, ExceptionGroup) as error:
+            raise _coded(error, runner_python) from error
     if isinstance(result, BackpropagateError):
         raise result
     if not isinstance(result, answer):
         raise TrainingError(f"the runner answered with a {type(result).__name__}", code="RUNTIME_PROTOCOL")
     return result
+
+
+def _coded(error: Exception, python: str | None) -> Exception:
+    """What the child's end of the pipe did to us, as an error of ours; task groups wrap what went wrong in them."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    if isinstance(error, ProtocolError):
+        return TrainingError(f"the runner said what we do not understand: {error}", code="RUNTIME_PROTOCOL")
+    if isinstance(error, OSError):
+        return InvalidSettingError(f"the runner {python or sys.executable} cannot be started: {error}")
+    return error
 
 
 async def _ask(
