@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from types import FrameType
 
 import anyio
@@ -146,11 +147,7 @@ class Runner:
     async def _group_gone(self) -> None:
         if sys.platform != "win32":
             with anyio.move_on_after(_GROUP_SECONDS):
-                while True:
-                    try:
-                        os.killpg(self.pid, 0)
-                    except (ProcessLookupError, PermissionError):
-                        return
+                while _group_lives(self.pid):
                     await anyio.sleep(0.005)
 
     async def close(self) -> None:
@@ -163,6 +160,26 @@ class Runner:
         self._queued.close()
         if sys.platform == "win32":
             self._job.close()
+
+
+def _group_lives(group: int) -> bool:
+    """Whether anything of a process group still runs. Zombies do not count: who fetches them is not up to us."""
+    if sys.platform == "win32":
+        return False
+    try:
+        os.killpg(group, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    if sys.platform != "linux":
+        return True
+    for process in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, member_of = process.read_text().rpartition(")")[2].split()[:3]
+        except (OSError, ValueError):
+            continue  # it ended while we looked
+        if int(member_of) == group and state not in "ZX":
+            return True
+    return False
 
 
 def command(python: str, run_id: str, warm: str) -> list[str]:
