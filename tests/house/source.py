@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,8 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def reaches(path: Path) -> set[str]:
+@functools.cache
+def reaches(path: Path) -> frozenset[str]:
     """Dotted names that a module imports or looks up on an imported module: `subprocess`, `os.environ`, `signal.signal`."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -39,7 +41,7 @@ def reaches(path: Path) -> set[str]:
                 found.add(f"{owner}.{attribute}")
             case ast.Call(func=ast.Name(id=name)):
                 found.add(f"{name}()")
-    return found
+    return frozenset(found)
 
 
 def string_constants(path: Path) -> Iterator[str]:
