@@ -7,13 +7,12 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
-    Gemma3TextConfig,
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
+    Gemma4TextConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
-    SiglipVisionConfig,
 )
 
 CORPUS = (
@@ -88,12 +87,13 @@ def make_model(folder: Path, *, hidden: int = 64, template: str | None = TEMPLAT
 
 
 def make_gemma(folder: Path) -> Path:
-    """A Gemma 3 with eyes, of the same size: its forward takes no loss arguments."""
+    """A Gemma 4 of the same size: one of those that AutoModelForCausalLM gives and whose forward takes no loss arguments."""
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
-    words = len(tokenizer)
-    text = Gemma3TextConfig(
-        vocab_size=words + 4,
+    text = Gemma4TextConfig(
+        vocab_size=len(tokenizer),
+        vocab_size_per_layer_input=len(tokenizer),
+        hidden_size_per_layer_input=8,
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
@@ -102,21 +102,11 @@ def make_gemma(folder: Path) -> Path:
         head_dim=16,
         max_position_embeddings=512,
         sliding_window=64,
+        layer_types=["sliding_attention", "full_attention"],
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.convert_tokens_to_ids("<|im_start|>"),
     )
-    vision = SiglipVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
-    )
-    config = Gemma3Config(
-        text_config=text,
-        vision_config=vision,
-        image_token_index=words,
-        boi_token_index=words + 1,
-        eoi_token_index=words + 2,
-        mm_tokens_per_image=4,
-    )
-    Gemma3ForConditionalGeneration(config).save_pretrained(folder)
+    Gemma4ForConditionalGeneration(Gemma4Config(text_config=text)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
