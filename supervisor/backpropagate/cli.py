@@ -112,7 +112,7 @@ def _run_command(arguments: list[str]) -> int:
         )
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one place where every exception ends
         ours, code = as_error(error)
-        screen.error(ours)
+        screen.error(ours, exit_code=int(code))
         if ours.code == "RUNTIME_INTERNAL" and (screen.verbose or _debug()):
             import traceback
 

@@ -32,13 +32,19 @@ class Screen:
         if not self.json:
             _whisper(redact(text))
 
-    def error(self, error: BackpropagateError, document: dict[str, object] | None = None) -> None:
-        """`document`: what the command would have answered; with --json the error joins it."""
+    def error(
+        self, error: BackpropagateError, document: dict[str, object] | None = None, exit_code: int | None = None
+    ) -> None:
+        """`document`: what the command would have answered; with --json the error joins it.
+
+        exit_code: that of the command, where it is not the error's own (Ctrl-C).
+        """
         if self.json:
-            _write_json({**(document or {}), "error": described(error)})
+            code = int(error.exit_code) if exit_code is None else exit_code
+            _write_json({**(document or {}), "error": {**described(error), "exit_code": code}})
             return
         _whisper(redact(f"[{error.code}]: {error.message}"))
-        _whisper(redact(f"What to do: {error.suggestion}"))
+        _whisper(redact(f"What to do: {_advice(error)}"))
         if error.run_id:
             _whisper(f"Run: {error.run_id}")
 
@@ -48,11 +54,15 @@ def described(error: BackpropagateError) -> dict[str, object]:
     return {
         "code": error.code,
         "message": error.message,
-        "suggestion": error.suggestion,
+        "suggestion": _advice(error),
         "retry": str(error.retry),
-        "exit_code": int(error.exit_code),
         "run_id": error.run_id,
     }
+
+
+def _advice(error: BackpropagateError) -> str:
+    """The suggestion, with this run's id where the catalogue says RUN: a line that can be copied."""
+    return error.suggestion.replace("resume RUN", f"resume {error.run_id[:8]}") if error.run_id else error.suggestion
 
 
 def current() -> Screen:

@@ -143,6 +143,17 @@ def test_a_stopped_training_is_resumable(folder: Path, number: signal.Signals, c
     assert (row.status, row.exit_code) == ("interrupted", code)
     assert f"backprop resume {row.run_id[:8]}" in err
 
+    again = start(folder, "resume", "latest", "--json")
+    events = folder / "output" / "runs" / row.run_id / "events.jsonl"
+    trains = threading.Event()
+    while not trains.wait(0.02):
+        if events.read_text().count('"event":"model_ready"') == 2:
+            trains.set()
+    os.kill(again.pid, number)
+    document = json.loads(again.communicate(timeout=120)[0])
+    assert again.returncode == document["exit_code"] == document["error"]["exit_code"] == code
+    assert f"backprop resume {row.run_id[:8]}" in document["error"]["suggestion"]
+
     _, out, _ = backprop(folder, "show-run", row.run_id[:5], "--json")
     assert json.loads(out)["checkpoint_path"]
 

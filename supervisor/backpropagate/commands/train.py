@@ -173,10 +173,8 @@ def _in_foreground(screen: Screen, run_dir: RunDir, resumed: bool, wait: bool) -
     else:
         code = outcome.code or "RUNTIME_TRAINING_FAILED"
         message = outcome.message or f"the run is {outcome.status}"
-        suggestion = (outcome.suggestion or None) and outcome.suggestion.replace(
-            "resume RUN", f"resume {outcome.run_id[:8]}"
-        )
-        screen.error(error_for(code, message, suggestion=suggestion, run_id=outcome.run_id), document)
+        error = error_for(code, message, suggestion=outcome.suggestion or None, run_id=outcome.run_id)
+        screen.error(error, document, outcome.exit_code)
     return outcome.exit_code
 
 
