@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from backpropagate import events, runs
+from backpropagate import events, history, runs
 from backpropagate.build_spec import build_spec, notices
 from backpropagate.console import sink_for
 from backpropagate.environ import environment
@@ -183,11 +183,11 @@ class Trainer:
             },
         }
         settings = Settings(wishes)
-        spec = build_spec(settings)
+        spec = build_spec(settings, verbose=settings.flag("debug"))
         if self._progress:
             for notice in notices(settings):
                 sys.stderr.write(f"note: {notice}\n")
-        return self._follow(runs.create(spec), _Calls(callback, on_step))
+        return self._follow(runs.create(spec), _Calls(callback, on_step), spec.safety.wait_for_lock)
 
     def resume(
         self,
@@ -201,14 +201,13 @@ class Trainer:
         run: a run id, any unique prefix of one, or "latest". Raises RunNotFoundError, and UserInputError
         (STATE_RUN_FINISHED) for a run that is complete.
         """
-        run_dir = runs.find(Settings(self._given).text("training.output_dir"), run)
-        from backpropagate import history
-
+        settings = Settings(self._given)
+        run_dir = runs.find(settings.text("training.output_dir"), run)
         if history.show(run_dir).status == "completed":
             raise error_for("STATE_RUN_FINISHED", "the run is complete", run_id=run_dir.run_id)
-        return self._follow(run_dir, _Calls(callback, on_step))
+        return self._follow(run_dir, _Calls(callback, on_step), settings.flag("safety.wait"))
 
-    def _follow(self, run_dir: RunDir, calls: _Calls) -> TrainingRun:
+    def _follow(self, run_dir: RunDir, calls: _Calls, wait: bool) -> TrainingRun:
         summary = Summary(run_dir)
         for event in read(run_dir.events):  # what earlier supervisors of a resumed run did
             summary.event(event)
@@ -216,7 +215,7 @@ class Trainer:
         shown = _display() if self._progress else []
         calls.run_dir = run_dir
         try:
-            with start(run_dir, owned=True) as supervisor:
+            with start(run_dir, owned=True, wait=wait) as supervisor:
                 ended = follow(supervisor, follower, [summary, *shown, calls])
         except BaseException:
             if not run_dir.events.exists():

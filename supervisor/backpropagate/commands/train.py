@@ -91,7 +91,7 @@ def train(resume_run: str | None, detach: bool, faults: tuple[PlannedFault, ...]
         _only_for_resume(given)
         run_dir = runs.find(settings.text("training.output_dir"), resume_run)
         return _resume(screen, run_dir, detach, settings.flag("safety.wait"))
-    spec = build_spec(settings, detached=detach, verbose=screen.verbose, faults=faults)
+    spec = build_spec(settings, detached=detach, verbose=screen.verbose or settings.flag("debug"), faults=faults)
     for notice in notices(settings):
         screen.note(f"note: {notice}")
     return _supervised(screen, runs.create(spec), detach, resumed=False, wait=spec.safety.wait_for_lock)
