@@ -73,9 +73,8 @@ def quarantine(run_dir: RunDir, name: str) -> Path | None:
 def sweep(run_dir: RunDir) -> None:
     """Removes what a killed child or supervisor left half-made. Only while nobody else is at work in the folder."""
     durable.discard(run_dir.staging)
-    output = run_dir.output
-    results.recover(output)
-    for folder in (run_dir.checkpoints, run_dir.path, output.path, output.cache):
+    results.recover(run_dir.output)
+    for folder in (run_dir.checkpoints, run_dir.path, run_dir.output.cache):
         if folder.is_dir():
             for entry in folder.iterdir():
                 if entry.name.endswith(PARTIAL) or (entry.name.startswith(".") and entry.name.endswith(".tmp")):

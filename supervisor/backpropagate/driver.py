@@ -228,7 +228,7 @@ class Driver:
             self._card.event(event)
         self.feed(RunnerSaid(self._clock(), message))
         if isinstance(message, CheckpointSaved) and self._card.fit_key:
-            userstate.remember(self._card.fit_key, self._policy.micro)
+            userstate.remember(self._card.fit_key, self._policy.fitting)
 
     async def _find_checkpoint(self) -> None:
         search = await anyio.to_thread.run_sync(checkpoints.newest_good, self._run_dir)

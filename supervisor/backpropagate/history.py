@@ -57,6 +57,9 @@ def _line(row: RunRow) -> bytes:
 
 
 def _write(output: OutputDir, lines: Iterable[bytes]) -> None:
+    """Under the lock, so that what looks unfinished was left by a process that is gone."""
+    for left in output.path.glob(f".{output.history.name}.*.tmp"):
+        durable.discard(left)
     durable.write_file(output.history, _OPEN + _BETWEEN.join(lines) + _CLOSE)
 
 

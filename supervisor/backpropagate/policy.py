@@ -66,6 +66,7 @@ class Policy:
         self._tell = telling.Telling(spec.run_id)
         self.effective = spec.train.effective_batch
         self.micro = start.micro_batch
+        self.fitting = start.micro_batch  # the same, but for halvings that were not for want of memory
         self.gradient_checkpointing = start.gradient_checkpointing
         self.prepared: PreparedRef | None = start.prepared
         self.state = State.NEW
@@ -134,7 +135,7 @@ class Policy:
                 self._stop_asked(input)
             case d.CardKnown():
                 self._card_pending = False
-                self.micro = self.micro if input.micro_batch is None else input.micro_batch
+                self.micro = self.fitting = self.micro if input.micro_batch is None else input.micro_batch
                 self._assign_if_ready(now)
             case d.CardLimits():
                 self._thermal.limits(input.slowdown, input.shutdown)
@@ -237,6 +238,8 @@ class Policy:
         self._forget_attempt()
         self.recoveries += 1
         self.micro = verdict.micro
+        if cause.kind in (Kind.OOM, Kind.HOST_OOM):
+            self.fitting = verdict.micro
         self.halvings += verdict.halving
         if verdict.gradient_checkpointing:
             self.gradient_checkpointing = True

@@ -15,9 +15,7 @@ def publish_adapter(adapter: Path, output: OutputDir) -> Path:
     Raises OSError; the old one then stands.
     """
     recover(output)
-    new, old = output.lora.with_name(f".lora.new{PARTIAL}"), _old(output)
-    durable.discard(new)
-    durable.discard(old)
+    new, old = _new(output), _old(output)
     try:
         shutil.copytree(adapter, new, ignore=shutil.ignore_patterns(MANIFEST))
         for name in durable.files_of(new):
@@ -39,11 +37,17 @@ def publish_adapter(adapter: Path, output: OutputDir) -> Path:
     return output.lora
 
 
+def _new(output: OutputDir) -> Path:
+    return output.lora.with_name(f".lora.new{PARTIAL}")
+
+
 def _old(output: OutputDir) -> Path:
     return output.lora.with_name(f".lora.old{PARTIAL}")
 
 
 def recover(output: OutputDir) -> None:
-    """Puts the old adapter back if a swap was cut off between its two renames."""
+    """Ends a swap that was cut off: the old adapter comes back if it had no successor yet; nothing half-made stays."""
     if _old(output).exists() and not output.lora.exists():
         durable.DISK.rename(_old(output), output.lora)
+    durable.discard(_old(output))
+    durable.discard(_new(output))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import anyio
 
-from backpropagate import __version__, checkpoints, journal, locks, plan, results, runs
+from backpropagate import __version__, checkpoints, journal, locks, plan, process, results, runs
 from backpropagate.card import Card
 from backpropagate.decisions import Finish
 from backpropagate.driver import Driver
@@ -22,7 +22,6 @@ from backpropagate.policy import Policy
 from backpropagate.record import Record, finite
 from backpropagate.reporter import Reporter
 from backpropagate.sinks import Sink
-from backpropagate_protocol import durable
 from backpropagate_protocol.errors import CATALOGUE, ExitCode, error_for
 from backpropagate_protocol.jobs import PreparedRef
 from backpropagate_protocol.redact import redact
@@ -75,7 +74,11 @@ def _locked(
         with Journal(run_dir.events) as lines:
             report = Reporter(run_dir, lines, record, sinks)
             try:
-                return _supervise(spec, run_dir, report, start, previous if resumed else None, owner_pipe, gpu_script)
+                # Once the driver is done, what remains is short and must not be cut off: signals then do nothing.
+                with process.signals(lambda _reason: None):
+                    return _supervise(
+                        spec, run_dir, report, start, previous if resumed else None, owner_pipe, gpu_script
+                    )
             finally:
                 report.close()
 
@@ -135,7 +138,7 @@ def _supervise(
         info = card.busy.info
         finish = Finish("interrupted", info.exit, info.code, card.busy.message, card.busy.suggestion)
     finish = _published(finish, run_dir)
-    durable.discard(run_dir.staging)
+    checkpoints.sweep(run_dir)
     outcome = _outcome(spec, run_dir, policy, finish)
     report.event(
         RunEnded(

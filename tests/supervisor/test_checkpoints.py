@@ -104,11 +104,11 @@ def test_a_sweep_removes_what_is_half_made_and_nothing_else(tmp_path: Path) -> N
     for left in (run.staging / "x", run.checkpoints / "step-00000009.partial", run.output.cache / "y.partial"):
         left.mkdir(parents=True)
     (run.path / ".spec.json.1234.tmp").write_text("x")
-    (run.output.path / "the user's own.txt").write_text("x")
+    (run.output.path / "the user's own.partial").write_text("x")
     (run.checkpoints / "step-00000004.quarantine").mkdir()
     checkpoints.sweep(run)
     assert names(run) == {"step-00000005", "step-00000004.quarantine"}
-    assert sorted(entry.name for entry in run.output.path.iterdir()) == ["cache", "runs", "the user's own.txt"]
+    assert sorted(entry.name for entry in run.output.path.iterdir()) == ["cache", "runs", "the user's own.partial"]
     assert not list(run.output.cache.iterdir())
     assert [entry.name for entry in run.path.iterdir()] == ["checkpoints"]
 

@@ -198,3 +198,10 @@ def test_rows_larger_than_a_piece_of_the_file_are_read_from_its_end(tmp_path: Pa
         history.record(tmp_path, row(f"run-{number}", failure_reason="x" * 300_000))
     assert [r.run_id for r in history.list_rows(tmp_path, limit=2)] == ["run-2", "run-1"]
     assert len(history.list_rows(tmp_path)) == 3
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    (tmp_path / ".run_history.json.12345678.tmp").write_text("[")
+    history.record(tmp_path, row("run-1"))
+    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(".*.tmp"))
