@@ -4,7 +4,8 @@ pynvml calls functions of a loaded C library and hands them ctypes pointers to f
 library's place whose functions fill them from a file; all of pynvml's own code runs as it does on a real card.
 
 The file is JSON: {"celsius": [60, 91, ...], "interval": 0.05, ...}; the last temperature stays. A temperature of null is a
-card that no longer answers.
+card that no longer answers. With "begin": PATH the first temperature stays until that file exists, so that the series can
+be played at an exact moment of a run.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Script(msgspec.Struct, frozen=True):
     power: float = 100.0
     slowdown: int = 0
     shutdown: int = 0
+    begin: str = ""
 
 
 class _Reference(Protocol):
@@ -64,7 +66,8 @@ class ScriptedLibrary:
 
     def nvmlDeviceGetTemperature(self, handle: object, sensor: object, out: object) -> int:
         celsius = self._script.celsius[min(self._reads, len(self._script.celsius) - 1)]
-        self._reads += 1
+        if self._reads or not self._script.begin or Path(self._script.begin).exists():
+            self._reads += 1
         return int(pynvml.NVML_ERROR_GPU_IS_LOST) if celsius is None else _fill(out, celsius)
 
     def nvmlDeviceGetTemperatureThreshold(self, handle: object, threshold: ctypes.c_uint, out: object) -> int:

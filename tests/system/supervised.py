@@ -173,6 +173,11 @@ class Supervisor:
     def ended(self) -> RunEnded:
         return self.of(RunEnded)[-1]
 
+    def outcome(self) -> Outcome:
+        """What `supervise` answered over there, from its last line."""
+        told = msgspec.structs.asdict(self.ended())
+        return msgspec.convert({name: told[name] for name in told.keys() & set(Outcome.__struct_fields__)}, Outcome)
+
 
 @contextmanager
 def supervisor(spec: RunSpec, *, owner: bool = False) -> Iterator[Supervisor]:
