@@ -275,3 +275,24 @@ def test_a_terminal_that_is_closed_does_not_end_the_training(folder: Path) -> No
 
     assert process.wait(timeout=120) == 0
     assert the_row(folder).status == "completed"
+
+
+@pytest.mark.slow
+def test_the_bundled_model_is_trained_recovers_and_answers(folder: Path) -> None:
+    """The real thing: TRL on the bundled base, out of memory at step 4, then a question to the result."""
+    turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "good day"}]
+    (folder / "chat.jsonl").write_text("".join(json.dumps({"messages": turns}) + "\n" for _ in range(16)))
+    flags = (
+        "--data chat.jsonl --model tiny --backend cpu --steps 6 --batch-size 4 --lora-r 8 --save-steps 2 --fault oom@4"
+    )
+    code, out, err = backprop(folder, "train", *flags.split(), "--json")
+    assert code == 0, out + err
+
+    document = json.loads(out)
+    asked, answer, err = backprop(folder, "generate", document["run_id"][:8], "hello", "--max-new-tokens", "8")
+    row = the_row(folder)
+
+    assert (document["step"], document["recoveries"], document["samples_seen"]) == (6, 1, 48)
+    assert [size for _, size in row.micro_batch_history] == [4, 2]
+    assert asked == 0, err
+    assert answer.strip()
