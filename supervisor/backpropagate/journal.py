@@ -68,7 +68,11 @@ class Journal:
         torn = _ends_torn(self._path)
         file = open(self._path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
         if torn:
-            file.write(b"\n")
+            try:
+                file.write(b"\n")
+            except OSError:
+                file.close()  # as full as before: every event tries again, and must not cost a descriptor each time
+                raise
         return file
 
     def _write(self, line: bytes) -> None:
