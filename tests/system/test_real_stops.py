@@ -76,17 +76,22 @@ def kill_and_see_it_gone(run: Supervisor) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel has no such link, and workers are off")
-def test_a_killed_supervisor_takes_the_data_loaders_workers_along(oracle: Oracle) -> None:
-    spec = real_spec(oracle.output(), "hold:3", runner_python=python_with_workers(oracle.home))
+def test_a_killed_supervisor_takes_the_data_loaders_workers_along_and_a_resume_leaves_the_same_bits(
+    oracle: Oracle, untroubled: Trained
+) -> None:
+    spec = real_spec(oracle.output(), "hold:9", runner_python=python_with_workers(oracle.home))
     with supervisor(spec) as run:
-        until_trained(run, 2)
+        until_trained(run, 8)
         child = psutil.Process(run.child())
         workers = child.children(recursive=True)
         assert len(workers) == 2, workers
         os.kill(run.process.pid, signal.SIGKILL)
         run.wait()
-        for process in (child, *workers):
-            eventually(lambda pid=process.pid: is_gone(pid), f"{process} died with the supervisor")
+        _, alive = psutil.wait_procs((child, *workers), timeout=60)
+        assert not [process for process in alive if not is_gone(process.pid)]
+    with Supervisor(run.run_dir) as again:
+        assert again.wait() == 0, again.output()
+        assert_bit_identical(trained(spec, again.outcome()), untroubled)
 
 
 def python_with_workers(folder: Path) -> Path:
