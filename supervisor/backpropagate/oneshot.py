@@ -6,7 +6,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable
-from typing import BinaryIO, TypeVar
+from typing import IO, TypeVar
 
 import anyio
 
@@ -70,7 +70,7 @@ async def _ask(
     backend: str,
     python: str | None,
     on_message: Callable[[ToParent], None] | None,
-    log: BinaryIO,
+    log: IO[bytes],
 ) -> object:
     drained = anyio.Event()
     greeted = False
@@ -110,7 +110,7 @@ def _react(runner: Runner, job: ValidateJob | GenerateJob, message: ToParent) ->
     return None
 
 
-def _last_words(log: BinaryIO) -> str:
+def _last_words(log: IO[bytes]) -> str:
     """The last lines that the child wrote to its standard error."""
     log.seek(max(0, log.seek(0, 2) - _LOG_TAIL))
     lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
