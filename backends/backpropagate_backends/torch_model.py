@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -26,6 +27,10 @@ _DTYPES = {
     "float16": torch.float16,
     "fp16": torch.float16,
 }
+
+
+# The eyes and ears of a model that has some: text never reaches them, so adapters there would only be carried along.
+_SENSES = r".*(vision|visual|audio|multi_modal|image).*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraSpec, seed: int) -> PeftModel:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
+        exclude_modules=_SENSES if _has_senses(model) else None,
         use_dora=lora.use_dora,
         use_rslora=lora.use_rslora,
         init_lora_weights=True if lora.init == "default" else lora.init,
@@ -127,6 +133,11 @@ def add_adapter(model: PreTrainedModel, lora: LoraSpec, seed: int) -> PeftModel:
         return get_peft_model(model, config)
     except ValueError as error:
         raise InvalidSettingError(f"the adapter does not fit {model.name_or_path}: {error}") from error
+
+
+def _has_senses(model: PreTrainedModel) -> bool:
+    linear = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+    return any(re.fullmatch(_SENSES, name) for name in linear)
 
 
 def all_finite(model: PeftModel) -> bool:

@@ -57,7 +57,10 @@ def train(session: Session, data: Prepared, name: str, device: Literal["cpu", "c
     session.phase(Phase.LOAD)
     source = find(spec.model)
     tokenizer = load_tokenizer(source)
-    model = add_adapter(load_model(source, precision, tokenizer, session.notice), spec.lora, spec.train.seed)
+    session.phase(Phase.LOAD, 0, 2, "weights")  # each restarts the deadline of a slow disk or network
+    base = load_model(source, precision, tokenizer, session.notice)
+    session.phase(Phase.LOAD, 1, 2, "adapter")
+    model = add_adapter(base, spec.lora, spec.train.seed)
     trainer = ExactTrainer(
         model=model,
         args=_arguments(session, way, precision),

@@ -99,3 +99,22 @@ def test_the_same_seed_gives_the_same_first_adapter(cpu: CpuBackend, tiny: Path)
     )
     assert all(first[name].equal(second[name]) for name in first)
     assert not all(first[name].equal(other[name]) for name in first)
+
+
+@FOREIGN_WARNINGS
+def test_adapters_are_put_where_text_goes(cpu: CpuBackend) -> None:
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig, SiglipVisionConfig
+
+    from backpropagate_backends.torch_model import add_adapter
+
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config=Gemma3TextConfig(vocab_size=300, num_key_value_heads=1, head_dim=16, **size),
+        vision_config=SiglipVisionConfig(image_size=28, patch_size=14, **size),
+        image_token_index=299,
+        mm_tokens_per_image=4,
+    )
+    model = add_adapter(Gemma3ForConditionalGeneration(config), make_job(Path("/models/tiny")).spec.lora, seed=1)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert len(trained) == 2 * 7  # A and B of q, k, v, o, gate, up, down
+    assert all("language_model" in name for name in trained)
