@@ -15,13 +15,23 @@ words are files of their own.
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import assert_never
 
 from backpropagate import deadlines, ladder, telling
 from backpropagate import decisions as d
 from backpropagate.events import Event
 from backpropagate.plan import Start
+from backpropagate.states import (
+    BACKOFF,
+    BEFORE_TRAINING,
+    BLIND_COOLING,
+    COOLING_PATIENCE,
+    DISK_PATIENCE,
+    DUMP_TIME,
+    KILL_PATIENCE,
+    WITHOUT_CHILD,
+    State,
+)
 from backpropagate.thermal import HeatLevel, Thermal
 from backpropagate.timers import Timer, Timers
 from backpropagate.verdict import Again, Cause, GiveUp, Kind, Rules, Standing, judge, reported
@@ -29,31 +39,6 @@ from backpropagate_protocol import messages as m
 from backpropagate_protocol.jobs import PreparedRef
 from backpropagate_protocol.messages import Phase
 from backpropagate_protocol.spec import RunSpec
-
-_BACKOFF = (0.0, 0.5, 2.0, 8.0, 30.0)  # seconds before the n-th respawn without progress
-_DISK_PATIENCE = 3  # checkpoints that failed in a row
-_KILL_PATIENCE = 15.0  # from Kill to an exit; after that the kernel itself holds the process
-_DUMP_TIME = 2.0  # for writing the stacks
-_COOLING_PATIENCE = 1800.0
-_BLIND_COOLING = 300.0  # if the sensor is lost while we wait for the card to cool
-_BEFORE_TRAINING = frozenset({Phase.IMPORT, Phase.VALIDATE, Phase.TOKENIZE, Phase.LOAD})
-
-
-class State(Enum):
-    """Where a run is, as the supervisor sees it."""
-
-    NEW = "new"
-    READYING = "readying"  # a child starts; its Job waits for Hello, for the checkpoint and for the card
-    WORKING = "working"  # it has its Job
-    STOPPING = "stopping"  # it was asked to save and stop
-    KILLING = "killing"  # it was killed; its exit is awaited
-    CLOSING = "closing"  # it said Done; its exit is awaited
-    WAITING = "waiting"  # no child; the next one is due at a known time
-    COOLING = "cooling"  # no child; the card must cool down first
-    ENDED = "ended"
-
-
-_WITHOUT_CHILD = frozenset({State.NEW, State.WAITING, State.COOLING})
 
 
 class Policy:
@@ -193,7 +178,7 @@ class Policy:
         )
 
     def _exited(self, now: float, death: d.Death) -> None:
-        if self.state in _WITHOUT_CHILD:
+        if self.state in WITHOUT_CHILD:
             return
         if self.result is not None:
             self._finish(telling.completed())
@@ -245,12 +230,12 @@ class Policy:
             self.gradient_checkpointing = True
         delay = 0.0
         if verdict.counts:
-            delay = _BACKOFF[min(self._respawns, len(_BACKOFF) - 1)] * (1 + self._jitter)
+            delay = BACKOFF[min(self._respawns, len(BACKOFF) - 1)] * (1 + self._jitter)
             self._respawns += 1
         self._announce = cause.message
         if verdict.cool_first and not self._thermal.is_cool:
             self.state = State.COOLING
-            self._timers.set(Timer.COOL, now + (_BLIND_COOLING if self._blind else _COOLING_PATIENCE))
+            self._timers.set(Timer.COOL, now + (BLIND_COOLING if self._blind else COOLING_PATIENCE))
             self._search()
         elif delay > 0:
             self.state = State.WAITING
@@ -263,7 +248,7 @@ class Policy:
     # --- what the child says ----------------------------------------------------------------------------------------
 
     def _said(self, now: float, message: m.ToParent) -> None:
-        if self.state in _WITHOUT_CHILD:
+        if self.state in WITHOUT_CHILD:
             return
         match message:
             case m.Hello():
@@ -325,7 +310,7 @@ class Policy:
 
     def _said_not_saved(self, now: float, failed: m.CheckpointFailed) -> None:
         self._enter(now, Phase.TRAIN)
-        if failed.failures >= _DISK_PATIENCE and self.state is State.WORKING:
+        if failed.failures >= DISK_PATIENCE and self.state is State.WORKING:
             text = f"{failed.failures} checkpoints in a row could not be written: {failed.message}"
             self._pause(now, self._own_cause(Kind.DISK, "RUNTIME_DISK_FULL", text), "disk", save=False)
 
@@ -370,7 +355,7 @@ class Policy:
     def _kill(self, now: float, reason: str) -> None:
         self.state = State.KILLING
         self._rungs = []
-        self._timers.only(Timer.EXIT, now + _KILL_PATIENCE)
+        self._timers.only(Timer.EXIT, now + KILL_PATIENCE)
         self._out.append(d.Kill(reason))
 
     def _pause(self, now: float, cause: Cause, reason: str, *, save: bool) -> None:
@@ -401,7 +386,7 @@ class Policy:
                 self._kill(asked.now, f"{asked.reason}, now")
             case State.READYING | State.WORKING:
                 # Before its first step there is nothing that a save would keep.
-                self._ask(asked.now, asked.reason, save=self._phase not in _BEFORE_TRAINING)
+                self._ask(asked.now, asked.reason, save=self._phase not in BEFORE_TRAINING)
             case State.STOPPING | State.KILLING | State.CLOSING | State.ENDED:
                 pass  # it is ending already; `_stop` decides what follows
             case _:
@@ -429,7 +414,7 @@ class Policy:
             case Timer.KILL:
                 self._kill(now, "it did not end by itself")
             case Timer.CLOSE:
-                self._timers.set(Timer.EXIT, now + _KILL_PATIENCE)
+                self._timers.set(Timer.EXIT, now + KILL_PATIENCE)
                 self._out.append(d.Kill("it did not end after its work was done"))
             case Timer.EXIT:
                 self._finish(telling.unkillable() if self.result is None else telling.completed())
@@ -445,7 +430,7 @@ class Policy:
         self._cause = self._own_cause(Kind.HANG, "RUNTIME_HANG", text)
         self._emit(self._tell.fault(self._cause, self._phase, ""))
         self.state = State.KILLING
-        self._timers.only(Timer.KILL, now + _DUMP_TIME)
+        self._timers.only(Timer.KILL, now + DUMP_TIME)
         self._out.append(d.DumpStacks())
 
     def _climb(self, now: float) -> None:
@@ -481,20 +466,20 @@ class Policy:
         if level is HeatLevel.KILL:
             self._fault(now, cause)
         elif level is HeatLevel.PAUSE:
-            self._pause(now, cause, "heat", save=self._phase not in _BEFORE_TRAINING)
+            self._pause(now, cause, "heat", save=self._phase not in BEFORE_TRAINING)
 
     def _sensor_lost(self, now: float, text: str) -> None:
         if not self._blind:
             self._blind = True
             self._emit(self._tell.blind(text))
         if self.state is State.COOLING:
-            self._timers.set(Timer.COOL, now + _BLIND_COOLING)
+            self._timers.set(Timer.COOL, now + BLIND_COOLING)
 
     def _not_cooling(self, now: float) -> None:
         if self._blind:
             self._spawn(now)
         else:
-            self._finish(telling.still_hot(self._thermal.celsius, _COOLING_PATIENCE / 60))
+            self._finish(telling.still_hot(self._thermal.celsius, COOLING_PATIENCE / 60))
 
     def _emit(self, event: Event) -> None:
         self._out.append(d.Emit(event))

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from backpropagate import decisions as d
 from backpropagate.halving import halved, largest_divisor
 from backpropagate.plan import Start
-from backpropagate.policy import Policy, State
+from backpropagate.policy import Policy
+from backpropagate.states import State
 from backpropagate_protocol import messages as m
 from backpropagate_protocol.errors import ExitCode
 from tests.supervisor.transcript import spec
