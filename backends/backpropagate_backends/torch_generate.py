@@ -36,8 +36,8 @@ def _with_adapter(model: PreTrainedModel, adapter: str) -> PeftModel:
     try:
         return PeftModel.from_pretrained(model, adapter)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+        if isinstance(error, RuntimeError) and "size mismatch" not in str(error):
+            raise  # the device's own troubles are no fault of the adapter
         raise ModelLoadError(f"the adapter {adapter} cannot be put on this model: {error}") from error
 
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from backpropagate_backends.cpu import CpuBackend
-from backpropagate_protocol.errors import UserInputError
+from backpropagate_protocol.errors import ModelLoadError, UserInputError
 from backpropagate_protocol.jobs import GenerateJob
 from backpropagate_protocol.prepared import Prepared, PreparedWriter
 from backpropagate_protocol.spec import ModelSpec
@@ -65,3 +65,16 @@ def test_sampling_is_repeatable_by_its_seed(cpu: CpuBackend, tiny: Path) -> None
 def test_a_folder_without_an_adapter_is_refused(cpu: CpuBackend, tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(UserInputError, match="holds no adapter"):
         ask(cpu, tiny, tmp_path)
+
+
+def test_an_adapter_of_another_model_is_refused(cpu: CpuBackend, adapter: Path, tmp_path: Path) -> None:
+    from tests.backends.tiny_model import make_model
+
+    with pytest.raises(ModelLoadError, match="cannot be put on this model"):
+        ask(cpu, make_model(tmp_path / "narrow", hidden=32), adapter)
+
+
+def test_a_model_without_a_template_is_asked_as_it_is(cpu: CpuBackend, tmp_path: Path) -> None:
+    from tests.backends.tiny_model import make_model
+
+    assert isinstance(ask(cpu, make_model(tmp_path / "plain", template=None), None), str)
