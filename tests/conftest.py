@@ -86,6 +86,8 @@ def oracle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Oracle]:
     """Gives output folders, and fails the test if anything of their runs is left after it."""
     for variable in ("XDG_STATE_HOME", "LOCALAPPDATA"):
         monkeypatch.setenv(variable, str(tmp_path / "state"))
+    if sys.platform == "darwin":
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))  # the user's state is below it there
     watch = Oracle(tmp_path)
     watch.descriptors = open_descriptors() + (50 if sys.platform == "win32" else 2)  # handles come and go there
     yield watch
