@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -63,6 +67,59 @@ def test_a_hub_that_does_not_answer_is_noticed_at_once(cpu: CpuBackend, tmp_path
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "no_proxy": "127.0.0.1"}
     child = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=20)
     assert "[DEP_MODEL_LOAD_FAILED]: mine is neither a folder nor in the local cache" in child.stdout, child.stderr
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers as the hub does for a model whose owner's name says what is wrong with it."""
+
+    ERRORS: ClassVar = {
+        "gone": (401, "RepoNotFound"),
+        "gated": (403, "GatedRepo"),
+        "old": (404, "RevisionNotFound"),
+        "empty": (404, "EntryNotFound"),
+    }
+
+    def do_HEAD(self) -> None:
+        status, code = self.ERRORS[self.path.split("/")[1]]
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+    def log_message(self, format: str, *args: object) -> None:
+        return
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    """The address of a hub that has nothing for anybody."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_what_the_hub_says_is_passed_on_in_plain_words(cpu: CpuBackend, hub: str, tmp_path: Path) -> None:
+    program = (
+        "from backpropagate_backends.torch_source import find\n"
+        "from backpropagate_protocol.errors import ModelLoadError\n"
+        "from backpropagate_protocol.spec import ModelSpec\n"
+        "for owner in ('gone', 'gated', 'old', 'empty'):\n"
+        "    try: find(ModelSpec(name=owner, path=owner + '/model', revision='v1'))\n"
+        "    except ModelLoadError as error: print(error.message)\n"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "no_proxy": "127.0.0.1"}
+    child = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    assert child.stdout.splitlines() == [
+        "the hub has no model gone, or it is private and you are not logged in",
+        "gated is gated and your account has no access",
+        "old has no revision 'v1'",
+        "empty has no config.json: it is not a transformers model",
+    ], child.stderr
 
 
 def test_broken_weights_are_a_model_that_cannot_be_loaded(cpu: CpuBackend, tiny: Path, tmp_path: Path) -> None:
