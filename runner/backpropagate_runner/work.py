@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import sys
@@ -29,6 +28,7 @@ from backpropagate_runner.drill import Drill
 from backpropagate_runner.faults import classify
 from backpropagate_runner.frameworks import Frameworks
 from backpropagate_runner.lifeline import Lifeline
+from backpropagate_runner.runlog import open_log
 from backpropagate_runner.session import Voice
 from backpropagate_runner.train import train
 
@@ -54,7 +54,7 @@ class Runner:
     """Holds the parts together. Nothing but `work` makes one."""
 
     def __init__(self, parent: int, run_id: str, warm: str, descriptors: tuple[int, int]) -> None:
-        _log_to_stderr(run_id)
+        open_log(run_id)
         self.lifeline = Lifeline(parent)
         self.lifeline.start()
         self.control = Control(self._leave_early)
@@ -136,19 +136,6 @@ class Runner:
                 return Done(Answers(backend.generate(job)))
             case _:
                 assert_never(job)
-
-
-class _RedactingFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
-
-
-def _log_to_stderr(run_id: str) -> None:
-    """What libraries log goes to the run's log file, each line with the run id and without secrets."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_RedactingFormatter(f"%(asctime)s {run_id} %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.captureWarnings(True)
 
 
 def _versions() -> dict[str, str]:
