@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import platform
 import random
 import time
@@ -30,6 +31,8 @@ from backpropagate_protocol.spec import RunSpec
 
 __all__ = ["Outcome", "supervise", "supervise_main"]
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # a matter of time, not of the wrong folder
+
 
 def supervise(
     run_dir: RunDir,
@@ -45,15 +48,17 @@ def supervise(
     resumed: an earlier supervisor of this run ended; go on from the newest checkpoint.
     gpu_script: a series of sensor readings to play instead of the card's own (drills; see gpu_script.py).
 
-    Raises BusyError (STATE_BUSY) if the output folder is taken, RunNotFoundError, and STATE_RUN_FINISHED as
-    UserInputError; whatever happens later is in the Outcome.
+    Raises BusyError (STATE_BUSY) if the output folder is taken, RunNotFoundError, STATE_RUN_FINISHED as UserInputError,
+    and RUNTIME_DISK_FULL or CONFIG_OUTPUT_UNWRITABLE if the run directory takes no line; whatever happens later is in
+    the Outcome.
     """
     spec = runs.load_spec(run_dir)
     try:
         return _locked(spec, run_dir, sinks, owner_pipe, resumed, gpu_script)
     except OSError as error:
         text = f"{run_dir.path} cannot be written: {error.strerror or error}"
-        raise error_for("CONFIG_OUTPUT_UNWRITABLE", text, run_id=spec.run_id) from error
+        code = "RUNTIME_DISK_FULL" if error.errno in _NO_ROOM else "CONFIG_OUTPUT_UNWRITABLE"
+        raise error_for(code, text, run_id=spec.run_id) from error
 
 
 def _locked(

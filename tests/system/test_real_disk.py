@@ -12,6 +12,7 @@ import pytest
 
 from backpropagate.events import AttemptStarted, CheckpointCommitted, CheckpointMissed
 from backpropagate_protocol import durable
+from backpropagate_protocol.errors import DiskFullError
 from tests.conftest import Oracle
 from tests.system.real import Trained, assert_bit_identical, real_spec, trained
 from tests.system.supervised import At, resume_here, run_here
@@ -48,7 +49,8 @@ class Ballast:
                     while True:
                         file.write(b"\0" * size)
                 except OSError as error:
-                    assert error.errno == errno.ENOSPC
+                    if error.errno != errno.ENOSPC:
+                        raise
 
     def drop(self) -> None:
         self.path.unlink()
@@ -68,6 +70,8 @@ def test_a_disk_that_stays_full_stops_the_run_resumable_and_the_resume_leaves_th
     assert [checkpoint.step for checkpoint in saved[-2:]] == [2, 4]
     for checkpoint in saved:
         assert durable.verify_dir(output.run(spec.run_id).checkpoint(checkpoint.step)).step == checkpoint.step
+    with pytest.raises(DiskFullError):
+        resume_here(output.run(spec.run_id))
     ballast.drop()
     outcome, story = resume_here(output.run(spec.run_id))
     assert [attempt.resume_step for attempt in story.of(AttemptStarted)] == [4]
