@@ -205,7 +205,7 @@ def test_a_hung_runner_that_was_stopped_wakes_to_dump_its_stacks(tmp_path: Path)
             async with process.running(None, "a-run", "none", descriptor) as runner:
                 async for _ in runner.messages():
                     break
-                os.kill(runner.pid, signal.SIGSTOP)
+                os.kill(runner.pid, signal.Signals["SIGSTOP"])
                 runner.dump_stacks()
                 assert (await burial(runner)).text == "was killed by SIGABRT"
         finally:

@@ -58,7 +58,7 @@ def test_a_child_that_ignores_the_stop_is_ended_by_the_ladder(oracle: Oracle) ->
 def test_a_closed_terminal_does_not_stop_the_run(oracle: Oracle, undisturbed: Outcome) -> None:
     with supervisor(toy_spec(oracle.output(), toy="toy?step_seconds=0.02")) as run:
         run.until_saved(5)
-        run.signal(signal.SIGHUP)
+        run.signal(signal.Signals["SIGHUP"])
         assert run.wait() == 0
         assert run.ended().order == undisturbed.order
 
@@ -127,10 +127,10 @@ def test_a_second_supervisor_that_waits_begins_when_the_first_ends(oracle: Oracl
 def test_a_stopped_supervisor_does_not_stop_the_training(oracle: Oracle, undisturbed: Outcome) -> None:
     with supervisor(toy_spec(oracle.output(), toy="toy?step_seconds=0.02", hang_floor=1.0)) as run:
         run.until_saved(5)
-        run.signal(signal.SIGSTOP)
+        run.signal(signal.Signals["SIGSTOP"])
         last = run.run_dir.checkpoint(30)
         eventually(last.is_dir, "the child went on to the last checkpoint")
-        run.signal(signal.SIGCONT)
+        run.signal(signal.Signals["SIGCONT"])
         assert run.wait() == 0
         assert (run.ended().order, len(run.of(StopRequested))) == (undisturbed.order, 0)
 
