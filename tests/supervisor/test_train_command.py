@@ -37,6 +37,13 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+def until_it_trains(process: subprocess.Popen[str]) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "step 1/" in line:
+            return
+
+
 def backprop(folder: Path, *arguments: str) -> tuple[int, str, str]:
     process = start(folder, *arguments)
     out, err = process.communicate(timeout=120)
@@ -131,10 +138,7 @@ def test_a_fault_that_is_misspelled_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_stopped_training_is_resumable(folder: Path, number: signal.Signals, code: int) -> None:
     process = start(folder, "train", "-d", "d.jsonl", "--backend", "toy", "--steps", ENDLESS)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "step 1/" in line:
-            break
+    until_it_trains(process)
     os.kill(process.pid, number)
     _, err = process.communicate(timeout=120)
     row = the_row(folder)
@@ -185,8 +189,7 @@ def test_a_finished_run_is_not_resumed(folder: Path) -> None:
 
 def test_a_second_training_in_the_same_folder_is_told_who_has_it_and_leaves_nothing(folder: Path) -> None:
     first = start(folder, "train", "-d", "d.jsonl", "--backend", "toy", "--steps", ENDLESS)
-    assert first.stderr is not None
-    assert first.stderr.readline()
+    until_it_trains(first)
     code, _, err = train(folder, "--steps", "3")
     first.terminate()
     first.communicate(timeout=120)
@@ -212,8 +215,7 @@ def test_a_detached_training_goes_on_by_itself(folder: Path) -> None:
 
 def test_a_detached_training_that_cannot_begin_says_why(folder: Path) -> None:
     first = start(folder, "train", "-d", "d.jsonl", "--backend", "toy", "--steps", ENDLESS)
-    assert first.stderr is not None
-    assert first.stderr.readline()
+    until_it_trains(first)
     code, _, err = train(folder, "--steps", "3", "--detach")
     first.terminate()
     first.communicate(timeout=120)
@@ -242,8 +244,7 @@ def test_with_wait_a_resumed_run_begins_when_the_folder_is_free(folder: Path) ->
     train(folder, "--steps", "30", "--fault", "error@9:1", "--fault", "error@9:2")
     row = the_row(folder)
     first = start(folder, "train", "-d", "d.jsonl", "--backend", "toy", "--steps", ENDLESS)
-    assert first.stderr is not None
-    assert first.stderr.readline()
+    until_it_trains(first)
     second = start(folder, "resume", row.run_id, "--wait")
     first.terminate()
     first.communicate(timeout=120)
