@@ -21,13 +21,21 @@ _STATE = "trainer_state.json"
 _NEEDED = (ADAPTER, "optimizer.pt", "scheduler.pt", "rng_state.pth", _STATE)
 
 
-def check_resume(job: TrainJob, manifest: Manifest, data_digest: str, course: Course, scaled: bool) -> None:
+def check_resume(
+    job: TrainJob, manifest: Manifest, data_digest: str, backend: str, course: Course, scaled: bool
+) -> None:
     """Raises CheckpointError if the folder is not a whole state, UserInputError [STATE_RUN_MISMATCH] if it belongs to
-    other data or other settings. `scaled`: fp16, which keeps the loss scale in a file of its own."""
+    other data, other settings or another backend. `scaled`: fp16, which keeps the loss scale in a file of its own."""
     folder = Path(job.resume_from or "")
     for name in (*_NEEDED, "scaler.pt") if scaled else _NEEDED:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder.name} has no {name}: training would silently start over with it")
+    if manifest.backend != backend:
+        raise UserInputError(
+            f"{folder.name} was trained on {manifest.backend}; on {backend} it would go on in another precision",
+            code="STATE_RUN_MISMATCH",
+            suggestion=f"Resume where --backend {manifest.backend} works, or start a new run.",
+        )
     if manifest.data_digest != data_digest:
         raise UserInputError(f"{folder.name} was trained on other data", code="STATE_RUN_MISMATCH")
     if manifest.spec_digest != spec_digest(job.spec):

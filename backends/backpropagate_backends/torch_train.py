@@ -50,7 +50,7 @@ def train(session: Session, data: Prepared, name: str, device: Literal["cpu", "c
     account = Account()
     if session.resume is not None:
         scaled = precision.dtype is torch.float16
-        check_resume(job, session.resume, data.manifest.digest, way, scaled)
+        check_resume(job, session.resume, data.manifest.digest, name, way, scaled)
         account = Account(samples=session.resume.samples_seen, order=session.resume.order)
 
     # ---- the model, its adapter, and the trainer around them --------------------------------------------------------

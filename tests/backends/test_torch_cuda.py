@@ -49,7 +49,7 @@ def test_on_a_gpu_a_halved_resume_sees_the_same_samples(
         pytest.skip("needs an NVIDIA GPU")
     cuda = CudaBackend()
     cuda.warm()
-    job = make_job(tiny, four_bit=four_bit, micro_batch=4)
+    job = make_job(tiny, four_bit=four_bit, micro_batch=4, backend="cuda")
     cuda.check(job)
     whole = run(cuda, job, rows, tmp_path / "a", save_at=[5])
     begun = whole.session.begun

@@ -53,6 +53,15 @@ def test_other_settings_are_refused(
     assert caught.value.code == "STATE_RUN_MISMATCH"
 
 
+def test_another_backend_is_refused(
+    cpu: CpuBackend, tiny: Path, rows: Prepared, checkpoint: Path, tmp_path: Path
+) -> None:
+    commit_again(checkpoint, backend="cuda")
+    with pytest.raises(UserInputError, match="was trained on cuda") as caught:
+        run(cpu, resumed(make_job(tiny, steps=4), checkpoint), rows, tmp_path / "second")
+    assert caught.value.code == "STATE_RUN_MISMATCH"
+
+
 def test_a_position_that_cannot_be_is_refused(
     cpu: CpuBackend, tiny: Path, rows: Prepared, checkpoint: Path, tmp_path: Path
 ) -> None:

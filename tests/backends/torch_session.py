@@ -90,7 +90,7 @@ class KeepingSession:
             accumulation=self.job.accumulation,
             data_digest=self.data.manifest.digest,
             spec_digest=spec_digest(self.job.spec),
-            backend="cpu",
+            backend=self.job.spec.backend,
             loss=progress.loss,
         )
         final = self.checkpoints / checkpoint_name(progress.step)
@@ -121,11 +121,12 @@ def make_job(
     dtype: str = "auto",
     optim: str = "auto",
     dropout: float = 0.0,
+    backend: str = "cpu",
 ) -> TrainJob:
     spec = RunSpec(
         run_id="run",
         created="2026-01-01T00:00:00Z",
-        backend="cpu",
+        backend=backend,
         output=str(model.parent),
         model=ModelSpec(name="tiny", path=str(model), load_in_4bit=four_bit, dtype=dtype),
         data=DataSpec(source="rows"),
