@@ -158,3 +158,19 @@ def test_files_named_in_the_docs_exist(page: Path) -> None:
     packages = [ROOT / part / package for part, package in PARTS.items()]
     places = [ROOT, page.parent, *packages, *(package.parent for package in packages)]
     assert not [name for name in named if not any((place / name).exists() for place in places)]
+
+
+def test_every_test_named_in_the_docs_exists() -> None:
+    """What a page says was tested can be looked up by its name."""
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "tests").rglob("test_*.py"))
+    written = {node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    named = {name for page in _PAGES for name in re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8"))}
+    assert not named - written
+
+
+def test_the_reliability_page_names_every_test_of_real_training() -> None:
+    page = read("docs/reliability.md")
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "tests" / "system").glob("test_real_*.py")]
+    assert trees
+    tests = [node.name for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)]
+    assert not [name for name in tests if name.startswith("test_") and f"`{name}`" not in page]
