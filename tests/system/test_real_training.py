@@ -33,9 +33,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="a POSIX signal")
 
 
-def test_deaths_at_the_first_step_and_during_a_save_leave_the_same_bits(
-    oracle: Oracle, untroubled: Trained
-) -> None:
+def test_deaths_at_the_first_step_and_during_a_save_leave_the_same_bits(oracle: Oracle, untroubled: Trained) -> None:
     spec = real_spec(oracle.output(), "sigkill:1", "sigkill_in_save:8:2")
     outcome, story = run_here(spec)
     assert [(a.resume_step, a.micro_batch) for a in story.of(AttemptStarted)] == [(0, 4), (0, 4), (4, 4)]
