@@ -96,7 +96,7 @@ _ROWS = (
     CodeInfo("STATE_SLAO_CHECKPOINT_INVALID", "the state of the merge cannot be used", _N, _FAILED, "Run the merge again."),
     CodeInfo("STATE_BUSY", "another run holds the output folder or the GPU", _L, _TRY, "Wait for it (--wait), or choose another --output."),
     CodeInfo("STATE_RUN_MISMATCH", "what is on disk does not belong to this run", _N, _USER, "Resume with the data and the settings of the run, or start a new one."),
-    CodeInfo("STATE_RUN_FINISHED", "the run is finished", _N, _USER, "Start a new run, or raise --steps."),
+    CodeInfo("STATE_RUN_FINISHED", "the run is finished", _N, _USER, "Start a new run with `backprop train`."),
     CodeInfo("STATE_HISTORY_INVALID", "the run history cannot be read", _N, _USER, "`backprop list-runs --rebuild` makes it again from the run directories."),
     CodeInfo("PARTIAL_BATCH_OPERATION", "some of several operations failed", _L, _PARTIAL, "Run the command again for those that failed."),
 )  # fmt: skip

@@ -10,7 +10,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import assert_never
@@ -71,10 +71,12 @@ class Driver:
         card: Card,
         *,
         owner_pipe: bool,
+        early: Sequence[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`early`: stops that were asked for before `drive` could listen."""
         self._spec, self._run_dir, self._policy, self._report = spec, run_dir, policy, report
-        self._card, self._owner_pipe, self._clock = card, owner_pipe, clock
+        self._card, self._owner_pipe, self._early, self._clock = card, owner_pipe, early, clock
         self._runner: process.Runner | None = None
         self._kill_at_birth = False
         self._packages: dict[str, str] = {}
@@ -95,6 +97,8 @@ class Driver:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
                 self.feed(Begin(self._clock()))
+                for reason in tuple(self._early):
+                    self.stop(reason)
                 tasks.start_soon(self._keep_time)
                 if self._card.wanted:
                     tasks.start_soon(self._card.watch, self.feed, self._policy)

@@ -79,10 +79,12 @@ def _locked(
         with Journal(run_dir.events) as lines:
             report = Reporter(run_dir, lines, record, sinks)
             try:
-                # Once the driver is done, what remains is short and must not be cut off: signals then do nothing.
-                with process.signals(lambda _reason: None):
+                # A signal before the driver listens is kept for it. Once the driver is done, what remains is short and
+                # must not be cut off: nobody looks into the list any more.
+                early: list[str] = []
+                with process.signals(early.append):
                     return _supervise(
-                        spec, run_dir, report, start, previous if resumed else None, owner_pipe, gpu_script
+                        spec, run_dir, report, start, previous if resumed else None, owner_pipe, gpu_script, early
                     )
             finally:
                 report.close()
@@ -125,6 +127,7 @@ def _supervise(
     previous: str | None,
     owner_pipe: bool,
     gpu_script: Path | None,
+    early: list[str],
 ) -> Outcome:
     began = time.monotonic()
     card = Card(spec, gpu_script, start.micro_batch if start.attempts else None)
@@ -134,7 +137,7 @@ def _supervise(
         report.event(RunCreated(time=time.time(), run_id=spec.run_id, versions=versions))
     else:
         report.event(RunResumed(time=time.time(), run_id=spec.run_id, previous=previous))
-    driver = Driver(spec, run_dir, policy, report, card, owner_pipe=owner_pipe)
+    driver = Driver(spec, run_dir, policy, report, card, owner_pipe=owner_pipe, early=early)
     try:
         finish = anyio.run(driver.drive)
     finally:

@@ -7,12 +7,13 @@ import sys
 
 import pytest
 
-from backpropagate import history
-from backpropagate.events import StopRequested
+from backpropagate import history, runs
+from backpropagate.events import Event, RunCreated, StopRequested
 from backpropagate.outcome import Outcome
+from backpropagate.supervise import supervise
 from backpropagate_protocol.errors import UserInputError
 from tests.conftest import Oracle
-from tests.system.supervised import Supervisor, is_gone, resume_here, run_here, supervisor, toy_spec
+from tests.system.supervised import Story, Supervisor, is_gone, resume_here, run_here, supervisor, toy_spec
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")]
@@ -91,6 +92,20 @@ def test_a_stop_before_the_first_step_ends_the_run_with_nothing_to_keep(oracle: 
         run.signal(signal.SIGTERM)
         assert run.wait() == 75
         assert run.ended().step == 0
+
+
+class TermAtOnce(Story):
+    """Sends SIGTERM to the supervisor while it is announcing the run."""
+
+    def event(self, event: Event) -> None:
+        super().event(event)
+        if isinstance(event, RunCreated):
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_before_the_first_child_is_not_lost(oracle: Oracle) -> None:
+    outcome = supervise(runs.create(toy_spec(oracle.output())), [TermAtOnce()])
+    assert (outcome.status, outcome.exit_code, outcome.step) == ("interrupted", 75, 0)
 
 
 def test_a_finished_run_is_not_run_again(oracle: Oracle) -> None:
