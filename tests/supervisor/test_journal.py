@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import sys
 from pathlib import Path
+
+import pytest
 
 from backpropagate.events import CheckpointCommitted, Noticed, Step
 from backpropagate.journal import Follower, Journal, read
@@ -119,3 +122,23 @@ def test_a_disk_that_was_full_for_a_while_costs_no_later_line(tmp_path: Path) ->
         journal.append(note("c"))
         assert journal.lost == 1
     assert list(read(path))[-1] == note("c")
+
+
+def test_a_line_that_was_cut_by_a_full_disk_costs_no_later_line_and_no_descriptor(tmp_path: Path) -> None:
+    if sys.platform == "win32":
+        pytest.skip("there a file cannot be kept from growing")
+    import resource
+
+    path = tmp_path / "events.jsonl"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Journal(path) as journal:
+        journal.append(note("a"))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 5, limits[1]))
+        try:
+            for text in "bcd":
+                journal.append(note(text))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        journal.append(note("e"))
+        assert journal.lost == 3
+    assert list(read(path)) == [note("a"), note("e")]
