@@ -139,7 +139,7 @@ class Supervisor:
         return [event for event in self.events if isinstance(event, kind)]
 
     def until(self, fact: Callable[[], object], what: str) -> None:
-        eventually(lambda: fact() or self.process.poll() is not None, what, lambda: self.events[-3:])
+        eventually(lambda: fact() or self.process.poll() is not None, what, lambda: self.events[-3:], seconds=150)
         assert fact(), f"the supervisor ended before {what}: {self.output()}"
 
     def until_saved(self, step: int) -> None:
@@ -161,7 +161,7 @@ class Supervisor:
 
     def wait(self) -> int:
         """Its exit code."""
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=150)
 
     def output(self) -> str:
         """What it printed; nothing while it runs."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import stat
 import sys
@@ -85,7 +84,7 @@ def test_a_killed_supervisor_takes_the_data_loaders_workers_along_and_a_resume_l
         child = psutil.Process(run.child())
         workers = child.children(recursive=True)
         assert len(workers) == 2, workers
-        os.kill(run.process.pid, signal.SIGKILL)
+        run.process.kill()
         run.wait()
         _, alive = psutil.wait_procs((child, *workers), timeout=60)
         assert not [process for process in alive if not is_gone(process.pid)]

@@ -7,10 +7,9 @@ of an epoch, and 10 to 13 in the middle of the second.
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
 
+import psutil
 import pytest
 
 from backpropagate.events import (
@@ -48,7 +47,7 @@ def test_a_child_killed_from_outside_in_the_second_epoch_leaves_the_same_bits(
     spec = real_spec(oracle.output(), "hold:10")
     with supervisor(spec) as run:
         run.until(lambda: any(step.step == 9 for step in run.of(Step)), "step 9 was trained")
-        os.kill(run.child(), signal.SIGKILL)
+        psutil.Process(run.child()).kill()
         assert run.wait() == 0, run.output()
         assert [attempt.resume_step for attempt in run.of(AttemptStarted)] == [0, 8]
         assert "SIGKILL" in run.of(FaultSeen)[0].death
