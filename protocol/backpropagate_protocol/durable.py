@@ -3,7 +3,8 @@
 Guarantees, each with a test:
 1. `write_file`: after it returns, a crash leaves the new content; before, the old content; never a mixture.
 2. `commit_dir`: the folder appears under its final name only when every file in it, and its manifest, are durable.
-3. `verify_dir` accepts exactly the folders whose every committed byte is what was committed, the manifest's own too.
+3. `verify_dir` accepts exactly the folders whose every committed byte is what was committed, the manifest's own too;
+   what it could not read it does not judge.
 4. An fsync that failed is never retried on the same file: the caller throws the file away and writes a new one.
 
 Every system call goes through a `Disk`, so that a test can stand in the door and lose what was not synced.
@@ -20,6 +21,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -32,6 +34,8 @@ if sys.platform == "darwin":
 _WINDOWS_TRANSIENT = (5, 32, 33)
 _SEAL = b',"seal":"'
 _RETRY_DELAYS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
+
+T = TypeVar("T")
 
 
 class Disk:
@@ -81,17 +85,24 @@ class Disk:
 DISK = Disk()
 
 
-def _retrying(action: Callable[[], None]) -> None:
-    """Runs `action`; on Windows, again for a bounded time (2.6 s) where another program holds the file."""
+def _retrying(action: Callable[[], T]) -> T:
+    """What `action` returns; on Windows, tried again for a bounded time (2.6 s) where another program holds the file."""
     for delay in _RETRY_DELAYS:
         try:
-            action()
-            return
+            return action()
         except OSError as error:
             if getattr(error, "winerror", None) not in _WINDOWS_TRANSIENT:
                 raise
             time.sleep(delay)
-    action()
+    return action()
+
+
+def rename(source: Path, target: Path, disk: Disk = DISK) -> None:
+    """Replaces a file; a target folder must not exist. Raises OSError.
+
+    On Windows it is tried again while a virus scanner or an indexer holds what is to be renamed.
+    """
+    _retrying(lambda: disk.rename(source, target))
 
 
 def discard(path: Path, disk: Disk = DISK) -> None:
@@ -110,7 +121,7 @@ def write_file(path: Path, data: bytes, disk: Disk = DISK) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         disk.write(temporary, data)
-        _retrying(lambda: disk.rename(temporary, path))
+        rename(temporary, path, disk)
     except BaseException:
         discard(temporary, disk)
         raise
@@ -160,7 +171,7 @@ def commit_dir(staged: Path, final: Path, manifest: Callable[[dict[str, FileEntr
         discard(partial, disk)
         if partial.exists():
             raise FileExistsError(errno.EEXIST, "a leftover cannot be removed", str(partial))
-        _retrying(lambda: disk.rename(staged, partial))
+        rename(staged, partial, disk)
         names = files_of(partial)
         entries = {name: file_entry(partial / name) for name in names}
         for name in names:
@@ -169,7 +180,7 @@ def commit_dir(staged: Path, final: Path, manifest: Callable[[dict[str, FileEntr
             disk.sync_dir(folder)
         disk.write(partial / MANIFEST, seal(manifest(entries)))
         disk.sync_dir(partial)
-        _retrying(lambda: disk.rename(partial, final))
+        rename(partial, final, disk)
         named = True
         disk.sync_dir(final.parent)
     except BaseException:
@@ -180,22 +191,35 @@ def commit_dir(staged: Path, final: Path, manifest: Callable[[dict[str, FileEntr
 
 
 def verify_dir(folder: Path) -> Manifest:
-    """The manifest of a checkpoint whose every byte is what was committed; raises NotWhole otherwise."""
+    """The manifest of a checkpoint whose every byte is what was committed.
+
+    Raises NotWhole if something was read and is wrong, or is missing; OSError if it cannot be told, because the disk or
+    the system did not let it be read now. Only the first says anything about the checkpoint.
+    """
+    content = _read(folder / MANIFEST, "the manifest", Path.read_bytes)
     try:
-        manifest = msgspec.json.decode(_unsealed((folder / MANIFEST).read_bytes()), type=Manifest)
-    except FileNotFoundError as error:
-        raise NotWhole("there is no manifest") from error
-    except (msgspec.DecodeError, OSError) as error:
+        manifest = msgspec.json.decode(_unsealed(content), type=Manifest)
+    except msgspec.DecodeError as error:
         raise NotWhole(f"the manifest cannot be read: {error}") from error
     for name, entry in manifest.files.items():
         path = folder / name
-        try:
-            if path.stat().st_size != entry.size:
-                raise NotWhole(f"{name} has {path.stat().st_size} bytes instead of {entry.size}")
-            if file_entry(path) != entry:
-                raise NotWhole(f"{name} has other content than was written")
-        except OSError as error:
-            raise NotWhole(f"{name} cannot be read: {error.strerror or error}") from error
+        size = _read(path, name, lambda path: path.stat().st_size)
+        if size != entry.size:
+            raise NotWhole(f"{name} has {size} bytes instead of {entry.size}")
+        if _read(path, name, file_entry) != entry:
+            raise NotWhole(f"{name} has other content than was written")
     if not manifest.files:
         raise NotWhole("the manifest names no file")
     return manifest
+
+
+def _read(path: Path, name: str, read: Callable[[Path], T]) -> T:
+    """What `read` makes of `path`; raises NotWhole if there is no such file, OSError if it cannot be read."""
+    try:
+        return _retrying(lambda: read(path))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise NotWhole(f"{name} is missing") from error
+    except PermissionError as error:
+        if path.is_dir():  # Windows' word for a folder where a file was
+            raise NotWhole(f"{name} is missing") from error
+        raise

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from backpropagate_protocol.durable import Disk, NotWhole, commit_dir, seal, verify_dir, write_file
+from backpropagate_protocol.durable import Disk, NotWhole, commit_dir, rename, seal, verify_dir, write_file
 from backpropagate_protocol.rundir import MANIFEST, PARTIAL, FileEntry, Manifest, checkpoint_step
 from tests.protocol.lossy_disk import FailingDisk, LossyDisk, PowerCut
 
@@ -205,6 +207,64 @@ def test_a_folder_where_a_file_was_is_seen(tmp_path: Path) -> None:
         verify_dir(final)
 
 
+def _no_descriptors() -> list[int]:
+    """Every descriptor that this process may still open, opened."""
+    taken = []
+    while True:
+        try:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError:
+            return taken
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the number of open files is not limited so")
+def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path: Path) -> None:
+    import resource
+
+    staged, final = a_staged_checkpoint(tmp_path)
+    commit(staged, final, Disk())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    taken = _no_descriptors()
+    try:
+        with pytest.raises(OSError, match=r"Errno 24"):
+            verify_dir(final)
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert verify_dir(final).step == 7
+
+
+class HeldForAMoment(Disk):
+    """A disk on which another program holds what is to be renamed for as long as two tries, as Windows tells it."""
+
+    def __init__(self) -> None:
+        self.tries = 0
+
+    def rename(self, source: Path, target: Path) -> None:
+        self.tries += 1
+        if self.tries <= 2:
+            held = PermissionError(errno.EACCES, "another program uses it")
+            held.__dict__["winerror"] = 32  # an attribute of the class there only
+            raise held
+        super().rename(source, target)
+
+
+def test_a_rename_waits_until_a_virus_scanner_lets_go(tmp_path: Path) -> None:
+    (tmp_path / "lora").mkdir()
+    disk = HeldForAMoment()
+    rename(tmp_path / "lora", tmp_path / "lora.old", disk)
+    assert disk.tries == 3
+    assert (tmp_path / "lora.old").is_dir()
+
+
+def test_a_rename_that_is_refused_for_good_is_refused_at_once(tmp_path: Path) -> None:
+    disk = FailingDisk(1, OSError(errno.ENOSPC, "no"))
+    with pytest.raises(OSError, match="no"):
+        rename(tmp_path / "a", tmp_path / "b", disk)
+
+
 def test_a_copy_of_a_checkpoint_is_as_good_as_the_first(tmp_path: Path) -> None:
     staged, final = a_staged_checkpoint(tmp_path)
     commit(staged, final, Disk())
@@ -213,7 +273,7 @@ def test_a_copy_of_a_checkpoint_is_as_good_as_the_first(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_is_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(NotWhole, match="no manifest"):
+    with pytest.raises(NotWhole, match="manifest is missing"):
         verify_dir(tmp_path)
     (tmp_path / MANIFEST).write_bytes(seal(a_manifest({})))
     with pytest.raises(NotWhole, match="names no file"):
