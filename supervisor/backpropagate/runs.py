@@ -42,6 +42,16 @@ def create(spec: RunSpec) -> RunDir:
     return run_dir
 
 
+def discard_unbegun(run_dir: RunDir) -> None:
+    """Removes a run that never began (its output folder was taken, say). To be called only by who created it.
+
+    What has a journal, a checkpoint or an adapter stays, whatever else is missing: a lost journal must not cost a model.
+    """
+    began = (run_dir.events, run_dir.checkpoints, run_dir.adapter)
+    if not any(path.exists() for path in began):
+        durable.discard(run_dir.path)
+
+
 def _unwritable(output: OutputDir, error: OSError, run_id: str) -> ConfigurationError:
     return ConfigurationError(
         f"{output.path} cannot be written: {error.strerror or error}", code="CONFIG_OUTPUT_UNWRITABLE", run_id=run_id

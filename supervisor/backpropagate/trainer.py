@@ -29,7 +29,6 @@ from backpropagate.options import LATER_ARGUMENTS
 from backpropagate.result import Summary, TrainingRun
 from backpropagate.settings import Settings
 from backpropagate.sinks import Sink
-from backpropagate_protocol.durable import discard
 from backpropagate_protocol.errors import BackpropagateError, InvalidSettingError, UserInputError, error_for
 from backpropagate_protocol.rundir import RunDir
 
@@ -187,7 +186,12 @@ class Trainer:
         if self._progress:
             for notice in notices(settings):
                 sys.stderr.write(f"note: {notice}\n")
-        return self._follow(runs.create(spec), _Calls(callback, on_step), spec.safety.wait_for_lock)
+        run_dir = runs.create(spec)
+        try:
+            return self._follow(run_dir, _Calls(callback, on_step), spec.safety.wait_for_lock)
+        except BaseException:
+            runs.discard_unbegun(run_dir)
+            raise
 
     def resume(
         self,
@@ -217,10 +221,6 @@ class Trainer:
         try:
             with start(run_dir, owned=True, wait=wait) as supervisor:
                 ended = follow(supervisor, follower, [summary, *shown, calls])
-        except BaseException:
-            if not run_dir.events.exists():
-                discard(run_dir.path)  # it never began, so it leaves nothing behind
-            raise
         finally:
             for sink in shown:
                 sink.close()

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from backpropagate import history
+from backpropagate import Trainer, history
+from backpropagate.exceptions import BusyError
 from backpropagate.record import RunRow
 
 ENDLESS = "50000000"  # steps: more than anybody waits for
@@ -198,6 +199,24 @@ def test_a_second_training_in_the_same_folder_is_told_who_has_it_and_leaves_noth
     assert err.startswith("[STATE_BUSY]: ")
     assert str(first.pid) in err
     assert len(list((folder / "output" / "runs").iterdir())) == 1
+
+
+def test_a_resume_that_cannot_begin_leaves_a_run_without_a_journal_as_it_is(folder: Path) -> None:
+    assert train(folder, "--steps", "20")[0] == 0
+    run = folder / "output" / "runs" / the_row(folder).run_id
+    (run / "events.jsonl").unlink()
+    first = start(folder, "train", "-d", "d.jsonl", "--backend", "toy", "--steps", ENDLESS)
+    until_it_trains(first)
+    (folder / "output" / "run_history.json").unlink(missing_ok=True)
+    code, _, err = backprop(folder, "resume", run.name)
+    with pytest.raises(BusyError):
+        Trainer("any", output_dir=folder / "output", progress=False).resume(run.name)
+    first.terminate()
+    first.communicate(timeout=120)
+
+    assert code == 75, err
+    assert list((run / "checkpoints").iterdir())
+    assert list((run / "adapter").iterdir())
 
 
 def test_a_detached_training_goes_on_by_itself(folder: Path) -> None:

@@ -94,7 +94,12 @@ def train(resume_run: str | None, detach: bool, faults: tuple[PlannedFault, ...]
     spec = build_spec(settings, detached=detach, verbose=screen.verbose or settings.flag("debug"), faults=faults)
     for notice in notices(settings):
         screen.note(f"note: {notice}")
-    return _supervised(screen, runs.create(spec), detach, resumed=False, wait=spec.safety.wait_for_lock)
+    run_dir = runs.create(spec)
+    try:
+        return _supervised(screen, run_dir, detach, resumed=False, wait=spec.safety.wait_for_lock)
+    except BaseException:
+        runs.discard_unbegun(run_dir)
+        raise
 
 
 def _only_for_resume(given: dict[str, Value]) -> None:
@@ -131,21 +136,7 @@ def _resume(screen: Screen, run_dir: RunDir, detach: bool, wait: bool) -> int:
 
 
 def _supervised(screen: Screen, run_dir: RunDir, detach: bool, *, resumed: bool, wait: bool) -> int:
-    try:
-        if detach:
-            return _detached(screen, run_dir, wait)
-        return _in_foreground(screen, run_dir, resumed, wait)
-    except BaseException:
-        discard_unbegun(run_dir)
-        raise
-
-
-def discard_unbegun(run_dir: RunDir) -> None:
-    """A run that never began (its output folder was taken, say) leaves nothing behind."""
-    if not run_dir.events.exists():
-        from backpropagate_protocol.durable import discard
-
-        discard(run_dir.path)
+    return _detached(screen, run_dir, wait) if detach else _in_foreground(screen, run_dir, resumed, wait)
 
 
 def _in_foreground(screen: Screen, run_dir: RunDir, resumed: bool, wait: bool) -> int:
