@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import deque
 from collections.abc import Sequence
 
 from backpropagate import events
 from backpropagate.journal import Follower
 from backpropagate.launch import SupervisorProcess
 from backpropagate.sinks import Sink
-from backpropagate_protocol.errors import BackpropagateError
 
 _POLL_SECONDS = 0.05
 # The first interrupt asks for a checkpoint, the second for an end at once, the third gives up waiting.
@@ -31,12 +31,16 @@ def follow(supervisor: SupervisorProcess, follower: Follower, sinks: Sequence[Si
     Ctrl-C (an interrupted notebook cell) asks the run to save and stop, a second one ends it at once.
     """
     interrupts = 0
-    watching = list(sinks)
+    audience = _Audience(supervisor, sinks)
     while True:
         try:
-            ended = _next(supervisor, follower, watching)
-            if ended is not None:
-                return ended
+            # Asked before the last look, so that nothing written before the end is missed.
+            gone = supervisor.exit_code is not None
+            audience.tell(follower.poll())
+            if audience.ended is not None:
+                return audience.ended
+            if gone:
+                raise supervisor.last_words()
             time.sleep(_POLL_SECONDS)
         except KeyboardInterrupt:
             if interrupts >= len(_WISHES):
@@ -45,30 +49,37 @@ def follow(supervisor: SupervisorProcess, follower: Follower, sinks: Sequence[Si
             interrupts += 1
 
 
-def _next(supervisor: SupervisorProcess, follower: Follower, watching: list[Sink]) -> events.RunEnded | None:
-    gone = (
-        supervisor.exit_code is not None
-    )  # asked before the last look, so that nothing written before the end is missed
-    ended: events.RunEnded | None = None
-    for event in follower.poll():
-        _feed(supervisor, watching, event)
-        if isinstance(event, events.RunEnded):
-            ended = event
-    if ended is None and gone:
-        raise supervisor.last_words()
-    return ended
+class _Audience:
+    """Feeds every event to every sink. An interrupt in the middle ends one call; `tell` goes on with the next."""
 
+    def __init__(self, supervisor: SupervisorProcess, sinks: Sequence[Sink]) -> None:
+        self._supervisor = supervisor
+        self._watching = list(sinks)
+        self._untold: deque[tuple[events.Event, Sink]] = deque()
+        self._last: events.RunEnded | None = None
 
-def _feed(supervisor: SupervisorProcess, watching: list[Sink], event: events.Event) -> None:
-    for sink in list(watching):
+    @property
+    def ended(self) -> events.RunEnded | None:
+        """The end of the run, once everybody was told of it."""
+        return None if self._untold else self._last
+
+    def tell(self, news: Sequence[events.Event]) -> None:
+        for event in news:
+            if isinstance(event, events.RunEnded):
+                self._last = event
+            self._untold.extend((event, sink) for sink in self._watching)
+        while self._untold:
+            event, sink = self._untold.popleft()
+            if sink in self._watching:
+                self._feed(sink, event)
+
+    def _feed(self, sink: Sink, event: events.Event) -> None:
         try:
             sink.event(event)
         except StopFollowing:
-            supervisor.ask_once("stop")
-        except BackpropagateError:
-            raise
+            self._supervisor.ask_once("stop")
         except Exception as error:  # noqa: BLE001 - whoever watches must not be able to harm the run
-            watching.remove(sink)
+            self._watching.remove(sink)
             warnings.warn(
                 f"a callback failed and is not called any more: {type(error).__name__}: {error}", stacklevel=2
             )

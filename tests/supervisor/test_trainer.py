@@ -20,6 +20,7 @@ from backpropagate.exceptions import (
     UserInputError,
 )
 from backpropagate_protocol.rundir import OutputDir
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -80,6 +81,38 @@ def test_a_callback_that_fails_is_dropped_and_the_run_goes_on(tmp_path: Path, da
         run = toy(tmp_path).train(data, steps=20, on_step=broken)
 
     assert run.status == "completed"
+
+
+def test_an_error_of_ours_in_a_callback_does_not_end_the_run_either(tmp_path: Path, data: Path) -> None:
+    def asks_for_a_run_that_is_not_there(step: int, loss: float | None) -> None:
+        toy(tmp_path).resume("no-such-run")
+
+    with pytest.warns(UserWarning, match="RunNotFoundError"):
+        run = toy(tmp_path).train(data, steps=20, on_step=asks_for_a_run_that_is_not_there)
+
+    assert run.status == "completed"
+
+
+def test_an_interrupt_while_a_callback_hears_the_last_events_loses_none_of_them(tmp_path: Path, data: Path) -> None:
+    """At its first step the callback waits for the end, so that all the rest is told in one go; there it is interrupted."""
+    heard: list[int] = []
+
+    def slow_then_interrupted(step: int, loss: float | None) -> None:
+        heard.append(step)
+        if len(heard) == 1:
+            eventually(lambda: b'"run_ended"' in journal_of(tmp_path), "the run is over")
+        elif len(heard) == 2:
+            raise KeyboardInterrupt
+
+    run = toy(tmp_path).train(data, steps=2000, on_step=slow_then_interrupted)
+
+    assert len(heard) >= 2
+    assert (run.status, run.steps) == ("completed", 2000)
+
+
+def journal_of(tmp_path: Path) -> bytes:
+    (journal,) = (tmp_path / "out" / "runs").glob("*/events.jsonl")
+    return journal.read_bytes()
 
 
 def test_callbacks_hear_of_steps_checkpoints_and_the_end(tmp_path: Path, data: Path) -> None:
