@@ -32,6 +32,8 @@ if sys.platform == "darwin":
 
 # Antivirus and indexers hold files open for moments: access denied, sharing violation, lock violation.
 _WINDOWS_TRANSIENT = (5, 32, 33)
+# What a file system answers that has no such call: network shares, FUSE, 9p. Not a failed sync, but none.
+_NO_SYNC = frozenset({errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY})
 _SEAL = b',"seal":"'
 _RETRY_DELAYS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 
@@ -50,7 +52,12 @@ class Disk:
 
     def fsync(self, descriptor: int) -> None:
         if sys.platform == "darwin":
-            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # fsync alone leaves the data in the drive's cache there
+            try:
+                fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # fsync alone leaves the data in the drive's cache there
+            except OSError as error:
+                if error.errno not in _NO_SYNC:
+                    raise
+                os.fsync(descriptor)  # a share, or a foreign file system
         else:
             os.fsync(descriptor)
 
@@ -63,11 +70,18 @@ class Disk:
             os.close(descriptor)
 
     def sync_dir(self, path: Path) -> None:
+        """Where the file system can. Where it cannot, the names are as durable as it makes them by itself."""
         if sys.platform == "win32":
             return  # a directory handle cannot be flushed there; NTFS journals the rename itself
-        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except PermissionError:
+            return  # one may write into a folder that one may not list
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in _NO_SYNC | {errno.EACCES}:
+                raise
         finally:
             os.close(descriptor)
 

@@ -7,13 +7,39 @@ whole, cut to nothing, or full of NULs), and every change of names in a folder s
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
 from backpropagate_protocol.durable import Disk
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """While it lasts, this process cannot open a file. POSIX."""
+    if sys.platform == "win32":
+        raise NotImplementedError("there the number of open files is not limited so")
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    taken = []
+    try:
+        while True:
+            try:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+            except OSError:
+                break
+        yield
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 class Lost(Enum):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import pytest
 
 from backpropagate_protocol.durable import Disk, NotWhole, commit_dir, rename, seal, verify_dir, write_file
 from backpropagate_protocol.rundir import MANIFEST, PARTIAL, FileEntry, Manifest, checkpoint_step
-from tests.protocol.lossy_disk import FailingDisk, LossyDisk, PowerCut
+from tests.protocol.lossy_disk import FailingDisk, LossyDisk, PowerCut, no_descriptors
 
 OLD, NEW = b"old content", b"the new content, which is longer"
 STEP = "step-00000007"
@@ -207,32 +206,12 @@ def test_a_folder_where_a_file_was_is_seen(tmp_path: Path) -> None:
         verify_dir(final)
 
 
-def _no_descriptors() -> list[int]:
-    """Every descriptor that this process may still open, opened."""
-    taken = []
-    while True:
-        try:
-            taken.append(os.open(os.devnull, os.O_RDONLY))
-        except OSError:
-            return taken
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="the number of open files is not limited so")
 def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path: Path) -> None:
-    import resource
-
     staged, final = a_staged_checkpoint(tmp_path)
     commit(staged, final, Disk())
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
-    taken = _no_descriptors()
-    try:
-        with pytest.raises(OSError, match=r"Errno 24"):
-            verify_dir(final)
-    finally:
-        for descriptor in taken:
-            os.close(descriptor)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with no_descriptors(), pytest.raises(OSError, match=r"Errno 24"):
+        verify_dir(final)
     assert verify_dir(final).step == 7
 
 
@@ -263,6 +242,17 @@ def test_a_rename_that_is_refused_for_good_is_refused_at_once(tmp_path: Path) ->
     disk = FailingDisk(1, OSError(errno.ENOSPC, "no"))
     with pytest.raises(OSError, match="no"):
         rename(tmp_path / "a", tmp_path / "b", disk)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc: a file system whose folders cannot be synced")
+def test_a_folder_that_its_file_system_cannot_sync_is_no_failure() -> None:
+    Disk().sync_dir(Path("/proc/self"))
+
+
+def test_a_folder_that_is_not_there_is_not_synced_in_silence(tmp_path: Path) -> None:
+    if sys.platform != "win32":
+        with pytest.raises(FileNotFoundError):
+            Disk().sync_dir(tmp_path / "nowhere")
 
 
 def test_a_copy_of_a_checkpoint_is_as_good_as_the_first(tmp_path: Path) -> None:
