@@ -33,7 +33,17 @@ def worker_init(_worker: int) -> None:
 def is_alive(pid: int) -> bool:
     """Whether a process with this id exists; a zombie, on POSIX, still does."""
     if sys.platform == "win32":
-        kernel32 = ctypes.windll.kernel32
+        from ctypes import wintypes
+
+        # A library object of our own: the types below are no business of others who use kernel32. Without them a
+        # handle, 64 bits wide, would be cut to an int.
+        kernel32 = ctypes.WinDLL("kernel32")
+        kernel32.OpenProcess.argtypes = (wintypes.DWORD, wintypes.BOOL, wintypes.DWORD)
+        kernel32.OpenProcess.restype = wintypes.HANDLE
+        kernel32.WaitForSingleObject.argtypes = (wintypes.HANDLE, wintypes.DWORD)
+        kernel32.WaitForSingleObject.restype = wintypes.DWORD
+        kernel32.CloseHandle.argtypes = (wintypes.HANDLE,)
+        kernel32.CloseHandle.restype = wintypes.BOOL
         handle = kernel32.OpenProcess(0x00100000, False, pid)  # SYNCHRONIZE
         if not handle:
             return False
