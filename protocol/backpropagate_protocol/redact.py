@@ -1,7 +1,10 @@
 """Takes secrets out of any text before it leaves a process: logs, events, messages, history.
 
-Patterns: bearer tokens, `sk-…` keys of every vendor, `hf_…`, GitHub and GitLab tokens, AWS key ids, JWTs, credentials in
-URLs, and `password= / token= / api_key=` pairs. Redaction may hide too much; it must never hide too little.
+Patterns: bearer tokens and every other `Authorization:`, `sk-…` keys of every vendor, `hf_…`, GitHub and GitLab tokens,
+AWS key ids, JWTs, private keys in PEM, credentials in URLs, and `password= / token= / api_key=` pairs. Redaction may hide
+too much; it must never hide too little.
+
+Every text passes here, so this is also where half a surrogate pair, which no encoding takes, becomes its escape.
 """
 
 from __future__ import annotations
@@ -18,11 +21,13 @@ _WHOLE = re.compile(
   | \bgh[pousr]_[A-Za-z0-9]{20,} | \bgithub_pat_\w{20,} # GitHub
   | \bglpat-[A-Za-z0-9_-]{16,}                          # GitLab
   | \b(?:AKIA|ASIA)[A-Z0-9]{16,}                        # AWS
+  | -----BEGIN\ [A-Z\ ]*PRIVATE\ KEY[\s\S]*?(?:-----END\ [A-Z\ ]*PRIVATE\ KEY[A-Z\ ]*-----|\Z)  # PEM, cut short too
   | \beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{4,}                # JWT
     """,
     re.VERBOSE,
 )
 _BEARER = re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{8,}")
+_AUTHORIZATION = re.compile(r"""(?i)\b(authorization["']?\s*[:=]\s*["']?[a-z][\w-]*\s+)(?!\[redacted\])[^\s"',;]{4,}""")
 _URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/:@]+:[^\s/@]+@")
 _PAIR = re.compile(
     r"""(?ix)
@@ -33,7 +38,8 @@ _PAIR = re.compile(
 
 
 def redact(text: str) -> str:
-    """The same text with every secret replaced by `[redacted]`. Idempotent."""
+    """The same text with every secret replaced by `[redacted]`; it can be encoded, whatever it was. Idempotent."""
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     # What is taken out may lay bare the edge of the secret beside it, so: again until nothing more is found.
     for _ in range(_PASSES):
         cleaner = _once(text)
@@ -46,5 +52,6 @@ def redact(text: str) -> str:
 def _once(text: str) -> str:
     text = _WHOLE.sub(_MASK, text)
     text = _BEARER.sub(rf"\g<1>{_MASK}", text)
+    text = _AUTHORIZATION.sub(rf"\g<1>{_MASK}", text)
     text = _URL.sub(rf"\g<1>{_MASK}@", text)
     return _PAIR.sub(rf"\g<1>{_MASK}", text)

@@ -25,6 +25,11 @@ _SECRETS = {
 _SETTINGS = {
     "a bearer header": ("Authorization: Bearer {}", "tok3n.with-Signs_and~more"),
     "a bearer header in lower case": ("authorization: bearer {}", "abcdefgh12345678"),
+    "a basic header": ("Authorization: Basic {}", "dXNlcjpwYXNzd29yZA=="),
+    "a basic header in JSON": ('{{"authorization": "Basic {}"}}', "dXNlcjpwYXNzd29yZA=="),
+    "a header of a scheme of its own": ("Proxy-Authorization: ApiKey {}", "abcd1234"),
+    "a private key": ("-----BEGIN RSA PRIVATE KEY-----\n{}\n-----END RSA PRIVATE KEY-----", "MIIEowIBAAKCAQEA\nx3+/=="),
+    "a private key that is cut off": ("-----BEGIN PRIVATE KEY-----\n{}", "MIIEowIBAAKCAQEA"),
     "a URL with credentials": ("https://me:{}@example.org/x", "pa55w0rd!"),
     "a database URL": ("postgres://me:{}@db/train", "pa55w0rd"),
     "password=": ("password={}", "hunter22"),
@@ -66,6 +71,15 @@ def test_the_value_of_a_secret_setting_disappears(kind: str) -> None:
 )
 def test_what_is_no_secret_stays_as_it_is(text: str) -> None:
     assert redact(text) == text
+
+
+def test_a_certificate_is_no_secret() -> None:
+    text = "-----BEGIN CERTIFICATE-----\nMIIEowIBAAKCAQEA\n-----END CERTIFICATE-----"
+    assert redact(text) == text
+
+
+def test_half_a_surrogate_pair_becomes_text_that_can_be_encoded() -> None:
+    assert redact("a \ud800 b").encode() == b"a \\ud800 b"
 
 
 _PIECES = st.sampled_from(
