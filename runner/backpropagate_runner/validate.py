@@ -22,6 +22,7 @@ from backpropagate_protocol.errors import (
 )
 from backpropagate_protocol.jobs import ValidateJob
 from backpropagate_protocol.messages import DataReport
+from backpropagate_protocol.redact import redact
 from backpropagate_protocol.spec import DataSpec
 from backpropagate_runner import sources
 from backpropagate_runner.formats import (
@@ -207,4 +208,5 @@ def _notices(name: str, format: str, bad: int, counts: Counter[str]) -> tuple[st
 def report(job: ValidateJob, phase: PhaseReport = _nothing) -> DataReport:
     """What `backprop validate` shows. Bad rows are reported, not raised; a data set that cannot be read at all raises."""
     found = scan(job.data, phase, max_errors=job.max_errors, lenient=True)
-    return DataReport(found.format or "unknown", found.rows, found.bad, found.errors, found.counts)
+    errors = tuple(redact(error) for error in found.errors)
+    return DataReport(found.format or "unknown", found.rows, found.bad, errors, found.counts)

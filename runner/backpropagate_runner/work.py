@@ -8,6 +8,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn, assert_never
 
+from backpropagate_protocol.framing import encode
 from backpropagate_protocol.jobs import GenerateJob, Job, TrainJob, ValidateJob
 from backpropagate_protocol.messages import (
     PROTOCOL_VERSION,
@@ -89,33 +90,37 @@ class Runner:
         message = self.channel.job()
         if message is None:
             os._exit(0)
-        last, code = self._outcome(message.job)
+        last, frame = self._outcome(message.job)
         self.control.end()
-        self.channel.send(last)
+        self.channel.send_bytes(frame)
         self.channel.flush(_LAST_WORD_SECONDS)
         if self._drill is not None and isinstance(last, Done):
             self._drill.after_done()
         # Frameworks have hung and crashed while being torn down; nothing of theirs is needed any more.
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        os._exit(1 if isinstance(last, Fault) else 0)
 
-    def _outcome(self, job: Job) -> tuple[ToParent, int]:
+    def _outcome(self, job: Job) -> tuple[ToParent, bytes]:
+        """The last word and its frame: one that cannot be sent is a failure like any other."""
         try:
-            return self._do(job), 0
+            last = self._do(job)
+            return last, encode(last)
         except BaseException as error:  # noqa: BLE001 - whatever it is, the parent is told
-            fault = self._fault(error)
+            fault, frame = self._fault(error)
             sys.stderr.write(fault.traceback + "\n")
-            return fault, 1
+            return fault, frame
 
-    def _fault(self, error: BaseException) -> Fault:
+    def _fault(self, error: BaseException) -> tuple[Fault, bytes]:
         try:
-            return classify(error, self.voice.where, self.voice.step)
+            fault = classify(error, self.voice.where, self.voice.step)
+            return fault, encode(fault)
         except Exception as second:  # noqa: BLE001 - a library's exception may not even have a text
             name = redact(type(error).__name__)
-            return Fault(
+            fault = Fault(
                 FaultKind.INTERNAL, "RUNTIME_TRAINING_FAILED", f"{name}, and telling it: {type(second).__name__}"
             )
+            return fault, encode(fault)
 
     def _do(self, job: Job) -> ToParent:
         match job:

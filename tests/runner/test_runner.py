@@ -275,6 +275,26 @@ def test_secrets_in_a_fault_are_redacted(tmp_path: Path) -> None:
     assert "hf_abc" not in child.log.read_text()
 
 
+def test_a_column_name_that_no_encoding_takes_is_a_bad_row_like_any_other(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"\\ud800x": 1}\n')
+    with runner(train_job(tmp_path), tmp_path) as child:
+        fault = child.finish()
+    assert isinstance(fault, Fault)
+    assert fault.kind is FaultKind.USER
+    assert "\\ud800x" in fault.message
+
+
+def test_a_report_of_such_a_column_can_be_sent(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "good"}\n{"\\ud800x": 1}\n')
+    with runner(ValidateJob(data=DataSpec(source=str(rows))), tmp_path) as child:
+        done = child.finish()
+    assert isinstance(done, Done)
+    assert isinstance(done.result, DataReport)
+    assert "\\ud800x" in done.result.errors[0]
+
+
 def test_a_validate_job_reports_and_trains_nothing(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "rows.jsonl", 12)
     with runner(ValidateJob(data=DataSpec(source=str(source))), tmp_path, warm="none") as child:
