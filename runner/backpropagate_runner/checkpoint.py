@@ -7,8 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from backpropagate_protocol.durable import DISK, Disk, NotWhole, commit_dir, discard, verify_dir
-from backpropagate_protocol.errors import CheckpointError, error_for
+from backpropagate_protocol.durable import DISK, Disk, NotWhole, commit_dir, discard, rename, verify_dir
+from backpropagate_protocol.errors import CheckpointError, DiskFullError, error_for
 from backpropagate_protocol.jobs import TrainJob
 from backpropagate_protocol.rundir import PARTIAL, QUARANTINE, FileEntry, Manifest, RunDir, checkpoint_step
 from backpropagate_protocol.spec import spec_digest
@@ -45,7 +45,7 @@ def make_room(final: Path, manifest: Manifest, disk: Disk = DISK) -> bool:
             return True
     except NotWhole:
         pass
-    disk.rename(final, final.with_name(f"{final.name}{QUARANTINE}-{uuid.uuid4().hex[:8]}"))
+    rename(final, final.with_name(f"{final.name}{QUARANTINE}-{uuid.uuid4().hex[:8]}"), disk)
     return False
 
 
@@ -53,20 +53,21 @@ def prune(run: RunDir, newest: int, keep: int, disk: Disk = DISK) -> None:
     """Removes all but the `keep` newest checkpoints; the one of step `newest`, just committed, always stays.
 
     Only folders with a checkpoint's name are looked at: partial, quarantined and foreign ones are not ours to remove.
+    What cannot be removed now is looked at again after the next save: it is no reason to end a training.
     """
-    steps = sorted(
-        step
-        for folder in run.checkpoints.iterdir()
-        if (step := checkpoint_step(folder.name)) is not None and step != newest
-    )
+    try:
+        names = [folder.name for folder in run.checkpoints.iterdir()]
+    except OSError:
+        return
+    steps = sorted(step for name in names if (step := checkpoint_step(name)) is not None and step != newest)
     for step in steps[: max(0, len(steps) - (max(1, keep) - 1))]:
         doomed = run.checkpoint(step)
         # Renamed first: a removal that is cut short must not leave half a checkpoint under a checkpoint's name.
         grave = doomed.with_name(f"{doomed.name}.old{PARTIAL}")
         try:
-            disk.rename(doomed, grave)
+            rename(doomed, grave, disk)
         except OSError:
-            continue  # it is looked at again after the next save
+            continue
         discard(grave, disk)
 
 
@@ -79,6 +80,12 @@ def open_resume(job: TrainJob) -> Manifest | None:
         manifest = verify_dir(folder)
     except NotWhole as error:
         raise CheckpointError(f"the checkpoint {folder.name} cannot be used: {error}") from error
+    except OSError as error:
+        # It may be as good as ever: nobody should put it aside for what the disk or the system did.
+        raise DiskFullError(
+            f"the checkpoint {folder.name} cannot be read: {error.strerror or error}",
+            suggestion="Look after the output disk, then `backprop resume RUN`.",
+        ) from error
     if manifest.spec_digest != spec_digest(job.spec):
         raise error_for("STATE_RUN_MISMATCH", f"{folder.name} was made with another model, data or training settings")
     return manifest

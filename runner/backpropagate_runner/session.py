@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from backpropagate_backends.base import Directive
-from backpropagate_protocol.durable import DISK, Disk, discard
+from backpropagate_protocol.durable import DISK, Disk, discard, rename
 from backpropagate_protocol.errors import DiskFullError, LossDivergedError
 from backpropagate_protocol.jobs import TrainJob
 from backpropagate_protocol.messages import (
@@ -215,7 +215,7 @@ class TrainSession:
         )
         discard(old)
         if final.exists():
-            self._disk.rename(final, old)  # of an attempt that died between this and its Done
+            rename(final, old, self._disk)  # of an attempt that died between this and its Done
         _, files = commit(Path(result.adapter), final, manifest, self._disk)
         discard(old)
         return msgspec.structs.replace(result, adapter=str(final), digest=result.digest or _weights_digest(files))

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from backpropagate_protocol.durable import Disk, NotWhole, verify_dir
-from backpropagate_protocol.errors import BackpropagateError, CheckpointError
+from backpropagate_protocol.errors import BackpropagateError, CheckpointError, DiskFullError
+from backpropagate_protocol.messages import FaultKind, Phase
 from backpropagate_protocol.rundir import Manifest, OutputDir, RunDir, checkpoint_step
 from backpropagate_protocol.spec import spec_digest
 from backpropagate_runner.checkpoint import check_data, commit, make_room, open_resume, prune
-from tests.protocol.lossy_disk import FailingDisk
+from backpropagate_runner.faults import classify
+from tests.protocol.lossy_disk import FailingDisk, no_descriptors
 from tests.runner.child import train_job
 
 
@@ -154,6 +157,25 @@ def test_a_resume_needs_a_whole_checkpoint_of_the_same_spec_and_data(tmp_path: P
         open_resume(job)
     with pytest.raises(NotWhole):
         verify_dir(folder)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the number of open files is not limited so")
+def test_a_checkpoint_that_cannot_be_read_now_is_the_disks_fault(tmp_path: Path) -> None:
+    """Told as a damaged one, it would be put aside for good."""
+    job = train_job(tmp_path)
+    folder = RunDir(Path(job.run_dir)).checkpoint(5)
+    commit(_stage(RunDir(Path(job.run_dir))), folder, _manifest(5, spec=spec_digest(job.spec)))
+    job = msgspec.structs.replace(job, resume_from=str(folder))
+    with no_descriptors(), pytest.raises(DiskFullError, match="cannot be read") as told:
+        open_resume(job)
+    assert classify(told.value, Phase.IMPORT, 0).kind is FaultKind.DISK
+    assert open_resume(job) is not None
+
+
+def test_pruning_is_no_reason_to_fail(run: RunDir) -> None:
+    """A good save is followed by it; a training does not end because old folders cannot be listed."""
+    run.checkpoints.rmdir()
+    prune(run, 5, 3)
 
 
 def test_a_checkpoint_of_another_spec_is_refused(tmp_path: Path) -> None:
