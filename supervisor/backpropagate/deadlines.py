@@ -26,8 +26,16 @@ class StepTimes:
         self._times: deque[float] = deque(maxlen=_WINDOW)
         self._p99 = 0.0
         self._new = 0
+        self.known = False  # whether p99 says anything yet
+
+    def first(self, seconds: float) -> None:
+        """An attempt's first step compiles, allocates and warms up: a bound, of use while nothing better is known."""
+        if not self._times:
+            self._p99, self.known = seconds, True
 
     def add(self, seconds: float) -> None:
+        if not self._times:
+            self._p99, self.known = 0.0, True  # what a first step was taken for is forgotten
         self._times.append(seconds)
         self._new += 1
         if self._new >= _RELEARN:
@@ -54,7 +62,8 @@ def limit(phase: Phase, safety: SafetySpec, steps: StepTimes) -> float:
         case Phase.FIRST_STEP:
             return safety.first_step_deadline
         case Phase.TRAIN:
-            return max(5 * steps.p99, safety.hang_floor)
+            # Before any step's time is known: the slowest step of all is the first.
+            return max(5 * steps.p99, safety.hang_floor) if steps.known else safety.first_step_deadline
         case Phase.CHECKPOINT:
             return CHECKPOINT
         case Phase.FINISH:

@@ -295,8 +295,7 @@ class Policy:
         self._enter(now, Phase.FIRST_STEP)
 
     def _said_progress(self, now: float, progress: m.Progress) -> None:
-        if self._trained:  # the first step compiles, allocates and warms up: it teaches nothing
-            self._steps.add(progress.step_seconds)
+        (self._steps.add if self._trained else self._steps.first)(progress.step_seconds)
         self._trained = True
         self.last_step, self.total_steps = progress.step, progress.total_steps
         self._enter(now, Phase.TRAIN)

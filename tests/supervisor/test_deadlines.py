@@ -29,5 +29,15 @@ def test_one_outlier_among_many_is_forgotten() -> None:
     assert steps.p99 == 10.0
 
 
+def test_the_first_step_bounds_the_second_and_is_then_forgotten() -> None:
+    steps = StepTimes()
+    assert limit(Phase.TRAIN, SafetySpec(first_step_deadline=900.0), steps) == 900.0
+    steps.first(60.0)
+    assert limit(Phase.TRAIN, SafetySpec(), steps) == 300.0
+    steps.add(20.0)
+    steps.first(70.0)
+    assert limit(Phase.TRAIN, SafetySpec(), steps) == 100.0
+
+
 def test_every_phase_has_a_deadline() -> None:
     assert all(limit(phase, SafetySpec(), StepTimes()) > 0 for phase in Phase)

@@ -72,6 +72,12 @@ def test_a_child_that_makes_no_progress_is_replaced(oracle: Oracle, undisturbed:
     assert [seen.code for seen in story.of(FaultSeen)] == ["RUNTIME_HANG"]
 
 
+def test_steps_that_are_slower_than_the_floor_are_no_hang(oracle: Oracle) -> None:
+    spec = toy_spec(oracle.output(), toy="toy?step_seconds=1.3", steps=4, hang_floor=0.2)
+    outcome, _ = run_here(spec)
+    assert (outcome.status, outcome.recoveries) == ("completed", 0)
+
+
 @POSIX
 def test_the_stacks_of_a_hung_child_are_in_the_log(oracle: Oracle) -> None:
     spec = toy_spec(oracle.output(), "hang_gil:12", hang_floor=1.0)
