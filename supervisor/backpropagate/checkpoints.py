@@ -17,10 +17,14 @@ from backpropagate_protocol.rundir import MANIFEST, PARTIAL, QUARANTINE, Manifes
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What a search came to: the newest good checkpoint, and what had to be put aside: (name, reason)."""
+    """What a search came to: the newest good checkpoint, and what had to be put aside: (name, reason).
+
+    unreadable: why the search had to be broken off; then nothing is known of what follows in age, and `found` is None.
+    """
 
     found: Found | None
     aside: tuple[tuple[str, str], ...] = ()
+    unreadable: str = ""
 
 
 def steps(run_dir: RunDir) -> list[int]:
@@ -33,8 +37,19 @@ def steps(run_dir: RunDir) -> list[int]:
 
 
 def newest_good(run_dir: RunDir) -> Search:
-    """Reads every byte of the newest checkpoint, and of older ones until one verifies. Takes as long as the disk does."""
+    """Reads every byte of the newest checkpoint, and of older ones until one verifies. Takes as long as the disk does.
+
+    Only what was read and is wrong is put aside. What the disk does not give at this moment may be the best there is: it
+    is neither renamed nor passed over, and the search says so.
+    """
     aside: list[tuple[str, str]] = []
+    try:
+        return _newest_good(run_dir, aside)
+    except OSError as error:
+        return Search(None, tuple(aside), f"{error.filename or run_dir.checkpoints}: {error.strerror or error}")
+
+
+def _newest_good(run_dir: RunDir, aside: list[tuple[str, str]]) -> Search:
     for step in reversed(steps(run_dir)):
         folder = run_dir.checkpoint(step)
         try:

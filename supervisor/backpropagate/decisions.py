@@ -79,6 +79,14 @@ class CheckpointFound:
 
 
 @dataclass(frozen=True, slots=True)
+class SearchFailed:
+    """The other answer: a checkpoint could not be read just now. It may be as good as ever."""
+
+    now: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed. `late`: by how much this tick came later than planned, because we ourselves stood still."""
 
@@ -135,6 +143,7 @@ Input = (
     | RunnerExited
     | SpawnFailed
     | CheckpointFound
+    | SearchFailed
     | Tick
     | StopAsked
     | CardKnown
@@ -155,7 +164,7 @@ class Spawn:
 
 @dataclass(frozen=True, slots=True)
 class FindCheckpoint:
-    """Verify checkpoints, newest first, in a thread; answered by CheckpointFound."""
+    """Verify checkpoints, newest first, in a thread; answered by CheckpointFound or SearchFailed."""
 
 
 @dataclass(frozen=True, slots=True)

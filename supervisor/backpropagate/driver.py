@@ -36,6 +36,7 @@ from backpropagate.decisions import (
     RunnerExited,
     RunnerGarbled,
     RunnerSaid,
+    SearchFailed,
     Send,
     Spawn,
     SpawnFailed,
@@ -238,7 +239,10 @@ class Driver:
         search = await anyio.to_thread.run_sync(checkpoints.newest_good, self._run_dir)
         for name, reason in search.aside:
             self._emit_quarantined(name, reason)
-        self.feed(CheckpointFound(self._clock(), search.found))
+        if search.unreadable:
+            self.feed(SearchFailed(self._clock(), redact(search.unreadable)))
+        else:
+            self.feed(CheckpointFound(self._clock(), search.found))
 
     def _emit_quarantined(self, name: str, reason: str) -> None:
         self._report.event(

@@ -34,7 +34,7 @@ from backpropagate.states import (
 )
 from backpropagate.thermal import HeatLevel, Thermal
 from backpropagate.timers import Timer, Timers
-from backpropagate.verdict import Again, Cause, GiveUp, Kind, Rules, Standing, judge, reported
+from backpropagate.verdict import Again, Cause, GiveUp, Kind, Rules, Standing, judge, of_death, reported
 from backpropagate_protocol import messages as m
 from backpropagate_protocol.jobs import PreparedRef
 from backpropagate_protocol.messages import Phase
@@ -81,6 +81,7 @@ class Policy:
         self._trained = False
         self._cause: Cause | None = None  # why the child is being ended
         self._search_pending = False
+        self._searches = 0  # that failed, one after the other
         self._announce: str | None = None  # what the respawn is for, until it can be told
         self._timers.clear()
         self._rungs = []
@@ -114,6 +115,8 @@ class Policy:
                 self._exited(now, d.Death(None, f"could not be started: {input.text}"))
             case d.CheckpointFound():
                 self._checkpoint(now, input.found)
+            case d.SearchFailed():
+                self._search_failed(now, input.text)
             case d.Tick():
                 self._tick(now, input.late)
             case d.StopAsked():
@@ -142,7 +145,8 @@ class Policy:
     def _spawn(self, now: float) -> None:
         self.state = State.READYING
         self.attempt += 1
-        self._timers.only(Timer.PHASE, now + deadlines.HELLO)
+        self._timers.clear(Timer.RESPAWN, Timer.COOL)  # a search may be due
+        self._timers.set(Timer.PHASE, now + deadlines.HELLO)
         self._out.append(d.Spawn(self.attempt))
 
     def _search(self) -> None:
@@ -163,6 +167,23 @@ class Policy:
             self._announce = None
         self.last_step = found.step if found else 0
         self._assign_if_ready(now)
+
+    def _search_failed(self, now: float, text: str) -> None:
+        """Never on without them: a run that began anew for a passing error of the disk would lose all its work."""
+        if not self._search_pending:
+            return
+        if self._searches < self._rules.max_respawns:
+            self._searches += 1
+            delay = BACKOFF[min(self._searches, len(BACKOFF) - 1)] * (1 + self._jitter)
+            self._timers.set(Timer.SEARCH, now + delay)
+            self._emit(self._tell.unreadable(text, delay))
+            return
+        cause = self._own_cause(Kind.DISK, "RUNTIME_DISK_FULL", f"the checkpoints cannot be read: {text}")
+        if self.state in WITHOUT_CHILD:
+            self._emit(self._tell.fault(cause, self._phase, ""))
+            self._judge(now, cause)
+        else:
+            self._fault(now, cause)
 
     def _assign_if_ready(self, now: float) -> None:
         if self.state is not State.READYING or not self._hello:
@@ -189,16 +210,7 @@ class Policy:
 
     def _cause_of_death(self, death: d.Death) -> Cause:
         """It ended without a word that would explain it."""
-        text = f"the training process {death.text}"
-        if death.host_oom:
-            cause = self._own_cause(Kind.HOST_OOM, "RUNTIME_HOST_OOM", text)
-        elif not self._hello and self.recoveries == 0 and (death.code is None or death.code > 0):
-            # What it needs is not there, and will not be there next time.
-            cause = self._own_cause(
-                Kind.MISMATCH, "DEP_RUNNER_MISSING", f"the runner {death.text} before it said anything"
-            )
-        else:
-            cause = self._own_cause(Kind.DIED, "RUNTIME_CHILD_DIED", text)
+        cause = self._own_cause(*of_death(death, mute=not self._hello and self.recoveries == 0))
         self._emit(self._tell.fault(cause, self._phase, death.text))
         return cause
 
@@ -419,6 +431,8 @@ class Policy:
                 self._finish(telling.unkillable() if self.result is None else telling.completed())
             case Timer.RESPAWN:
                 self._spawn(now)
+            case Timer.SEARCH:
+                self._out.append(d.FindCheckpoint())
             case Timer.COOL:
                 self._not_cooling(now)
             case _:

@@ -53,6 +53,10 @@ class Telling:
     def stop(self, reason: str, *, save: bool) -> StopRequested:
         return StopRequested(time=0.0, run_id=self._run_id, reason=reason, save=save)
 
+    def unreadable(self, why: str, delay: float) -> Noticed:
+        text = f"the checkpoints cannot be read ({why}); tried again in {delay:g} s"
+        return Noticed(time=0.0, run_id=self._run_id, level="warning", text=text)
+
     def blind(self, why: str) -> Noticed:
         text = f"the GPU's sensors cannot be read ({why}); the run goes on without them"
         return Noticed(time=0.0, run_id=self._run_id, level="warning", text=text)

@@ -14,6 +14,7 @@ class Timer(Enum):
     EXIT = "exit"  # a killed child does not go away
     CLOSE = "close"  # it does not end after Done
     RESPAWN = "respawn"
+    SEARCH = "search"  # checkpoints that could not be read are looked at again
     COOL = "cool"  # the card does not cool down
 
 

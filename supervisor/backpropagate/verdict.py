@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import assert_never
 
+from backpropagate.decisions import Death
 from backpropagate.halving import halved
 from backpropagate_protocol.errors import CATALOGUE, ExitCode
 from backpropagate_protocol.messages import Fault
@@ -65,6 +66,16 @@ def reported(fault: Fault, attempt: int, trained: bool) -> Cause:
         free=fault.free,
         trained=trained,
     )
+
+
+def of_death(death: Death, *, mute: bool) -> tuple[Kind, str, str]:
+    """Kind, code and message for a child that died unexplained. `mute`: the run's first, and it never said a word."""
+    if death.host_oom:
+        return Kind.HOST_OOM, "RUNTIME_HOST_OOM", f"the training process {death.text}"
+    if mute and (death.code is None or death.code > 0):
+        # What it needs is not there, and will not be there next time.
+        return Kind.MISMATCH, "DEP_RUNNER_MISSING", f"the runner {death.text} before it said anything"
+    return Kind.DIED, "RUNTIME_CHILD_DIED", f"the training process {death.text}"
 
 
 @dataclass(frozen=True, slots=True)

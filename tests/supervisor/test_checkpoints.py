@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import msgspec
@@ -79,6 +80,35 @@ def test_a_damaged_one_is_put_aside_and_the_one_before_is_taken(tmp_path: Path, 
     assert search.found.step == 5
     assert [name for name, _ in search.aside] == ["step-00000010"]
     assert names(run) == {"step-00000005", "step-00000010.quarantine"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="making a link takes a privilege there")
+def test_one_that_cannot_be_read_now_is_neither_put_aside_nor_passed_over(tmp_path: Path) -> None:
+    run = run_dir(tmp_path)
+    save(run, 5)
+    state = save(run, 10) / "state.bin"
+    (save(run, 15) / "manifest.json").unlink()
+    content = state.read_bytes()
+    state.unlink()
+    state.symlink_to(state)  # to open it is an error of the file system, as a failing disk's would be
+    search = checkpoints.newest_good(run)
+    assert search.found is None
+    assert "state.bin" in search.unreadable
+    assert [name for name, _ in search.aside] == ["step-00000015"]
+    assert names(run) == {"step-00000005", "step-00000010", "step-00000015.quarantine"}
+
+    state.unlink()
+    state.write_bytes(content)
+    again = checkpoints.newest_good(run)
+    assert again.found is not None
+    assert (again.found.step, again.unreadable) == (10, "")
+
+
+def test_checkpoints_that_cannot_be_listed_are_not_taken_for_none(tmp_path: Path) -> None:
+    run = run_dir(tmp_path)
+    run.path.mkdir(parents=True)
+    run.checkpoints.write_text("no folder")
+    assert checkpoints.newest_good(run).unreadable
 
 
 def test_a_second_one_of_that_name_is_put_aside_beside_the_first(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ happenings = st.one_of(
     st.just(("garbled", None)),
     st.builds(lambda oom: ("exited", oom), st.booleans()),
     st.builds(lambda x: ("found", x), found),
+    st.just(("unreadable", None)),
     st.builds(lambda t: ("tick", t), st.floats(0, 4000)),
     st.builds(lambda t: ("late", t), st.floats(1, 4000)),
     st.builds(lambda c: ("celsius", c), st.integers(30, 110)),
@@ -97,6 +98,8 @@ class World:
                 self.tell(d.CheckpointFound(now, None))
             case "found", d.Found() as checkpoint:
                 self.tell(d.CheckpointFound(now, checkpoint))
+            case "unreadable", _:
+                self.tell(d.SearchFailed(now, "an I/O error"))
             case "tick", float() as seconds:
                 self.now += seconds
                 self.tell(d.Tick(self.now))

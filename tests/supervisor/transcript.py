@@ -80,6 +80,8 @@ def _heard(line: str) -> d.Input:
             return d.SpawnFailed(now, "No such file or directory")
         case "found":
             return d.CheckpointFound(now, None if words == ["none"] else _checkpoint(int(words[0])))
+        case "unreadable":
+            return d.SearchFailed(now, "step-00000005: Input/output error")
         case "tick":
             return d.Tick(now, float(options.get("late", 0)))
         case "stop":
