@@ -156,10 +156,11 @@ class Heat(_Event, frozen=True, kw_only=True, tag="heat"):
 
 
 class StopRequested(_Event, frozen=True, kw_only=True, tag="stop_requested"):
-    """reason: ctrl-c, sigterm, owner-gone, heat, disk, …"""
+    """reason: ctrl-c, sigterm, owner-gone, heat, disk, …; `seconds`: how long the child has before it is killed."""
 
     reason: str
     save: bool = True
+    seconds: float = 0.0
 
 
 class RunEnded(_Event, frozen=True, kw_only=True, tag="run_ended"):

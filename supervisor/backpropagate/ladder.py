@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum
 
 WITHOUT_SAVE = 10.0
+LONGEST = 1800.0  # for a save; a longer grace is the user's own wish
 
 
 class Rung(Enum):
@@ -15,7 +16,31 @@ class Rung(Enum):
     KILL = 1.0
 
 
-def rungs(now: float, grace: float | None) -> list[tuple[float, Rung]]:
-    """When to climb. `grace` is the time for a save; None: nothing is to be saved."""
-    allowed = WITHOUT_SAVE if grace is None else grace
-    return [(now + allowed * rung.value, rung) for rung in Rung]
+def time_to_save(grace: float, step: float, save: float) -> float:
+    """Seconds for a stop that saves: the child ends the step it is in, and writes. `step`, `save`: the slowest so far."""
+    return max(grace, min(LONGEST, 2 * step + 2 * save))
+
+
+class Ladder:
+    """One climb. Nothing is due on a ladder that nobody began to climb."""
+
+    def __init__(self) -> None:
+        self._rungs: list[tuple[float, Rung]] = []
+
+    def begin(self, now: float, allowed: float) -> None:
+        self._rungs = [(now + allowed * rung.value, rung) for rung in Rung]
+
+    def leave(self) -> None:
+        self._rungs = []
+
+    def shift(self, late: float) -> None:
+        """We ourselves stood still for `late` seconds."""
+        self._rungs = [(due + late, rung) for due, rung in self._rungs]
+
+    def climb(self) -> Rung:
+        return self._rungs.pop(0)[1]
+
+    @property
+    def next(self) -> float | None:
+        """When the next rung is due."""
+        return self._rungs[0][0] if self._rungs else None

@@ -67,8 +67,9 @@ class Policy:
         self._respawns = 0  # counted ones, since the last newly committed step
         self._causes: list[Cause] = []
         self._timers = Timers()
-        self._rungs: list[tuple[float, ladder.Rung]] = []
+        self._ladder = ladder.Ladder()
         self._steps = deadlines.StepTimes()
+        self._slowest_save = 0.0
         self._thermal = Thermal(spec.safety)
         self._blind = False
         self._out: list[d.Action] = []
@@ -84,7 +85,7 @@ class Policy:
         self._searches = 0  # that failed, one after the other
         self._announce: str | None = None  # what the respawn is for, until it can be told
         self._timers.clear()
-        self._rungs = []
+        self._ladder.leave()
 
     @property
     def wake_at(self) -> float | None:
@@ -315,6 +316,7 @@ class Policy:
     def _said_saved(self, now: float, saved: m.CheckpointSaved) -> None:
         if self.committed is None or saved.step > self.committed.step:
             self._respawns = 0
+        self._slowest_save = max(self._slowest_save, saved.seconds)
         self.committed = d.Found(saved.name, saved.step, saved.samples_seen, saved.order, self.total_steps, saved.loss)
         self.last_step = max(self.last_step, saved.step)
         self._enter(now, Phase.TRAIN)
@@ -338,7 +340,7 @@ class Policy:
             self.result = done.result
             self.last_step = done.result.step
             self.state = State.CLOSING
-            self._rungs = []
+            self._ladder.leave()
             self._timers.only(Timer.CLOSE, now + deadlines.TEARDOWN)
 
     def _enter(self, now: float, phase: Phase) -> None:
@@ -365,7 +367,7 @@ class Policy:
 
     def _kill(self, now: float, reason: str) -> None:
         self.state = State.KILLING
-        self._rungs = []
+        self._ladder.leave()
         self._timers.only(Timer.EXIT, now + KILL_PATIENCE)
         self._out.append(d.Kill(reason))
 
@@ -376,13 +378,17 @@ class Policy:
         self._ask(now, reason, save=save)
 
     def _ask(self, now: float, reason: str, *, save: bool) -> None:
-        self._emit(self._tell.stop(reason, save=save))
         if self.state is State.READYING:
+            self._emit(self._tell.stop(reason, save=False))
             self._kill(now, reason)  # it has no Job yet, so there is nothing to save
             return
+        allowed = ladder.WITHOUT_SAVE
+        if save:
+            allowed = ladder.time_to_save(self._safety.grace, self._steps.p99, self._slowest_save)
+        self._emit(self._tell.stop(reason, save=save, seconds=allowed))
         self.state = State.STOPPING
-        self._rungs = ladder.rungs(now, self._safety.grace if save else None)
-        self._timers.only(Timer.LADDER, self._rungs[0][0])
+        self._ladder.begin(now, allowed)
+        self._timers.only(Timer.LADDER, self._ladder.next or now)
         self._out.append(d.Send(m.Stop(reason, save)))
 
     def _stop_asked(self, asked: d.StopAsked) -> None:
@@ -412,7 +418,7 @@ class Policy:
 
     def _tick(self, now: float, late: float) -> None:
         self._timers.shift(late)
-        self._rungs = [(due + late, rung) for due, rung in self._rungs]
+        self._ladder.shift(late)
         while (timer := self._timers.take(now)) is not None:
             self._due(now, timer)
 
@@ -447,8 +453,7 @@ class Policy:
         self._out.append(d.DumpStacks())
 
     def _climb(self, now: float) -> None:
-        _, rung = self._rungs.pop(0)
-        match rung:
+        match rung := self._ladder.climb():
             case ladder.Rung.TERMINATE:
                 self._out.append(d.Terminate())
             case ladder.Rung.ABORT:
@@ -457,8 +462,8 @@ class Policy:
                 self._kill(now, "it did not stop when asked")
             case _:
                 assert_never(rung)
-        if self._rungs:
-            self._timers.set(Timer.LADDER, self._rungs[0][0])
+        if self._ladder.next is not None:
+            self._timers.set(Timer.LADDER, self._ladder.next)
 
     # --- heat -------------------------------------------------------------------------------------------------------
 

@@ -50,8 +50,8 @@ class Telling:
     def heat(self, level: str, celsius: int) -> Heat:
         return Heat(time=0.0, run_id=self._run_id, level=level, celsius=celsius)
 
-    def stop(self, reason: str, *, save: bool) -> StopRequested:
-        return StopRequested(time=0.0, run_id=self._run_id, reason=reason, save=save)
+    def stop(self, reason: str, *, save: bool, seconds: float = 0.0) -> StopRequested:
+        return StopRequested(time=0.0, run_id=self._run_id, reason=reason, save=save, seconds=round(seconds, 1))
 
     def unreadable(self, why: str, delay: float) -> Noticed:
         text = f"the checkpoints cannot be read ({why}); tried again in {delay:g} s"

@@ -115,7 +115,7 @@ def _message(verb: str, words: list[str], number: dict[str, int]) -> m.ToParent:
         case "progress":
             return m.Progress(step, 100, 8 * step, step, 1.0, step_seconds=float(number.get("seconds", 1)))
         case "saved":
-            return m.CheckpointSaved(f"step-{step:08d}", step, 8 * step, step, 1.0, 1000)
+            return m.CheckpointSaved(f"step-{step:08d}", step, 8 * step, step, float(number.get("seconds", 1)), 1000)
         case "not-saved":
             return m.CheckpointFailed(step, "RUNTIME_DISK_FULL", "no space", number["failures"])
         case "fault":
@@ -195,7 +195,8 @@ def _event(emit: d.Emit) -> str:
         case Heat() as e:
             return f"heat {e.level} at {e.celsius}"
         case StopRequested() as e:
-            return f"stop for {e.reason}, {'saving' if e.save else 'not saving'}"
+            time = f", {e.seconds:g} s" if e.seconds else ""
+            return f"stop for {e.reason}, {'saving' if e.save else 'not saving'}{time}"
         case Noticed() as e:
             return f"{e.level}: {e.text}"
         case _:
