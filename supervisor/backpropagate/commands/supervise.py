@@ -28,4 +28,9 @@ def supervise_run(run_dir: Path, owner: bool, wait: bool) -> int:
     screen.json = True
     run = RunDir(run_dir)
     sinks = [PlainSink(sys.stderr)]
-    return supervise_when_free(run, sinks, owner_pipe=owner, resumed=run.events.exists(), wait=wait).exit_code
+    resumed = run.events.exists()
+    return supervise_when_free(run, sinks, _tell, owner_pipe=owner, resumed=resumed, wait=wait).exit_code
+
+
+def _tell(text: str) -> None:
+    click.echo(text, err=True)

@@ -148,7 +148,7 @@ def _in_foreground(screen: Screen, run_dir: RunDir, resumed: bool, wait: bool) -
 
     sinks = [] if screen.json else [sink_for(sys.stderr, environment())]
     try:
-        outcome = supervise_when_free(run_dir, sinks, resumed=resumed, wait=wait)
+        outcome = supervise_when_free(run_dir, sinks, screen.note, resumed=resumed, wait=wait)
     finally:
         for sink in sinks:
             sink.close()
