@@ -19,10 +19,10 @@ from typing import assert_never
 
 from backpropagate import deadlines, ladder, telling
 from backpropagate import decisions as d
+from backpropagate.budget import Budget
 from backpropagate.events import Event
 from backpropagate.plan import Start
 from backpropagate.states import (
-    BACKOFF,
     BEFORE_TRAINING,
     BLIND_COOLING,
     COOLING_PATIENCE,
@@ -34,7 +34,7 @@ from backpropagate.states import (
 )
 from backpropagate.thermal import HeatLevel, Thermal
 from backpropagate.timers import Timer, Timers
-from backpropagate.verdict import Again, Cause, GiveUp, Kind, Rules, Standing, judge, of_death, reported
+from backpropagate.verdict import Again, Cause, GiveUp, Kind, of_death, reported
 from backpropagate_protocol import messages as m
 from backpropagate_protocol.jobs import PreparedRef
 from backpropagate_protocol.messages import Phase
@@ -46,8 +46,7 @@ class Policy:
 
     def __init__(self, spec: RunSpec, start: Start, jitter: float = 0.0) -> None:
         """`jitter` in [0, 1) stretches the delays of respawns, so that several machines do not act in step."""
-        self._safety, self._jitter = spec.safety, jitter
-        self._rules = Rules(spec.safety.oom_recovery, spec.safety.max_halvings, spec.safety.max_respawns)
+        self._safety, self._budget = spec.safety, Budget(spec.safety, jitter)
         self._tell = telling.Telling(spec.run_id)
         self.effective = spec.train.effective_batch
         self.micro = start.micro_batch
@@ -57,15 +56,12 @@ class Policy:
         self.state = State.NEW
         self.attempt = start.attempts
         self.recoveries = 0
-        self.halvings = 0
         self.committed: d.Found | None = None
         self.result: m.TrainResult | None = None
         self.last_step = 0
         self.total_steps = 0
         self.device = ""
         self._card_pending = start.wait_for_card
-        self._respawns = 0  # counted ones, since the last newly committed step
-        self._causes: list[Cause] = []
         self._timers = Timers()
         self._ladder = ladder.Ladder()
         self._steps = deadlines.StepTimes()
@@ -173,15 +169,15 @@ class Policy:
         """Never on without them: a run that began anew for a passing error of the disk would lose all its work."""
         if not self._search_pending:
             return
-        if self._searches < self._rules.max_respawns:
+        if self._searches < self._budget.rules.max_respawns:
             self._searches += 1
-            delay = BACKOFF[min(self._searches, len(BACKOFF) - 1)] * (1 + self._jitter)
+            delay = self._budget.delay(self._searches)
             self._timers.set(Timer.SEARCH, now + delay)
             self._emit(self._tell.unreadable(text, delay))
             return
         cause = self._own_cause(Kind.DISK, "RUNTIME_DISK_FULL", f"the checkpoints cannot be read: {text}")
         if self.state in WITHOUT_CHILD:
-            self._emit(self._tell.fault(cause, self._phase, ""))
+            self._emit(self._tell.fault(cause))
             self._judge(now, cause)
         else:
             self._fault(now, cause)
@@ -212,21 +208,14 @@ class Policy:
     def _cause_of_death(self, death: d.Death) -> Cause:
         """It ended without a word that would explain it."""
         cause = self._own_cause(*of_death(death, mute=not self._hello and self.recoveries == 0))
-        self._emit(self._tell.fault(cause, self._phase, death.text))
+        self._emit(self._tell.fault(cause, death.text))
         return cause
 
     def _judge(self, now: float, cause: Cause) -> None:
         unknown = self.gradient_checkpointing is None and not self.device.startswith("cuda")
-        at = Standing(
-            micro=self.micro,
-            effective=self.effective,
-            halvings=self.halvings,
-            respawns=self._respawns,
-            checkpointing_can_help=unknown or self.gradient_checkpointing is False,
-            earlier=tuple(self._causes),
-        )
-        verdict = judge(cause, at, self._rules)
-        self._causes.append(cause)
+        can_help = unknown or self.gradient_checkpointing is False
+        loaded = bool(self.device) or self.committed is not None
+        verdict = self._budget.judge(cause, self.micro, self.effective, checkpointing_can_help=can_help, loaded=loaded)
         if isinstance(verdict, GiveUp):
             self._finish(telling.gave_up(verdict))
         else:
@@ -238,13 +227,9 @@ class Policy:
         self.micro = verdict.micro
         if cause.kind in (Kind.OOM, Kind.HOST_OOM):
             self.fitting = verdict.micro
-        self.halvings += verdict.halving
         if verdict.gradient_checkpointing:
             self.gradient_checkpointing = True
-        delay = 0.0
-        if verdict.counts:
-            delay = BACKOFF[min(self._respawns, len(BACKOFF) - 1)] * (1 + self._jitter)
-            self._respawns += 1
+        delay = self._budget.spend(verdict)
         self._announce = cause.message
         if verdict.cool_first and not self._thermal.is_cool:
             self.state = State.COOLING
@@ -315,7 +300,7 @@ class Policy:
 
     def _said_saved(self, now: float, saved: m.CheckpointSaved) -> None:
         if self.committed is None or saved.step > self.committed.step:
-            self._respawns = 0
+            self._budget.progress()
         self._slowest_save = max(self._slowest_save, saved.seconds)
         self.committed = d.Found(saved.name, saved.step, saved.samples_seen, saved.order, self.total_steps, saved.loss)
         self.last_step = max(self.last_step, saved.step)
@@ -331,7 +316,7 @@ class Policy:
         if self.state is State.WORKING:  # nobody here asked for it
             text = "the training process was told to stop by someone else"
             self._cause = self._own_cause(Kind.DIED, "RUNTIME_CHILD_DIED", text)
-            self._emit(self._tell.fault(self._cause, self._phase, ""))
+            self._emit(self._tell.fault(self._cause))
             self.state = State.KILLING
             self._timers.only(Timer.KILL, now + deadlines.TEARDOWN)
 
@@ -352,13 +337,13 @@ class Policy:
     # --- ending a child ---------------------------------------------------------------------------------------------
 
     def _own_cause(self, kind: Kind, code: str, message: str) -> Cause:
-        return Cause(kind, code, message, self.last_step, self.attempt, trained=self._trained)
+        return Cause(kind, code, message, self.last_step, self.attempt, trained=self._trained, phase=self._phase)
 
     def _fault(self, now: float, cause: Cause) -> None:
         """The child is of no more use: note why, and end it."""
         if self.state not in (State.READYING, State.WORKING, State.STOPPING):
             return
-        self._emit(self._tell.fault(cause, self._phase, ""))
+        self._emit(self._tell.fault(cause))
         if self._cause is None:
             self._cause = cause
         if cause.kind is Kind.CHECKPOINT and self.committed is not None:
@@ -373,7 +358,7 @@ class Policy:
 
     def _pause(self, now: float, cause: Cause, reason: str, *, save: bool) -> None:
         """Ends the child politely for a cause of ours; `_exited` then judges the cause."""
-        self._emit(self._tell.fault(cause, self._phase, ""))
+        self._emit(self._tell.fault(cause))
         self._cause = cause
         self._ask(now, reason, save=save)
 
@@ -447,7 +432,7 @@ class Policy:
     def _hang(self, now: float) -> None:
         text = f"no progress in phase {self._phase.value} within its deadline"
         self._cause = self._own_cause(Kind.HANG, "RUNTIME_HANG", text)
-        self._emit(self._tell.fault(self._cause, self._phase, ""))
+        self._emit(self._tell.fault(self._cause))
         self.state = State.KILLING
         self._timers.only(Timer.KILL, now + DUMP_TIME)
         self._out.append(d.DumpStacks())

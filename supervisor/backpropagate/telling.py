@@ -6,7 +6,6 @@ from backpropagate.decisions import Finish, Found, StopAsked
 from backpropagate.events import FaultSeen, Heat, Noticed, Recovering, StopRequested
 from backpropagate.verdict import Cause, GiveUp
 from backpropagate_protocol.errors import CATALOGUE, ExitCode
-from backpropagate_protocol.messages import Phase
 
 
 class Telling:
@@ -15,7 +14,7 @@ class Telling:
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
 
-    def fault(self, cause: Cause, phase: Phase, death: str) -> FaultSeen:
+    def fault(self, cause: Cause, death: str = "") -> FaultSeen:
         return FaultSeen(
             time=0.0,
             run_id=self._run_id,
@@ -24,7 +23,7 @@ class Telling:
             code=cause.code,
             message=cause.message,
             step=cause.step,
-            phase=phase.value,
+            phase=cause.phase.value,
             death=death,
             traceback=cause.traceback,
             needed=cause.needed,

@@ -12,8 +12,9 @@ from typing import assert_never
 
 from backpropagate.decisions import Death
 from backpropagate.halving import halved
+from backpropagate.states import BEFORE_TRAINING
 from backpropagate_protocol.errors import CATALOGUE, ExitCode
-from backpropagate_protocol.messages import Fault
+from backpropagate_protocol.messages import Fault, Phase
 
 
 class Kind(StrEnum):
@@ -50,6 +51,7 @@ class Cause:
     needed: int = 0
     free: int = 0
     trained: bool = False
+    phase: Phase = Phase.TRAIN
 
 
 def reported(fault: Fault, attempt: int, trained: bool) -> Cause:
@@ -65,6 +67,7 @@ def reported(fault: Fault, attempt: int, trained: bool) -> Cause:
         needed=fault.needed,
         free=fault.free,
         trained=trained,
+        phase=fault.phase,
     )
 
 
@@ -80,14 +83,19 @@ def of_death(death: Death, *, mute: bool) -> tuple[Kind, str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where the run stands when a cause is judged. `earlier`: the causes before it, oldest first."""
+    """Where the run stands when a cause is judged. `earlier`: the causes before it, oldest first.
+
+    loaded: this machine has held the model before. fruitless: those of `earlier` that came after the newest checkpoint.
+    """
 
     micro: int
     effective: int
     halvings: int
     respawns: int  # since the last newly committed step
     checkpointing_can_help: bool  # gradient checkpointing is off, or not known to be on
+    loaded: bool = False
     earlier: Sequence[Cause] = ()
+    fruitless: Sequence[Cause] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +141,9 @@ def judge(cause: Cause, at: Standing, rules: Rules) -> Verdict:
         case Kind.OOM:
             return _out_of_memory(cause, at, rules)
         case Kind.HOST_OOM:
+            if cause.phase in BEFORE_TRAINING:
+                # A smaller batch needs no less at this point; but others on the machine may have needed it just then.
+                return _twice(cause, at) or _budgeted(cause, at, rules)
             smaller = _smaller(at, rules)
             return Again(smaller, counts=False, halving=True) if smaller else _give_up(cause)
         case Kind.CUDA:
@@ -162,20 +173,25 @@ def _smaller(at: Standing, rules: Rules) -> int | None:
 
 
 def _out_of_memory(cause: Cause, at: Standing, rules: Rules) -> Verdict:
+    amounts = [f"{cause.needed} MiB were asked for"] if cause.needed else []
+    amounts += [f"{cause.free} MiB were free"] if cause.free else []
+    figures = "".join(f"; {text}" for text in amounts)
+    if cause.phase in BEFORE_TRAINING:
+        if at.loaded and rules.oom_recovery:
+            return _budgeted(cause, at, rules)  # it did fit: somebody else has the memory at this moment
+        return _give_up(cause, f"the model itself does not fit into the GPU's memory{figures}")
     if rules.oom_recovery:
         smaller = _smaller(at, rules)
         if smaller is not None:
             return Again(smaller, counts=False, halving=True)
         if at.micro == 1 and at.checkpointing_can_help:
             return Again(1, counts=False, gradient_checkpointing=True)
-    amounts = [f"{cause.needed} MiB were asked for"] if cause.needed else []
-    amounts += [f"{cause.free} MiB were free"] if cause.free else []
     tried = (
         f"with a micro-batch of {at.micro} after {at.halvings} halvings"
         if rules.oom_recovery
         else f"with a micro-batch of {at.micro}; recovery is turned off"
     )
-    return _give_up(cause, f"the GPU is out of memory {tried}" + "".join(f"; {text}" for text in amounts))
+    return _give_up(cause, f"the GPU is out of memory {tried}{figures}")
 
 
 def _twice(cause: Cause, at: Standing) -> GiveUp | None:
@@ -191,8 +207,8 @@ def _budgeted(
     if at.respawns < rules.max_respawns:
         micro = smaller or at.micro
         return Again(micro, counts=True, halving=smaller is not None and not cool_first, cool_first=cool_first)
-    if cause.kind in (Kind.OVERHEAT, Kind.GPU_BUSY):
+    if cause.kind in (Kind.OVERHEAT, Kind.GPU_BUSY, Kind.OOM):
         return _give_up(cause)
-    causes = [*at.earlier[len(at.earlier) - at.respawns :], cause]
+    causes = [*at.fruitless, cause]
     listed = "; ".join(f"attempt {c.attempt}: {c.message} (step {c.step})" for c in causes)
     return _give_up(cause, f"{len(causes)} attempts without progress. {listed}", "RUNTIME_CRASH_LOOP")

@@ -97,10 +97,10 @@ def _heard(line: str) -> d.Input:
         case "sensor-lost":
             return d.SensorLost(now, "no answer")
         case _:
-            return d.RunnerSaid(now, _message(verb, words, number))
+            return d.RunnerSaid(now, _message(verb, words, number, options))
 
 
-def _message(verb: str, words: list[str], number: dict[str, int]) -> m.ToParent:
+def _message(verb: str, words: list[str], number: dict[str, int], options: dict[str, str]) -> m.ToParent:
     step = int(words[0]) if words and words[0].isdigit() else number.get("step", 0)
     match verb:
         case "hello":
@@ -121,7 +121,7 @@ def _message(verb: str, words: list[str], number: dict[str, int]) -> m.ToParent:
         case "fault":
             kind = m.FaultKind(words[0])
             needed, free = number.get("needed", 0), number.get("free", 0)
-            phase = m.Phase.TRAIN
+            phase = m.Phase(options.get("phase", "train"))
             return m.Fault(kind, _CODES[kind], f"a fault: {words[0]}", "", "", phase, step, needed, free)
         case "stopped":
             return m.Stopped(step, saved=True)
