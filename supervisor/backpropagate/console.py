@@ -12,7 +12,7 @@ from backpropagate.events import Event
 from backpropagate.screen import terminal
 from backpropagate.sinks import Sink
 from backpropagate.view import RunView
-from backpropagate.wording import in_words, progress_line
+from backpropagate.wording import in_all_words, in_words, progress_line
 from backpropagate_protocol.redact import redact
 
 if TYPE_CHECKING:
@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 _INTERVAL = 30.0  # seconds between two lines of progress in a log
 
 
-def sink_for(stream: TextIO, environ: Mapping[str, str]) -> Sink:
-    """The view that fits the stream: live where a person watches, plain lines elsewhere (and for TERM=dumb)."""
+def sink_for(stream: TextIO, environ: Mapping[str, str], *, verbose: bool = False) -> Sink:
+    """The view that fits the stream: live where a person watches, plain lines elsewhere (and for TERM=dumb).
+
+    verbose: with the tracebacks of faults.
+    """
     if terminal(stream) and environ.get("TERM") != "dumb":
-        return LiveSink(stream)
-    return PlainSink(stream)
+        return LiveSink(stream, verbose=verbose)
+    return PlainSink(stream, verbose=verbose)
 
 
 class PlainSink:
@@ -34,8 +37,9 @@ class PlainSink:
     Each line begins with the first eight characters of the run id.
     """
 
-    def __init__(self, stream: TextIO | None = None, interval: float = _INTERVAL) -> None:
+    def __init__(self, stream: TextIO | None = None, interval: float = _INTERVAL, *, verbose: bool = False) -> None:
         self._stream = stream or sys.stderr
+        self._words = in_all_words if verbose else in_words
         self._interval = interval
         self._view = RunView()
         self._last_progress = float("-inf")
@@ -61,7 +65,7 @@ class PlainSink:
             if event.phase == self._phase:
                 return ""
             self._phase = event.phase
-        return in_words(event)
+        return self._words(event)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # nobody may be reading any more
@@ -71,8 +75,9 @@ class PlainSink:
 class LiveSink:
     """A few lines that change in place; what matters scrolls by above them. rich is imported with the first event."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, *, verbose: bool = False) -> None:
         self._stream = stream
+        self._words = in_all_words if verbose else in_words
         self._view = RunView()
         self._display: LiveDisplay | None = None
 
@@ -84,7 +89,7 @@ class LiveSink:
         self._view.see(event)
         # What the lines below show anyway is not said twice.
         quiet = isinstance(event, events.Step | events.PhaseEntered | events.CheckpointCommitted)
-        self._display.show(self._view, "" if quiet else in_words(event))
+        self._display.show(self._view, "" if quiet else self._words(event))
 
     def redraw(self) -> None:
         """At once, rather than with the next tick."""

@@ -142,7 +142,7 @@ OPTIONS: tuple[Option, ...] = (
     # runner
     Option(key="runner.python", kind="str", default=None, argument="runner_python", flags=("--runner-python",), help="Python interpreter that has the training packages. Default: this one."),
     # top level
-    Option(key="debug", kind="bool", default=False, argument="debug", help="Full tracebacks, as --verbose."),
+    Option(key="debug", kind="bool", default=False, argument="debug", help="Full tracebacks, of faults too, as --verbose."),
 )  # fmt: skip
 
 BY_KEY: dict[str, Option] = {option.key: option for option in OPTIONS}

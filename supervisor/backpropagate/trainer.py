@@ -216,7 +216,7 @@ class Trainer:
         for event in read(run_dir.events):  # what earlier supervisors of a resumed run did
             summary.event(event)
         follower = Follower(run_dir.events, from_end=True)
-        shown = _display() if self._progress else []
+        shown = _display(verbose=Settings(self._given).flag("debug")) if self._progress else []
         calls.run_dir = run_dir
         try:
             with start(run_dir, owned=True, wait=wait) as supervisor:
@@ -252,8 +252,8 @@ def _without_later(more: dict[str, object]) -> dict[str, object]:
     return kept
 
 
-def _display() -> list[Sink]:
-    return [NotebookSink() if in_notebook() else sink_for(sys.stderr, environment())]
+def _display(*, verbose: bool) -> list[Sink]:
+    return [NotebookSink() if in_notebook() else sink_for(sys.stderr, environment(), verbose=verbose)]
 
 
 class _Calls:

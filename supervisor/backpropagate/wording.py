@@ -68,9 +68,8 @@ def in_words(event: Event) -> str:
         case events.Noticed():
             return f"{'warning: ' if event.level == 'warning' else ''}{event.text}"
         case events.FaultSeen():
-            return (
-                f"fault at step {event.step}: {event.code}: {event.message}{f' ({event.death})' if event.death else ''}"
-            )
+            death = f" ({event.death})" if event.death and event.death not in event.message else ""
+            return f"fault at step {event.step}: {event.code}: {event.message}{death}"
         case events.Recovering():
             where = f"step {event.resume_step}" if event.checkpoint else "the start"
             wait = f" in {duration(event.delay)}" if event.delay >= 1 else ""
@@ -83,3 +82,9 @@ def in_words(event: Event) -> str:
             return f"{event.status} at step {event.step}/{event.total_steps} after {duration(event.seconds)}"
         case events.Step() | events.CheckpointCommitted():
             return ""
+
+
+def in_all_words(event: Event) -> str:
+    """The same, and below a fault the traceback that came with it: what --verbose shows."""
+    traceback = event.traceback.rstrip() if isinstance(event, events.FaultSeen) else ""
+    return f"{in_words(event)}\n{traceback}" if traceback else in_words(event)

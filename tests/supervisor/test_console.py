@@ -151,6 +151,26 @@ def test_a_recovery_is_told_with_its_cause() -> None:
     assert view.recoveries == ["RUNTIME_GPU_OOM at step 6 → went on from step 5, batch 2 × 4"]
 
 
+def killed(traceback: str = "") -> events.FaultSeen:
+    return events.FaultSeen(
+        time=6.5, run_id=RUN, attempt=1, kind="died", code="RUNTIME_CHILD_DIED", step=6, traceback=traceback,
+        message="the training process was killed by SIGKILL", death="was killed by SIGKILL",
+    )  # fmt: skip
+
+
+def test_how_a_child_died_is_said_once() -> None:
+    assert log(iter([killed()]))[0].endswith("RUNTIME_CHILD_DIED: the training process was killed by SIGKILL")
+
+
+def test_a_fault_has_its_traceback_below_it_where_all_is_to_be_told() -> None:
+    quiet, verbose = io.StringIO(), io.StringIO()
+    for sink in (PlainSink(quiet), PlainSink(verbose, verbose=True)):
+        sink.event(killed(traceback="Traceback\n  in the child\n"))
+
+    assert "in the child" not in quiet.getvalue()
+    assert verbose.getvalue() == quiet.getvalue() + "Traceback\n  in the child\n"
+
+
 def test_time_left_is_a_range_of_the_quick_and_the_slow_steps() -> None:
     view = RunView()
     clock = 0.0

@@ -15,6 +15,7 @@ import pytest
 from backpropagate import Trainer, history
 from backpropagate.exceptions import BusyError
 from backpropagate.record import RunRow
+from tests.waiting import eventually
 
 ENDLESS = "50000000"  # steps: more than anybody waits for
 
@@ -95,6 +96,22 @@ def test_a_fault_is_recovered_from_and_told(folder: Path) -> None:
     assert "recovered from 1" in out
     assert "RUNTIME_GPU_OOM" in err
     assert the_row(folder).recoveries == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["--verbose"]], ids=["quiet", "verbose"])
+def test_the_traceback_of_the_child_is_shown_only_with_verbose(folder: Path, arguments: list[str]) -> None:
+    code, _, err = train(folder, "--steps", "30", "--fault", "error@9", *arguments)
+
+    assert code == 0
+    assert ("Traceback (most recent call last)" in err) == bool(arguments)
+
+
+def test_the_log_of_a_detached_verbose_training_has_the_traceback(folder: Path) -> None:
+    out = train(folder, "--steps", "30", "--fault", "error@9", "--verbose", "--detach", "--json")[1]
+    run = folder / "output" / "runs" / json.loads(out)["run_id"]
+    eventually(lambda: '"event":"run_ended"' in (run / "events.jsonl").read_text(), "it ends")
+
+    assert "Traceback (most recent call last)" in (run / "supervisor.log").read_text(encoding="utf-8")
 
 
 def test_without_oom_recovery_the_same_fault_is_the_end(folder: Path) -> None:

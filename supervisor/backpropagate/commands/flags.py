@@ -85,7 +85,7 @@ class Command(click.Command):
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]  # handed through as click's decorator gives them
         self.params.append(_switch("json", "Exactly one JSON document on stdout."))
-        self.params.append(_switch("verbose", "Full tracebacks for unexpected errors.", short="-v"))
+        self.params.append(_switch("verbose", "Full tracebacks of faults and of unexpected errors.", short="-v"))
 
 
 def _switch(name: str, text: str, short: str | None = None) -> click.Option:

@@ -21,13 +21,14 @@ def supervise_run(run_dir: Path, owner: bool, wait: bool) -> int:
 
     Progress goes to stderr as plain lines. What keeps it from beginning is the last line on stdout, as JSON.
     """
+    from backpropagate import runs
     from backpropagate.console import PlainSink
     from backpropagate.waiting import supervise_when_free
 
     screen = current()
     screen.json = True
     run = RunDir(run_dir)
-    sinks = [PlainSink(sys.stderr)]
+    sinks = [PlainSink(sys.stderr, verbose=runs.load_spec(run).verbose)]
     resumed = run.events.exists()
     return supervise_when_free(run, sinks, _tell, owner_pipe=owner, resumed=resumed, wait=wait).exit_code
 

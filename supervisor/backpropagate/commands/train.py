@@ -87,11 +87,12 @@ def train(resume_run: str | None, detach: bool, faults: tuple[PlannedFault, ...]
 
     screen = current()
     settings = Settings(given)
+    screen.verbose = screen.verbose or settings.flag("debug")
     if resume_run is not None:
         _only_for_resume(given)
         run_dir = runs.find(settings.text("training.output_dir"), resume_run)
         return _resume(screen, run_dir, detach, settings.flag("safety.wait"))
-    spec = build_spec(settings, detached=detach, verbose=screen.verbose or settings.flag("debug"), faults=faults)
+    spec = build_spec(settings, detached=detach, verbose=screen.verbose, faults=faults)
     for notice in notices(settings):
         screen.note(f"note: {notice}")
     run_dir = runs.create(spec)
@@ -122,9 +123,10 @@ def resume(run: str, detach: bool, **given: Value) -> int:
     from backpropagate import runs
     from backpropagate.settings import Settings
 
-    settings = Settings(given)
+    settings, screen = Settings(given), current()
+    screen.verbose = screen.verbose or settings.flag("debug")
     run_dir = runs.find(settings.text("training.output_dir"), run)
-    return _resume(current(), run_dir, detach, settings.flag("safety.wait"))
+    return _resume(screen, run_dir, detach, settings.flag("safety.wait"))
 
 
 def _resume(screen: Screen, run_dir: RunDir, detach: bool, wait: bool) -> int:
@@ -146,7 +148,7 @@ def _in_foreground(screen: Screen, run_dir: RunDir, resumed: bool, wait: bool) -
     from backpropagate.environ import environment
     from backpropagate.waiting import supervise_when_free
 
-    sinks = [] if screen.json else [sink_for(sys.stderr, environment())]
+    sinks = [] if screen.json else [sink_for(sys.stderr, environment(), verbose=screen.verbose)]
     try:
         outcome = supervise_when_free(run_dir, sinks, screen.note, resumed=resumed, wait=wait)
     finally:
