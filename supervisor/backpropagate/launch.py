@@ -58,6 +58,11 @@ class SupervisorProcess:
             run_id=self.run_dir.run_id,
         )
 
+    def end(self) -> None:
+        """Ends it now; returns when it is gone. Its child, if it has one, follows it."""
+        self.process.kill()
+        self.process.wait()
+
     def release(self) -> None:
         """Closes the control pipe."""
         if self.process.stdin is not None and not self.process.stdin.closed:

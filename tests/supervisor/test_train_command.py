@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from backpropagate import Trainer, history
@@ -258,6 +259,30 @@ def test_a_detached_training_that_cannot_begin_says_why(folder: Path) -> None:
 
     assert code == 75
     assert err.startswith("[STATE_BUSY]: ")
+
+
+def test_a_detached_supervisor_that_is_given_up_is_gone_before_its_run_is_discarded(folder: Path) -> None:
+    """With no patience at all: it has only just been started when it is given up."""
+    program = (
+        "import sys\n"
+        "from backpropagate import cli\n"
+        "from backpropagate.commands import train\n"
+        "train._DETACH_PATIENCE = -1.0\n"
+        "sys.exit(cli.run(sys.argv[1:]))\n"
+    )
+    flags = ["train", "-d", "d.jsonl", "--backend", "toy", "--steps", ENDLESS, "--detach"]
+    done = subprocess.run([sys.executable, "-P", "-c", program, *flags], cwd=folder, capture_output=True, timeout=120, check=False)  # fmt: skip
+
+    assert b"the detached supervisor did not begin" in done.stderr
+    assert list((folder / "output" / "runs").iterdir()) == []
+    assert not [p for p in psutil.process_iter() if "_supervise" in command_of(p) and str(folder) in command_of(p)]
+
+
+def command_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.Error, OSError):
+        return ""
 
 
 def test_the_history_is_listed_filtered_and_made_again(folder: Path) -> None:

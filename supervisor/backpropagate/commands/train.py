@@ -182,6 +182,7 @@ def _detached(screen: Screen, run_dir: RunDir, wait: bool) -> int:
         if supervisor.exit_code is not None and not follower.poll():
             raise supervisor.last_words()
         if time.monotonic() > deadline:
+            supervisor.end()  # or it might begin in a directory that is being discarded
             raise BackpropagateError(
                 "the detached supervisor did not begin",
                 suggestion=f"Look into {run_dir.supervisor_log}.",
