@@ -51,7 +51,8 @@ def _environment(run_id: str) -> dict[str, str]:
         TRL_EXPERIMENTAL_SILENCE="1",
         PYTHONUNBUFFERED="1",
     )
-    env.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # so that a card's number is the one NVML knows it by
+    # A card's number is the one NVML and nvidia-smi know it by, or we would lock and watch another card than we use.
+    env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     env["CUDA_VISIBLE_DEVICES"] = visible_device(env.get("CUDA_VISIBLE_DEVICES"))
     return env
 
@@ -72,7 +73,11 @@ class Runner:
         self.alive = True
         if sys.platform == "win32":
             self._job = JobObject()
-            self._job.adopt(process.pid)
+            try:
+                self._job.adopt(process.pid)
+            except OSError:
+                self._job.close()
+                raise
 
     def send(self, message: ToChild) -> None:
         """Queues a message; one for a runner that is gone is dropped."""
@@ -119,8 +124,8 @@ class Runner:
         if self.alive:
             try:
                 self._process.send_signal(signal.Signals(number))
-            except (ProcessLookupError, PermissionError):
-                pass
+            except OSError:
+                pass  # it is gone; or, on Windows, there is no console that could carry the event: the ladder goes on
 
     def kill(self) -> None:
         """Ends it and everything it started, at once."""
@@ -231,6 +236,13 @@ async def running(python: str | None, run_id: str, warm: str, log: int) -> Async
                 await runner.close()
 
 
+# A Ctrl-C in the terminal is for us alone: a helper in a group of its own goes on reading, and ends with its input.
+if sys.platform == "win32":
+    _GROUP_FLAGS, _OWN_SESSION = subprocess.CREATE_NEW_PROCESS_GROUP, False
+else:
+    _GROUP_FLAGS, _OWN_SESSION = 0, True
+
+
 @asynccontextmanager
 async def helper(argv: Sequence[str]) -> AsyncIterator[Process]:
     """A small process of ours that reads from us and writes lines; killed when the block ends."""
@@ -239,6 +251,8 @@ async def helper(argv: Sequence[str]) -> AsyncIterator[Process]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        creationflags=_GROUP_FLAGS,
+        start_new_session=_OWN_SESSION,
     )
     try:
         yield process
@@ -267,6 +281,8 @@ class LineHelper:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            creationflags=_GROUP_FLAGS,
+            start_new_session=_OWN_SESSION,
         )
 
     def lines(self) -> Iterator[bytes]:

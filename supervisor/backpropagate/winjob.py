@@ -56,6 +56,7 @@ if sys.platform == "win32":
     _kernel32.TerminateJobObject.argtypes = [ctypes.c_void_p, ctypes.c_uint]
     _kernel32.CloseHandle.argtypes = [ctypes.c_void_p]
     _ntdll.NtResumeProcess.argtypes = [ctypes.c_void_p]
+    _ntdll.NtResumeProcess.restype = ctypes.c_int32
 
     class JobObject:
         """One child's job. `adopt` takes a suspended child and lets it run."""
@@ -64,17 +65,16 @@ if sys.platform == "win32":
             self._handle = _checked(_kernel32.CreateJobObjectW(None, None))
             limits = _ExtendedLimits()
             limits.basic.flags = _KILL_ON_JOB_CLOSE
-            _checked(
-                _kernel32.SetInformationJobObject(
-                    self._handle, _EXTENDED_LIMITS, ctypes.byref(limits), ctypes.sizeof(limits)
-                )
-            )
+            size = ctypes.sizeof(limits)
+            _checked(_kernel32.SetInformationJobObject(self._handle, _EXTENDED_LIMITS, ctypes.byref(limits), size))
 
         def adopt(self, pid: int) -> None:
             process = _checked(_kernel32.OpenProcess(_PROCESS_RIGHTS, False, pid))
             try:
                 _checked(_kernel32.AssignProcessToJobObject(self._handle, process))
-                _ntdll.NtResumeProcess(process)
+                status = _ntdll.NtResumeProcess(process)
+                if status < 0:  # an NTSTATUS: left suspended, it would look like a hang
+                    raise OSError(f"the process cannot be resumed (0x{status & 0xFFFFFFFF:08X})")
             finally:
                 _kernel32.CloseHandle(process)
 

@@ -156,6 +156,7 @@ os.kill(os.getpid(), 9)
 def test_a_runner_sees_none_of_our_settings_and_one_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BACKPROPAGATE_TRAINING__LEARNING_RATE", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
     note = tmp_path / "environment"
     body = f"import json; json.dump(dict(os.environ), open({str(note)!r}, 'w'))"
 
@@ -169,7 +170,32 @@ def test_a_runner_sees_none_of_our_settings_and_one_card(tmp_path: Path, monkeyp
     assert {name for name in seen if name.startswith("BACKPROPAGATE_")} == {process.RUN_ID_VARIABLE}
     assert seen[process.RUN_ID_VARIABLE] == "a-run"
     assert seen["CUDA_VISIBLE_DEVICES"] == "2"
+    assert seen["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert seen["HF_HUB_DISABLE_TELEMETRY"] == "1"
+
+
+_CTRL_C = """
+import anyio, os, signal, sys
+from anyio.streams.buffered import BufferedByteReceiveStream
+from backpropagate import process
+signal.signal(signal.SIGINT, lambda number, frame: None)  # what is ignored would be ignored by the helper, too
+wish = ["-c", "import sys; print('ready', flush=True); print(sys.stdin.readline().strip(), flush=True)"]
+
+async def main():
+    async with process.helper(wish) as helper:
+        lines = BufferedByteReceiveStream(helper.stdout)
+        await lines.receive_until(b"\\n", 100)
+        os.killpg(0, signal.SIGINT)
+        await helper.stdin.send(b"alive\\n")
+        print((await lines.receive_until(b"\\n", 100)).decode())
+
+anyio.run(main)
+"""
+
+
+def test_a_ctrl_c_in_the_terminal_does_not_end_the_sensors_helper() -> None:
+    done = subprocess.run([sys.executable, "-P", "-c", _CTRL_C], capture_output=True, start_new_session=True, text=True)
+    assert done.stdout.strip() == "alive", done.stderr
 
 
 def test_an_interpreter_that_is_not_there_is_an_error(tmp_path: Path) -> None:
