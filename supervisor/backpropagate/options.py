@@ -28,6 +28,7 @@ class Option:
     variables  other names of the field in the environment, without the prefix
     least      smallest value accepted; `above` is the same with the bound itself left out
     later      values that this release cannot serve yet; asking for one is an error
+    fixed      why it can only have its default; asking for another value is an error
     """
 
     key: str
@@ -43,6 +44,7 @@ class Option:
     above: float | None = None
     most: float | None = None
     later: tuple[Value, ...] = ()
+    fixed: str = ""
     hidden: bool = False
 
     @property
@@ -65,6 +67,8 @@ class Option:
     @property
     def accepted(self) -> str:
         """What a value may be, in words."""
+        if self.fixed:
+            return f"{self.default} only"
         if self.choices:
             return "one of " + ", ".join(self.shown_choices)
         words = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "list": "names separated by commas"}[self.kind]  # fmt: skip
@@ -75,6 +79,16 @@ class Option:
         if self.most is not None:
             words += f" and at most {self.most:g}"
         return words
+
+    @property
+    def accepted_now(self) -> str:
+        """The same, without what only a later release accepts."""
+        if self.fixed:
+            return str(self.default)
+        if self.later and self.kind == "bool":
+            return "false"
+        now = [choice for choice in self.shown_choices if choice not in self.later]
+        return now[0] if len(now) == 1 else "one of " + ", ".join(now) if now else self.accepted
 
 
 _HIDDEN_CHOICES = ("toy",)  # learns one number without any framework: for tests and drills
@@ -118,10 +132,10 @@ OPTIONS: tuple[Option, ...] = (
     Option(key="training.warmup_steps", kind="int", default=10, argument="warmup_steps", flags=("--warmup-steps",), least=0, help="Steps until the learning rate has its peak."),
     Option(key="training.weight_decay", kind="float", default=0.01, argument="weight_decay", flags=("--weight-decay",), least=0, most=1, help="Weight decay."),
     Option(key="training.max_grad_norm", kind="float", default=1.0, argument="max_grad_norm", flags=("--max-grad-norm",), above=0, help="Gradients are scaled down to this norm."),
-    Option(key="training.optim", kind="str", default="auto", argument="optim", flags=("--optim",), choices=("auto", "adamw_torch", "paged_adamw_8bit", "adamw_8bit"), help="Optimizer; auto: an 8-bit one on CUDA with bitsandbytes, adamw_torch elsewhere."),
+    Option(key="training.optim", kind="str", default="auto", argument="optim", flags=("--optim",), choices=("auto", "adamw_torch", "paged_adamw_8bit", "adamw_8bit"), help="Optimizer. auto: adamw_torch (fused on CUDA); on a card under 24 GiB with bitsandbytes, paged_adamw_8bit."),
     Option(key="training.seed", kind="int", default=42, argument="seed", flags=("--seed",), variables=("LORA__RANDOM_STATE",), least=0, most=2**32 - 1, help="Seed of the order of rows, the adapter's start, and dropout."),
     Option(key="training.gradient_checkpointing", kind="bool", default=None, argument="gradient_checkpointing", flags=("--gradient-checkpointing/--no-gradient-checkpointing",), help="Trade time for memory. Default: on for CUDA, off on the CPU."),
-    Option(key="training.logging_steps", kind="int", default=1, argument="logging_steps", flags=("--logging-steps",), least=1, hidden=True, help="The trainer's own log interval."),
+    Option(key="training.logging_steps", kind="int", default=1, argument="logging_steps", flags=("--logging-steps",), least=1, hidden=True, fixed="every step is reported", help="The interval of progress: every step is reported."),
     Option(key="training.output_dir", kind="str", default="./output", argument="output_dir", flags=("-o", "--output"), aliases=("--output-dir",), help="Folder for runs, history and the finished adapter."),
     Option(key="training.name", kind="str", default=None, argument="run_name", flags=("--name",), aliases=("--run-name",), help="A label of your own for the run."),
     # safety
@@ -177,14 +191,10 @@ def parse(option: Option, raw: object) -> Value:
         if value in (float("inf"), float("-inf")):
             raise NotAccepted(f"{raw!r} is not {option.accepted}")
     if value in option.later:
-        raise NotAccepted(f"{raw!r} is not part of this release yet; it accepts {_now(option)}")
+        raise NotAccepted(f"{raw!r} is not part of this release yet")
+    if option.fixed and value != option.default:
+        raise NotAccepted(f"{raw!r} has no effect, since {option.fixed}")
     return value
-
-
-def _now(option: Option) -> str:
-    if option.kind == "bool":
-        return "false"
-    return ", ".join(choice for choice in option.shown_choices if choice not in option.later)
 
 
 def _typed(kind: Kind, raw: object) -> Value:

@@ -191,7 +191,7 @@ def _checked(option: Option, raw: object, place: str) -> Value:
     try:
         return parse(option, raw)
     except NotAccepted as error:
-        raise InvalidSettingError(f"{place}: {error}") from None
+        raise InvalidSettingError(f"{place}: {error}", suggestion=f"Give {option.accepted_now}; `backprop config` shows each value and where it came from.") from None  # fmt: skip
 
 
 def _from_arguments(arguments: Mapping[str, object]) -> dict[str, tuple[object, str]]:

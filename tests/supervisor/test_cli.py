@@ -102,6 +102,28 @@ def test_a_wrong_wish_is_one_coded_error_with_advice(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message", "advice"),
+    [
+        (["--method", "orpo"], "--method: 'orpo' is not part of this release yet", "Give sft."),
+        (["--mode", "full"], "--mode: 'full' is not part of this release yet", "Give lora."),
+        (["--init-lora-weights", "loftq"], "not part of this release yet", "Give one of default, gaussian."),
+        (["--logging-steps", "10"], "'10' has no effect, since every step is reported", "Give 1."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_had_is_refused_with_what_can(
+    tmp_path: Path, arguments: list[str], message: str, advice: str
+) -> None:
+    (tmp_path / "d.jsonl").write_text('{"text": "hello"}\n')
+    done = backprop("train", "--data", "d.jsonl", "--backend", "toy", *arguments, cwd=tmp_path)
+    first, second = done.stderr.splitlines()
+
+    assert done.returncode == 1
+    assert message in first
+    assert second == f"What to do: {advice}"
+
+
+@pytest.mark.parametrize(
     "arguments",
     [["trian"], ["train", "--nope"], ["train"], ["resume", "abc"], ["train", "-d", "d", "--lr", "x"]],
     ids=" ".join,

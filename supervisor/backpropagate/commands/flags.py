@@ -47,7 +47,7 @@ class _Accepts(click.ParamType):  # type: ignore[type-arg]  # generic only in ne
             return parse(self.option, value)
         except NotAccepted as error:
             flag = max(param.opts, key=len) if param else self.option.argument
-            raise InvalidSettingError(f"{flag}: {error}", suggestion=f"Give {self.option.accepted}.") from None
+            raise InvalidSettingError(f"{flag}: {error}", suggestion=f"Give {self.option.accepted_now}.") from None
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
