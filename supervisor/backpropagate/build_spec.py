@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import shutil
 import sys
 import uuid
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from backpropagate.models import looks_like_path, resolve_model
 from backpropagate.settings import Settings
+from backpropagate_protocol.data_formats import may_be_hub_id
 from backpropagate_protocol.errors import (
     ConfigurationError,
     DatasetError,
@@ -33,8 +33,6 @@ DEFAULT_STEPS = 100
 # Less than this cannot hold one checkpoint of the smallest real adapter.
 _LEAST_FREE_MIB = 32
 _FRAMEWORKS = ("torch", "transformers", "peft", "trl", "datasets")
-_DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt", ".md", ".gz", ".ndjson")
-_HUB_DATA = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def build_spec(settings: Settings, *, detached: bool = False, verbose: bool = False, faults: Sequence[PlannedFault] = ()) -> RunSpec:  # fmt: skip
@@ -123,8 +121,7 @@ def _data_source(source: str) -> str:
         if path.is_file() and path.stat().st_size == 0:
             raise DatasetError(f"{path} is empty", suggestion="docs/data.md shows one row of every accepted format.")
         return str(path)
-    hub_id = _HUB_DATA.fullmatch(source) and not source.lower().endswith(_DATA_SUFFIXES)
-    if hub_id and not looks_like_path(source):
+    if may_be_hub_id(source) and not looks_like_path(source):
         return source
     raise DatasetNotFoundError(f"there is no file {path}")
 

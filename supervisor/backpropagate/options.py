@@ -11,6 +11,8 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
+from backpropagate_protocol import data_formats
+
 Value = str | int | float | bool | tuple[str, ...] | None
 Kind = Literal["str", "int", "float", "bool", "list"]
 
@@ -91,7 +93,8 @@ class Option:
         return now[0] if len(now) == 1 else "one of " + ", ".join(now) if now else self.accepted
 
 
-_HIDDEN_CHOICES = ("toy",)  # learns one number without any framework: for tests and drills
+# toy learns one number without any framework: for tests and drills. The others are second names.
+_HIDDEN_CHOICES = ("toy", *data_formats.FORMAT_ALIASES)
 
 OPTIONS: tuple[Option, ...] = (
     # model
@@ -111,9 +114,9 @@ OPTIONS: tuple[Option, ...] = (
     Option(key="lora.use_rslora", kind="bool", default=False, argument="use_rslora", flags=("--use-rslora",), help="Rank-stabilised scaling (alpha divided by the root of r)."),
     Option(key="lora.init_lora_weights", kind="str", default="default", argument="init_lora_weights", flags=("--init-lora-weights",), choices=("default", "gaussian", "pissa", "loftq"), later=("pissa", "loftq"), help="How the adapter starts; this release knows default and gaussian."),
     # data
-    Option(key="data.source", kind="str", default=None, argument="data", flags=("-d", "--data"), aliases=("--dataset", "--dataset-name"), variables=("DATA__DATASET_NAME",), help="Training data: a .jsonl, .json, .csv, .parquet, .txt or .md file (also .gz), or a hub id."),
+    Option(key="data.source", kind="str", default=None, argument="data", flags=("-d", "--data"), aliases=("--dataset", "--dataset-name"), variables=("DATA__DATASET_NAME",), help=f"Training data: a file ({data_formats.accepted()}; each also as {data_formats.PACKED}), or a hub id."),
     Option(key="data.split", kind="str", default="train", argument="split", flags=("--split",), aliases=("--dataset-train-split",), variables=("DATA__DATASET_SPLIT",), help="Split of a hub data set."),
-    Option(key="data.format", kind="str", default="auto", argument="format", flags=("--format",), choices=("auto", "sharegpt", "alpaca", "messages", "text", "prompt_completion", "question_answer", "raw"), help="Shape of the rows; auto looks at them."),
+    Option(key="data.format", kind="str", default="auto", argument="format", flags=("--format",), choices=("auto", *data_formats.FORMATS, *data_formats.FORMAT_ALIASES), help="Shape of the rows; auto looks at them."),
     Option(key="data.max_samples", kind="int", default=None, argument="samples", flags=("--samples",), aliases=("--max-samples", "--max-train-samples"), least=1, help="Use only the first N rows. Default: all."),
     Option(key="data.on_bad_row", kind="str", default="error", argument="on_bad_row", flags=("--on-bad-row",), choices=("error", "skip"), help="error: stop before the model is loaded. skip: leave bad rows out and count them."),
     Option(key="data.train_on", kind="str", default="assistant", argument="train_on", flags=("--train-on",), choices=("assistant", "all"), help="Which tokens carry loss."),
