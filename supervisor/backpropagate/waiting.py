@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import threading
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -30,17 +29,19 @@ def supervise_when_free(
     Raises BusyError if it is taken and nobody wants to wait; TrainingAbortedError if the owner, while we wait, wants it
     to end or is gone. Ctrl-C ends the waiting as it ends any command.
     """
-    pause: Callable[[], bool] | None = None
+    told = False
     while True:
         try:
             return supervise(run_dir, sinks, owner_pipe=owner_pipe, resumed=resumed)
         except BusyError as busy:
             if not wait:
                 raise
-            if pause is None:
+            if not told:
                 tell(f"waiting: {busy.message}")
-                pause = _until_the_owner_speaks() if owner_pipe else _sleep
-            if pause():
+                told = True
+            if not owner_pipe:
+                time.sleep(_ASK_AGAIN_SECONDS)
+            elif _owner_speaks():
                 raise TrainingAbortedError(
                     f"stopped while it waited: {busy.message}",
                     suggestion="Start it again when the folder is free.",
@@ -48,34 +49,27 @@ def supervise_when_free(
                 ) from busy
 
 
-def _sleep() -> bool:
-    time.sleep(_ASK_AGAIN_SECONDS)
-    return False
+# What the owner says is not read here, only seen: if the run begins after all, it is there for its supervisor to read.
 
+if sys.platform == "win32":
+    import ctypes
+    import msvcrt
+    from ctypes import wintypes
 
-def _until_the_owner_speaks() -> Callable[[], bool]:
-    """A pause that ends early, and with True, once there is a wish in the control pipe or the owner is gone.
+    _peek = ctypes.WinDLL("kernel32", use_last_error=True).PeekNamedPipe
+    _peek.restype = wintypes.BOOL
+    _peek.argtypes = [wintypes.HANDLE, wintypes.LPVOID, wintypes.DWORD, wintypes.LPDWORD, wintypes.LPDWORD, wintypes.LPDWORD]  # fmt: skip
 
-    A thread passes the pipe on to a second one, which takes its place as descriptor 0: so the run that begins at last
-    reads every wish from there, also one that came between the last pause and its beginning. (Waiting for a descriptor
-    and a time at once would need another way on Windows.)
-    """
-    from_owner = os.dup(0)
-    for_the_run, pass_on = os.pipe()
-    os.dup2(for_the_run, 0)
-    os.close(for_the_run)
-    spoken = threading.Event()
+    def _owner_speaks() -> bool:
+        """Whether there is a wish in the control pipe, or nobody at its other end; after a pause of a second."""
+        time.sleep(_ASK_AGAIN_SECONDS)  # a pipe cannot be waited for there
+        waiting = wintypes.DWORD(0)
+        there = _peek(msvcrt.get_osfhandle(0), None, 0, None, ctypes.byref(waiting), None)
+        return not there or waiting.value > 0
 
-    def listen() -> None:
-        try:
-            while data := os.read(from_owner, 4096):
-                os.write(pass_on, data)
-                spoken.set()
-        except OSError:
-            pass  # an owner that broke off is gone, too
-        finally:
-            spoken.set()
-            os.close(pass_on)
+else:
+    import select
 
-    threading.Thread(target=listen, daemon=True).start()
-    return lambda: spoken.wait(_ASK_AGAIN_SECONDS)
+    def _owner_speaks() -> bool:
+        """Whether there is a wish in the control pipe, or nobody at its other end; waits for a second at most."""
+        return bool(select.select([0], [], [], _ASK_AGAIN_SECONDS)[0])
