@@ -21,7 +21,8 @@ class TrainingRun:
     loss_history      the loss of each step, in order; thinned in very long runs
     loss_steps        the step of each point of loss_history
     adapter_path      the trained adapter in PEFT layout, or None; output_path: the run's folder
-    recoveries        in words, one for each fault that was recovered from
+    recoveries        in words, one for each fault that was recovered from; recovery_count: how many (in --json documents,
+                      `recovered` and `recoveries`)
     duration_seconds  of supervision, from the first to the last event
     """
 
@@ -41,6 +42,10 @@ class TrainingRun:
     @property
     def completed(self) -> bool:
         return self.status == "completed"
+
+    @property
+    def recovery_count(self) -> int:
+        return len(self.recoveries)
 
     def __str__(self) -> str:
         loss = "" if self.final_loss is None else f", loss {self.final_loss:.4f} {sparkline(self.loss_history)}"

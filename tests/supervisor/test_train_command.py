@@ -99,6 +99,13 @@ def test_a_fault_is_recovered_from_and_told(folder: Path) -> None:
     assert the_row(folder).recoveries == 1
 
 
+def test_a_json_document_has_what_was_recovered_from_as_a_number_and_in_words(folder: Path) -> None:
+    document = json.loads(train(folder, "--steps", "30", "--fault", "oom@9", "--json")[1])
+
+    assert document["recoveries"] == len(document["recovered"]) == 1
+    assert document["recovered"][0].startswith("RUNTIME_GPU_OOM at step ")
+
+
 @pytest.mark.parametrize("arguments", [[], ["--verbose"]], ids=["quiet", "verbose"])
 def test_the_traceback_of_the_child_is_shown_only_with_verbose(folder: Path, arguments: list[str]) -> None:
     code, _, err = train(folder, "--steps", "30", "--fault", "error@9", *arguments)

@@ -51,7 +51,7 @@ def test_a_training_gives_back_its_run(tmp_path: Path, data: Path) -> None:
     assert run.adapter_path is not None
     assert run.adapter_path.is_dir()
     assert run.output_path == tmp_path / "out" / "runs" / run.run_id
-    assert run.recoveries == []
+    assert (run.recoveries, run.recovery_count) == ([], 0)
     assert str(run).startswith(f"run {run.run_id[:8]} completed: 30/30 steps")
 
 

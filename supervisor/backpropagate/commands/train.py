@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +15,9 @@ from backpropagate.screen import Screen, current
 from backpropagate_protocol.errors import BackpropagateError, InvalidSettingError, UserInputError, error_for
 from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import PlannedFault
+
+if TYPE_CHECKING:
+    from backpropagate.sinks import Sink
 
 _DETACH_PATIENCE = 20.0  # seconds until a detached supervisor must have said that it began
 
@@ -146,15 +150,20 @@ def _in_foreground(screen: Screen, run_dir: RunDir, resumed: bool, wait: bool) -
 
     from backpropagate.console import sink_for
     from backpropagate.environ import environment
+    from backpropagate.result import Summary
     from backpropagate.waiting import supervise_when_free
 
-    sinks = [] if screen.json else [sink_for(sys.stderr, environment(), verbose=screen.verbose)]
+    summary = Summary(run_dir)
+    sinks: list[Sink] = [summary]
+    if not screen.json:
+        sinks.append(sink_for(sys.stderr, environment(), verbose=screen.verbose))
     try:
         outcome = supervise_when_free(run_dir, sinks, screen.note, resumed=resumed, wait=wait)
     finally:
         for sink in sinks:
             sink.close()
-    document = {**msgspec.to_builtins(outcome), "run_dir": str(run_dir.path)}
+    recovered = {"recovered": summary.view.recoveries, "run_dir": str(run_dir.path)}
+    document = {**msgspec.to_builtins(outcome), **recovered}
     if outcome.exit_code == 0:
         loss = "" if outcome.final_loss is None else f"\nloss     {outcome.final_loss:.4f}"
         again = f"\nfaults   recovered from {outcome.recoveries}" if outcome.recoveries else ""
