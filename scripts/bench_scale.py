@@ -198,7 +198,7 @@ _STEPS = """
 import uuid
 from pathlib import Path
 from backpropagate import runs
-from backpropagate.supervise import supervise_main
+from backpropagate.supervise import supervise
 from backpropagate_protocol.spec import DataSpec, ModelSpec, RunSpec, TrainSpec
 source, output, steps = sys.argv[1:]
 spec = RunSpec(
@@ -207,7 +207,7 @@ spec = RunSpec(
     train=TrainSpec(steps=int(steps), effective_batch=1, batch_size=1),
 )
 run_dir = runs.create(spec)
-numbers["exit"] = supervise_main(run_dir.path, False)
+numbers["exit"] = supervise(run_dir).exit_code
 numbers["events"] = run_dir.events.stat().st_size / 2**20
 numbers["lines"] = sum(1 for line in open(run_dir.events, "rb"))
 """

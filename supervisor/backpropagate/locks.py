@@ -6,9 +6,10 @@ The kernel releases such a lock when its holder dies, however it dies; the ident
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -16,11 +17,14 @@ from filelock import FileLock, Timeout
 
 from backpropagate.userstate import state_dir
 from backpropagate_protocol.errors import BusyError
+from backpropagate_protocol.lifeline import is_alive
 from backpropagate_protocol.rundir import OutputDir
 
+if sys.platform != "win32":
+    import fcntl
+
 # A probe (`holder_of`) holds the lock for an instant; whoever wants it in earnest tries for this long.
-_PATIENCE = 0.4
-_WAIT_POLL = 1.0
+PATIENCE = 0.4
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,34 +49,30 @@ def _identity(path: Path) -> Path:
     return path.with_name(path.name + ".holder")
 
 
-def _lock(path: Path) -> FileLock:
-    return FileLock(path, thread_local=False)
-
-
 @contextmanager
-def hold(path: Path, run_id: str, what: str, *, wait: bool = False) -> Iterator[None]:
+def hold(path: Path, run_id: str, what: str, *, patience: float = PATIENCE) -> Iterator[None]:
     """Holds the lock while the block runs. `what` names it in the message: 'the output folder /x'.
 
-    Raises BusyError within half a second if another process has it, unless `wait`: then it waits as long as it takes.
+    Raises BusyError if another process has it for `patience` seconds, OSError if there can be no such file; letting go
+    raises nothing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = _lock(path)
-    while True:
-        try:
-            lock.acquire(timeout=_PATIENCE, poll_interval=0.05)
-            break
-        except Timeout:
-            if not wait:
-                raise _busy(path, what, run_id) from None
-            time.sleep(_WAIT_POLL)
+    lock = FileLock(path, thread_local=False)
+    try:
+        lock.acquire(timeout=patience, poll_interval=0.05)
+    except Timeout:
+        raise _busy(path, what, run_id) from None
     try:
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         holder = Holder(pid=os.getpid(), run_id=run_id, since=since)
         _identity(path).write_bytes(msgspec.json.encode(holder))
         yield
     finally:
-        _identity(path).unlink(missing_ok=True)
-        lock.release()
+        try:
+            with suppress(OSError):  # someone reads it (Windows), or the disk takes nothing: it is only a name
+                _identity(path).unlink(missing_ok=True)
+        finally:
+            lock.release()
 
 
 def _busy(path: Path, what: str, run_id: str) -> BusyError:
@@ -90,14 +90,43 @@ def _read(path: Path) -> Holder | None:
 
 def holder_of(path: Path) -> Holder | None:
     """Who holds the lock at this moment; None if nobody does (or nobody whose name can be read)."""
-    if not path.exists():
+    held = _is_held(path)
+    holder = _read(path) if held is not False else None
+    if held is None and holder is not None and not is_alive(holder.pid):
         return None
-    lock = _lock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return _read(path)
-    except OSError:
-        return None  # a folder that we may only read: then nobody of ours trains into it
-    lock.release()
-    return None
+    return holder
+
+
+if sys.platform == "win32":
+
+    def _is_held(path: Path) -> bool | None:
+        """Whether someone has the lock; None if that cannot be told."""
+        if not path.exists():
+            return False
+        lock = FileLock(path, thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        except OSError:  # a folder that we may only read
+            return None
+        lock.release()
+        return False
+
+else:
+
+    def _is_held(path: Path) -> bool | None:
+        """Whether someone has the lock; None if that cannot be told. Reading is enough: it may be another user's."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without such locks
+            return None
+        finally:
+            os.close(descriptor)
+        return False

@@ -6,7 +6,8 @@ import errno
 import platform
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from backpropagate_protocol.redact import redact
 from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import RunSpec
 
-__all__ = ["Outcome", "supervise", "supervise_main"]
+__all__ = ["Outcome", "supervise"]
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # a matter of time, not of the wrong folder
 
@@ -53,50 +54,36 @@ def supervise(
     the Outcome.
     """
     spec = runs.load_spec(run_dir)
+    lock = locks.output_lock(run_dir.output)
+    with ExitStack() as held:
+        with _writable(run_dir, spec.run_id):
+            held.enter_context(locks.hold(lock, spec.run_id, f"the output folder {run_dir.output.path}"))
+            checkpoints.sweep(run_dir)
+            resumed = resumed or run_dir.events.exists()
+            record, start, previous = _where_it_stood(spec, run_dir)
+            if previous == "completed":
+                raise error_for("STATE_RUN_FINISHED", f"run {spec.run_id} is finished", run_id=spec.run_id)
+            lines = held.enter_context(Journal(run_dir.events))
+        report = Reporter(run_dir, lines, record, sinks)
+        held.callback(report.close)
+        # A signal before the driver listens is kept for it. Once the driver is done, what remains is short and must not
+        # be cut off: nobody looks into the list any more.
+        early: list[str] = []
+        with process.signals(early.append):
+            return _supervise(
+                spec, run_dir, report, start, previous if resumed else None, owner_pipe, gpu_script, early
+            )
+
+
+@contextmanager
+def _writable(run_dir: RunDir, run_id: str) -> Iterator[None]:
+    """A folder that takes nothing, in the user's words. Once the run has begun, the disk's faults are the run's own."""
     try:
-        return _locked(spec, run_dir, sinks, owner_pipe, resumed, gpu_script)
+        yield
     except OSError as error:
         text = f"{run_dir.path} cannot be written: {error.strerror or error}"
         code = "RUNTIME_DISK_FULL" if error.errno in _NO_ROOM else "CONFIG_OUTPUT_UNWRITABLE"
-        raise error_for(code, text, run_id=spec.run_id) from error
-
-
-def _locked(
-    spec: RunSpec,
-    run_dir: RunDir,
-    sinks: Sequence[Sink],
-    owner_pipe: bool,
-    resumed: bool,
-    gpu_script: Path | None,
-) -> Outcome:
-    lock = locks.output_lock(run_dir.output)
-    with locks.hold(lock, spec.run_id, f"the output folder {run_dir.output.path}", wait=spec.safety.wait_for_lock):
-        checkpoints.sweep(run_dir)
-        resumed = resumed or run_dir.events.exists()
-        record, start, previous = _where_it_stood(spec, run_dir)
-        if previous == "completed":
-            raise error_for("STATE_RUN_FINISHED", f"run {spec.run_id} is finished", run_id=spec.run_id)
-        with Journal(run_dir.events) as lines:
-            report = Reporter(run_dir, lines, record, sinks)
-            try:
-                # A signal before the driver listens is kept for it. Once the driver is done, what remains is short and
-                # must not be cut off: nobody looks into the list any more.
-                early: list[str] = []
-                with process.signals(early.append):
-                    return _supervise(
-                        spec, run_dir, report, start, previous if resumed else None, owner_pipe, gpu_script, early
-                    )
-            finally:
-                report.close()
-
-
-def supervise_main(run_dir: Path, owner: bool, gpu_script: Path | None = None) -> int:
-    """What the hidden command `_supervise` runs: supervises without a display; returns the exit code.
-
-    Whether it is a resume is seen from the journal: one that exists already belongs to an earlier supervisor.
-    """
-    run = RunDir(run_dir.absolute())
-    return int(supervise(run, owner_pipe=owner, resumed=run.events.exists(), gpu_script=gpu_script).exit_code)
+        raise error_for(code, text, run_id=run_id) from error
 
 
 def _where_it_stood(spec: RunSpec, run_dir: RunDir) -> tuple[Record, plan.Start, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,17 @@ from backpropagate import locks
 with locks.hold(Path(sys.argv[1]), "their-run", "the folder"):
     print("held", flush=True)
     sys.stdin.read()
+"""
+
+
+_LOOK = """
+import os, sys
+from pathlib import Path
+from backpropagate import locks
+if os.geteuid() == 0:
+    os.seteuid(65534)  # who may write anything proves nothing
+holder = locks.holder_of(Path(sys.argv[1]))
+print(holder.run_id if holder else "nobody")
 """
 
 
@@ -46,6 +58,31 @@ def test_it_is_free_again_when_its_holder_is_killed(tmp_path: Path) -> None:
     assert locks.holder_of(path) is None
     with locks.hold(path, "my-run", "the folder"):
         pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be removed there, which is the same test")
+def test_letting_go_survives_a_name_that_cannot_be_removed(tmp_path: Path) -> None:
+    path = tmp_path / "x.lock"
+    with locks.hold(path, "my-run", "the folder"):
+        name = tmp_path / "x.lock.holder"
+        name.unlink()
+        name.mkdir()
+    name.rmdir()
+    with locks.hold(path, "your-run", "the folder", patience=0):
+        pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the rights of a file are others there")
+def test_who_may_only_read_a_lock_still_sees_its_holder() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        path = Path(folder) / "x.lock"
+        with locks.hold(path, "my-run", "the folder"):
+            path.chmod(0o444)
+            command = [sys.executable, "-P", "-c", _LOOK, str(path)]
+            held = subprocess.run(command, capture_output=True, text=True)
+        free = subprocess.run(command, capture_output=True, text=True)
+    assert (held.stdout.strip(), free.stdout.strip()) == ("my-run", "nobody"), held.stderr
 
 
 def test_the_name_of_the_holder_goes_with_the_lock(tmp_path: Path) -> None:

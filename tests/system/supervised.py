@@ -99,9 +99,11 @@ def resume_here(run_dir: RunDir) -> tuple[Outcome, Story]:
 _PROGRAM = """
 import sys
 from pathlib import Path
-from backpropagate.supervise import supervise_main
-script = Path(sys.argv[3]) if len(sys.argv) > 3 else None
-sys.exit(supervise_main(Path(sys.argv[1]), sys.argv[2] == "owner", script))
+from backpropagate.runs import load_spec
+from backpropagate.waiting import supervise_when_free
+from backpropagate_protocol.rundir import RunDir
+run, wait = RunDir(Path(sys.argv[1])), load_spec(RunDir(Path(sys.argv[1]))).safety.wait_for_lock
+sys.exit(supervise_when_free(run, [], print, owner_pipe=sys.argv[2] == "owner", wait=wait).exit_code)
 """
 
 
