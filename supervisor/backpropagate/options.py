@@ -165,9 +165,6 @@ OPTIONS: tuple[Option, ...] = (
 BY_KEY: dict[str, Option] = {option.key: option for option in OPTIONS}
 BY_ARGUMENT: dict[str, Option] = {option.argument: option for option in OPTIONS}
 
-# Names of the original's interface that a later release will serve: known, so that asking for one says so.
-LATER_ARGUMENTS: tuple[str, ...] = ("fp8", "reasoning_trace", "orpo_beta", "simpo_beta", "simpo_gamma", "kto_beta")
-
 
 class NotAccepted(ValueError):
     """A value that an option does not accept; the message says what it does accept."""

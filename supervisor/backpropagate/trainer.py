@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from backpropagate import events, history, runs
 from backpropagate.build_spec import build_spec, notices
@@ -23,13 +24,13 @@ from backpropagate.environ import environment
 from backpropagate.events import Event
 from backpropagate.follow import StopFollowing, follow
 from backpropagate.journal import Follower, read
+from backpropagate.later import method_error, without_later
 from backpropagate.launch import start
 from backpropagate.notebook import NotebookSink, in_notebook
-from backpropagate.options import LATER_ARGUMENTS
 from backpropagate.result import Summary, TrainingRun
 from backpropagate.settings import Settings
 from backpropagate.sinks import Sink
-from backpropagate_protocol.errors import BackpropagateError, InvalidSettingError, UserInputError, error_for
+from backpropagate_protocol.errors import BackpropagateError, UserInputError, error_for
 from backpropagate_protocol.rundir import RunDir
 
 __all__ = ["Trainer", "TrainingCallback", "TrainingRun"]
@@ -40,6 +41,7 @@ class TrainingCallback:
     """Functions to be called as the run goes on; those that are None are not.
 
     on_step      (step, loss) after every optimizer step; returning False stops the run, after a checkpoint
+    on_epoch     (number) after every whole pass over the data
     on_save      (path) after every checkpoint
     on_recovery  (what) after every fault that is being recovered from, in words
     on_complete  (run) at the end, also of an interrupted run
@@ -49,6 +51,7 @@ class TrainingCallback:
     """
 
     on_step: Callable[[int, float | None], bool | None] | None = None
+    on_epoch: Callable[[int], object] | None = None
     on_save: Callable[[Path], object] | None = None
     on_recovery: Callable[[str], object] | None = None
     on_complete: Callable[[TrainingRun], object] | None = None
@@ -128,12 +131,17 @@ class Trainer:
             "run_name": run_name,
             "runner_python": runner_python,
         }
-        given |= _without_later(more)
+        given |= without_later(more)
         self._given = {name: value for name, value in given.items() if value is not None}
         self._progress = progress
         self.runs: list[TrainingRun] = []
         for setting in Settings(self._given).all():
             del setting  # each was looked up, so a value that cannot be used is known now
+
+    if not TYPE_CHECKING:  # for a type checker, these names do not exist
+
+        def __getattr__(self, name: str) -> object:
+            raise method_error(name)
 
     def train(
         self,
@@ -176,7 +184,7 @@ class Trainer:
                     "samples": samples,
                     "batch_size": batch_size,
                     "gradient_accumulation": gradient_accumulation,
-                    **_without_later(more),
+                    **without_later(more),
                 }.items()
                 if value is not None
             },
@@ -241,17 +249,6 @@ class Trainer:
         return run
 
 
-def _without_later(more: dict[str, object]) -> dict[str, object]:
-    """The arguments that this release knows; asking for a part of a later one is an error, refusing it is not."""
-    kept = dict(more)
-    for name in LATER_ARGUMENTS:
-        if kept.pop(name, None):
-            raise InvalidSettingError(f"{name} is not part of this release yet", suggestion="Leave it out.")
-    if kept.pop("report_to", None) not in (None, "none", "auto", []):
-        raise InvalidSettingError("report_to is not part of this release yet", suggestion="Leave it out.")
-    return kept
-
-
 def _display(*, verbose: bool) -> list[Sink]:
     return [NotebookSink() if in_notebook() else sink_for(sys.stderr, environment(), verbose=verbose)]
 
@@ -264,16 +261,29 @@ class _Calls:
     ) -> None:
         self._callback = callback or TrainingCallback()
         self._on_step = [call for call in (self._callback.on_step, on_step) if call is not None]
+        self._epochs: int | None = None  # whole passes that were told; None: the first step will say where we are
         self.run_dir: RunDir | None = None
 
     def event(self, event: Event) -> None:
         if isinstance(event, events.Step):
+            self._epoch(event)
             if [call for call in self._on_step if call(event.step, event.loss) is False]:
                 raise StopFollowing
+        elif isinstance(event, events.ModelReady) and event.step == 0 and self._epochs is None:
+            self._epochs = 0
         elif isinstance(event, events.CheckpointCommitted) and self._callback.on_save and self.run_dir:
             self._callback.on_save(self.run_dir.checkpoint(event.step))
         elif isinstance(event, events.Recovering) and self._callback.on_recovery:
             self._callback.on_recovery(event.reason)
+
+    def _epoch(self, step: events.Step) -> None:
+        """Passes that a fault made us do again are not told again; of a step's number in floats, a hair may be missing."""
+        done = int(step.epoch + 1e-6)
+        told = done if self._epochs is None else self._epochs
+        self._epochs = max(done, told)
+        if self._callback.on_epoch:
+            for number in range(told + 1, done + 1):
+                self._callback.on_epoch(number)
 
     def completed(self, run: TrainingRun) -> None:
         if self._callback.on_complete:

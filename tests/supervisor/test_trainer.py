@@ -160,6 +160,42 @@ def test_a_wrong_argument_is_refused_when_the_trainer_is_made(tmp_path: Path) ->
     toy(tmp_path, fp8=False, report_to="none", batch_size="auto")
 
 
+@pytest.mark.parametrize(
+    ("argument", "advice"),
+    [({"use_unsloth": True}, "Leave it out."), ({"train_on_responses": True}, "train_on='assistant'"),
+     ({"dataset": "d.jsonl"}, "data="), ({"packing": True}, "Give false")],
+)  # fmt: skip
+def test_arguments_of_other_releases_are_refused_with_what_to_say_instead(
+    tmp_path: Path, argument: dict[str, object], advice: str
+) -> None:
+    with pytest.raises((UserInputError, InvalidSettingError)) as caught:
+        toy(tmp_path, **argument)
+
+    assert advice in caught.value.suggestion
+    toy(tmp_path, use_unsloth=False, packing=False)
+
+
+@pytest.mark.parametrize("name", ["export", "push_to_ollama", "multi_run", "save"])
+def test_methods_of_a_later_release_are_refused_with_a_code_and_are_not_there(tmp_path: Path, name: str) -> None:
+    trainer = toy(tmp_path)
+    with pytest.raises(BackpropagateError, match=f"Trainer.{name} is not part of this release") as caught:
+        getattr(trainer, name)("x")
+
+    assert caught.value.code == "INPUT_VALIDATION_FAILED"
+    assert caught.value.suggestion
+    assert not hasattr(trainer, name)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        trainer.nonsense  # type: ignore[attr-defined]  # noqa: B018 - it is not there, which is the point
+
+
+def test_whole_passes_over_the_data_are_told_once_each(tmp_path: Path, data: Path) -> None:
+    passes: list[int] = []
+    trainer = toy(tmp_path, save_steps=4)
+    trainer.train(data, steps=20, callback=TrainingCallback(on_epoch=passes.append))
+
+    assert passes == [1, 2, 3, 4]
+
+
 def test_a_resumed_run_accepts_no_other_data(tmp_path: Path, data: Path) -> None:
     with pytest.raises(UserInputError, match="data, steps"):
         toy(tmp_path).train(data, steps=3, resume="latest")
