@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from backpropagate.view import BARS, RunView, duration, memory, span, sparkline
+from backpropagate.view import BARS, RunView, duration, learning_rate, memory, span, sparkline
 from backpropagate.wording import in_phase
 from backpropagate_protocol.redact import redact
 
@@ -54,6 +54,7 @@ class LiveDisplay:
             Text(view.run_id[:8], style="dim"),
             ProgressBar(total=max(view.total_steps, 1), completed=view.step, width=30),
             Text(f"step {view.step}/{view.total_steps}" if view.phase == "train" else in_phase(view), style="bold"),
+            Text(learning_rate(view), style="dim"),
         )
         return Group(
             bar, Text("  " + "  ".join(self._facts(view)), overflow="ellipsis", no_wrap=True), *_recovered(view)

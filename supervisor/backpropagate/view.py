@@ -171,6 +171,11 @@ def span(low: float, high: float) -> str:
     return f"{first_number}–{last_number} {last_unit}" if first_unit == last_unit else f"{first} – {last}"
 
 
+def learning_rate(view: RunView) -> str:
+    """`lr 1.5e-04`, or nothing where it is not known."""
+    return "" if view.learning_rate is None else f"lr {view.learning_rate:.1e}"
+
+
 def memory(view: RunView) -> str:
     """`5.1/15.9 GB`, or nothing where no device memory is known."""
     if not view.memory_used:

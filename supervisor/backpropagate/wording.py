@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from backpropagate import events
 from backpropagate.events import Event
-from backpropagate.view import RunView, duration, heat_in_words, memory, span
+from backpropagate.view import RunView, duration, heat_in_words, learning_rate, memory, span
 
 
 def progress_line(view: RunView) -> str:
     parts = [f"step {view.step}/{view.total_steps}"]
     if view.loss is not None:
         parts.append(f"loss {view.loss:.4f}")
+    if learning_rate(view):
+        parts.append(learning_rate(view))
     speed = view.tokens_per_second
     if speed is not None:
         parts.append(f"{speed:,.0f} tokens/s")
@@ -32,6 +34,10 @@ _PHASES = {
     "first_step": "first step",
     "finish": "writing the adapter",
 }
+
+
+# The owner's pipe says `stop` for an interrupt as for a callback that had enough; both come from the user.
+_REASONS = {"ctrl-c": "as asked", "owner-gone": "(whoever started it is gone)"}
 
 
 def in_phase(view: RunView) -> str:
@@ -77,7 +83,7 @@ def in_words(event: Event) -> str:
         case events.Heat():
             return heat_in_words(event)
         case events.StopRequested():
-            return f"stopping ({event.reason}){', saving first' if event.save else ''}"
+            return f"stopping {_REASONS.get(event.reason, f'({event.reason})')}{', saving first' if event.save else ''}"
         case events.RunEnded():
             return f"{event.status} at step {event.step}/{event.total_steps} after {duration(event.seconds)}"
         case events.Step() | events.CheckpointCommitted():

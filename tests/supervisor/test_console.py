@@ -34,6 +34,7 @@ def step(number: int, *, time: float | None = None, loss: float | None = None, t
         tokens=100 * number,
         memory_used=2048,
         celsius=61,
+        learning_rate=1.5e-4,
     )
 
 
@@ -110,10 +111,10 @@ def test_a_log_has_the_first_step_one_line_each_half_minute_and_what_matters() -
     ]
 
 
-def test_a_line_of_progress_has_loss_speed_time_left_memory_and_temperature() -> None:
+def test_a_line_of_progress_has_loss_rate_speed_time_left_memory_and_temperature() -> None:
     line = next(line for line in log(story()) if "step 66/100" in line)
 
-    assert line == "12345678 step 66/100  loss 0.0455  100 tokens/s  34 s left  2.0/16.0 GB  61 °C"
+    assert line == "12345678 step 66/100  loss 0.0455  lr 1.5e-04  100 tokens/s  34 s left  2.0/16.0 GB  61 °C"
 
 
 def test_a_log_has_no_secrets() -> None:
@@ -230,6 +231,8 @@ def test_a_live_view_on_a_real_terminal_shows_the_run_and_keeps_what_matters(
     assert "step 50/100" in words
     assert "saved at step 5, 47 s ago" in words
     assert "recovered: RUNTIME_GPU_OOM at step 6" in words
+    assert "lr 1.5e-04" in words
+    assert "61 °C" in words
     assert "completed at step 100/100" in words
     assert bool(re.search(r"\x1b\[(?:\d+;)*3[0-7]m", shown.result())) == coloured
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from backpropagate.exceptions import (
     TrainingError,
     UserInputError,
 )
+from backpropagate.options import BY_ARGUMENT
 from backpropagate_protocol.rundir import OutputDir
 from tests.waiting import eventually
 
@@ -148,6 +150,27 @@ def test_the_exception_tree_is_that_of_the_code(tmp_path: Path) -> None:
     from backpropagate_protocol.errors import error_for
 
     assert isinstance(error_for("RUNTIME_GPU_OOM", "x"), GPUMemoryError)
+
+
+def test_the_arguments_of_trainer_are_those_of_the_table_with_their_defaults() -> None:
+    """max_seq_length is a second name; progress is of the Trainer itself; callbacks and `resume` are no wishes."""
+    extra = {"self", "more", "max_seq_length", "progress", "resume", "callback", "on_step"}
+    for function in (Trainer.__init__, Trainer.train):
+        parameters = inspect.signature(function).parameters
+        named = {name: parameter for name, parameter in parameters.items() if name not in extra}
+
+        assert set(named) <= set(BY_ARGUMENT)
+        assert all(parameter.default is None for parameter in named.values())
+        for name, parameter in named.items():
+            kind = {"list": "Sequence[str]"}.get(BY_ARGUMENT[name].kind, BY_ARGUMENT[name].kind)
+            assert kind in str(parameter.annotation), name
+
+
+@pytest.mark.parametrize("argument", sorted(set(inspect.signature(Trainer.__init__).parameters) & set(BY_ARGUMENT)))
+def test_every_argument_of_trainer_reaches_the_settings(tmp_path: Path, argument: str) -> None:
+    """A list is a value that no option accepts, so a complaint about it shows that it arrived."""
+    with pytest.raises(InvalidSettingError, match=argument):
+        toy(tmp_path, **{argument: [1]}) if argument != "model" else Trainer([1])  # type: ignore[arg-type]
 
 
 def test_a_wrong_argument_is_refused_when_the_trainer_is_made(tmp_path: Path) -> None:
