@@ -106,6 +106,17 @@ def test_a_json_document_has_what_was_recovered_from_as_a_number_and_in_words(fo
     assert document["recovered"][0].startswith("RUNTIME_GPU_OOM at step ")
 
 
+def test_a_run_is_shown_in_words(folder: Path) -> None:
+    train(folder, "--steps", "30", "--batch-size", "4", "--save-steps", "5", "--fault", "oom@9")
+    lines = [" ".join(line.split()) for line in backprop(folder, "show-run", "latest")[1].splitlines()]
+
+    assert "lora_targets all-linear" in lines
+    assert lines[lines.index("micro_batch_history:") + 1 :][:2] == [
+        "batch 4 × 2 from step 0",
+        "batch 2 × 4 from step 5",
+    ]
+
+
 @pytest.mark.parametrize("arguments", [[], ["--verbose"]], ids=["quiet", "verbose"])
 def test_the_traceback_of_the_child_is_shown_only_with_verbose(folder: Path, arguments: list[str]) -> None:
     code, _, err = train(folder, "--steps", "30", "--fault", "error@9", *arguments)

@@ -68,15 +68,26 @@ def show_run(run: str, output_dir: Value) -> None:
     run_dir = runs.find(output, run)
     row = history.show(run_dir)
     document: dict[str, object] = {**msgspec.to_builtins(row), "run_dir": str(run_dir.path)}
-    shown = {name: value for name, value in document.items() if value not in (None, "", [], {})}
+    shown = {name: value for name, value in document.items() if value not in (None, "", [], {}, ())}
+    if row.micro_batch_history:
+        shown["micro_batch_history"] = _batches(row)
     shown["loss_history"] = sparkline([loss for _, loss in row.loss_history], width=60)
     lines = [line for name, value in shown.items() for line in _field(name, value)]
     current().data(document, "\n".join(lines))
 
 
+def _batches(row: RunRow) -> list[str]:
+    """`batch 4 × 2 from step 0`: rows on the device at once, and how many of these make an optimizer step."""
+    wanted = row.hyperparameters.get("effective_batch")
+    return [
+        f"batch {size}{f' × {wanted // size}' if isinstance(wanted, int) else ''} from step {step}"
+        for step, size in row.micro_batch_history
+    ]
+
+
 def _field(name: str, value: object) -> list[str]:
     if isinstance(value, dict):
-        return [f"{name}:", *(f"  {key:30} {item}" for key, item in value.items() if item is not None)]
+        return [f"{name}:", *(f"  {key:30} {_item(item)}" for key, item in value.items() if item is not None)]
     if isinstance(value, list):
         return [f"{name}:", *(f"  {_item(item)}" for item in value)]
     return [f"{name:20} {value}"]
