@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from backpropagate.models import looks_like_path, resolve_model
+from backpropagate.options import Value
 from backpropagate.settings import Settings
 from backpropagate_protocol.data_formats import may_be_hub_id
 from backpropagate_protocol.errors import (
@@ -159,6 +160,35 @@ def batch_plan(batch_size: int | None, accumulation: int | None, wanted: int) ->
     return batch_size * accumulation, batch_size
 
 
+def decided(settings: Settings) -> dict[str, Value]:
+    """By key: the values that a new run takes where nothing was said, as far as they follow from the other settings."""
+    values: dict[str, Value] = {}
+    if settings["training.max_steps"].value is None and settings["training.epochs"].value is None:
+        values["training.max_steps"] = DEFAULT_STEPS
+    if settings["lora.alpha"].value is None:
+        values["lora.alpha"] = 2 * settings.whole("lora.r")
+    effective, batch = _batch(settings)
+    if batch is not None:
+        values |= {"training.batch_size": batch, "training.gradient_accumulation": effective // batch}
+    if settings["runner.python"].value is None:
+        values["runner.python"] = sys.executable
+    return values
+
+
+def effective_batch(settings: Settings) -> int:
+    """Samples in one optimizer step."""
+    return _batch(settings)[0]
+
+
+def _batch(settings: Settings) -> tuple[int, int | None]:
+    preset = settings.training_preset()
+    return batch_plan(
+        settings.whole_or_none("training.batch_size"),
+        settings.whole_or_none("training.gradient_accumulation"),
+        preset.effective_batch if preset else DEFAULT_EFFECTIVE_BATCH,
+    )
+
+
 def _train(settings: Settings) -> TrainSpec:
     steps, epochs = settings["training.max_steps"], settings["training.epochs"]
     count: int | None = None
@@ -166,12 +196,7 @@ def _train(settings: Settings) -> TrainSpec:
         raise ConfigurationError("both a number of steps and a number of epochs were given", suggestion="Give --steps or --epochs, not both.")  # fmt: skip
     if epochs.value is None or (steps.value is not None and steps.rank < epochs.rank):
         count = DEFAULT_STEPS if steps.value is None else settings.whole("training.max_steps")
-    preset = settings.training_preset()
-    effective, batch = batch_plan(
-        settings.whole_or_none("training.batch_size"),
-        settings.whole_or_none("training.gradient_accumulation"),
-        preset.effective_batch if preset else DEFAULT_EFFECTIVE_BATCH,
-    )
+    effective, batch = _batch(settings)
     return TrainSpec(
         method=settings.text("training.method"),
         mode=settings.text("training.mode"),

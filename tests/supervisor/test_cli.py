@@ -191,6 +191,19 @@ def test_config_says_where_a_value_comes_from(tmp_path: Path) -> None:
     assert len(document["warnings"]) == 1
 
 
+def test_config_shows_the_values_that_a_run_would_have(tmp_path: Path) -> None:
+    def values(**variables: str) -> dict[str, object]:
+        document = json.loads(backprop("config", "--json", cwd=tmp_path, **variables).stdout)
+        return {s["key"]: s["value"] for s in document["settings"]} | {"batch": document["effective_batch"]}
+
+    plain = values()
+    assert (plain["training.max_steps"], plain["lora.alpha"], plain["batch"]) == (100, 512, 8)
+    assert plain["training.batch_size"] is None
+    said = values(BACKPROPAGATE_TRAINING__EPOCHS="2", BACKPROPAGATE_LORA__R="4", BACKPROPAGATE_TRAINING__BATCH_SIZE="3")
+    assert (said["training.max_steps"], said["lora.alpha"], said["batch"]) == (None, 8, 6)
+    assert said["training.gradient_accumulation"] == 2
+
+
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "backpropagate", "info", "--env-vars"],

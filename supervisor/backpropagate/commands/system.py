@@ -125,18 +125,26 @@ def _about_in_words(about: dict[str, object]) -> list[str]:
 @click.command(cls=Command)
 def config() -> None:
     """Show each setting and where its value comes from."""
+    from backpropagate.build_spec import decided, effective_batch
+
     screen = current()
     settings = Settings()
     every = settings.all()
     for warning in settings.warnings:
         screen.note(f"note: {warning}")
+    values = {s.option.key: s.value for s in every} | decided(settings)
+    batch = effective_batch(settings)
     document = {
         "settings": [
-            {"key": s.option.key, "value": s.value, "source": s.source, "variable": s.option.variable} for s in every
+            {"key": s.option.key, "value": values[s.option.key], "source": s.source, "variable": s.option.variable}
+            for s in every
         ],
+        "effective_batch": batch,
         "warnings": settings.warnings,
     }
-    screen.data(document, "\n".join(f"{s.option.key:32} {_shown(s.value):28} {s.source}" for s in every))
+    rows = [(s.option.key, _shown(values[s.option.key]), s.source) for s in every]
+    rows.append(("(effective batch)", str(batch), "rows in one optimizer step"))
+    screen.data(document, "\n".join(f"{name:32} {value:28} {source}" for name, value, source in rows))
 
 
 def _shown(value: object) -> str:
