@@ -104,7 +104,7 @@ def load_model(
             **options,
         )
     except (OSError, ValueError, KeyError, ImportError, AttributeError, SafetensorError) as error:
-        raise ModelLoadError(f"{source.name} cannot be loaded: {error}") from error
+        raise source.failure(error) from error
     if report["missing_keys"]:
         some = ", ".join(sorted(report["missing_keys"])[:3])
         notice(f"{source.name} lacks {len(report['missing_keys'])} weights, which start at random: {some}", "warning")

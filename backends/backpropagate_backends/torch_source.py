@@ -13,11 +13,13 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HFValidationError,
+    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
 from backpropagate_protocol.errors import ModelLoadError, UserInputError
+from backpropagate_protocol.hub import is_hub_trouble
 from backpropagate_protocol.spec import ModelSpec
 
 _CONFIG = "config.json"
@@ -27,7 +29,11 @@ _WEIGHTS = ("*.safetensors", "*.bin")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A model that is there: `path` is a folder, or a hub id whose config.json has been fetched."""
+    """A model that is there: `path` is a folder, or a hub id whose config.json has been fetched.
+
+    `revision` of a hub's model is the commit that its config.json came with: whatever is fetched later comes with the same,
+    though the branch may have moved on meanwhile.
+    """
 
     name: str  # as the user said it
     path: str
@@ -43,10 +49,19 @@ class Source:
             "local_files_only": self.local,
         }
 
+    @property
+    def commit(self) -> str:
+        """Empty for a folder."""
+        return self.revision or ""
+
+    def failure(self, error: Exception, what: str = "") -> ModelLoadError:
+        """The coded error for what loading from here raised: the model's fault, or the way's to the hub."""
+        return ModelLoadError(f"{what}{self.name} cannot be loaded: {error}", code=_code(error))
+
 
 def find(model: ModelSpec) -> Source:
     """Raises UserInputError [INPUT_MODEL_NOT_FOUND] if it is neither a model folder nor a hub id, and ModelLoadError
-    [DEP_MODEL_LOAD_FAILED] if the hub does not give it."""
+    if the hub does not give it [DEP_MODEL_LOAD_FAILED] or cannot be reached [DEP_HUB_UNREACHABLE]."""
     folder = Path(model.path)
     if folder.is_dir():
         _check_folder(model.name, folder)
@@ -57,13 +72,25 @@ def find(model: ModelSpec) -> Source:
     reachable = _hub_answers(model)
     if not reachable and not cached:
         raise ModelLoadError(
-            f"{model.name} is neither a folder nor in the local cache, and the hub cannot be reached",
+            f"{model.name} is neither a folder nor in the local cache, and "
+            + ("HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"),
+            code="DEP_MODEL_LOAD_FAILED" if constants.HF_HUB_OFFLINE else "DEP_HUB_UNREACHABLE",
             suggestion="Check the spelling and the network, or give the folder of a model that is on this machine.",
         )
     if reachable:
         _ask_hub(model)
     # Without a network the cache is all there is: every file that is looked for there would be a long wait otherwise.
-    return Source(model.name, model.path, model.revision, model.trust_remote_code, local=not reachable)
+    return Source(model.name, model.path, _commit(model), model.trust_remote_code, local=not reachable)
+
+
+def _code(error: BaseException) -> str:
+    unreachable = is_hub_trouble(error) and not constants.HF_HUB_OFFLINE
+    return "DEP_HUB_UNREACHABLE" if unreachable else "DEP_MODEL_LOAD_FAILED"
+
+
+def _commit(model: ModelSpec) -> str | None:
+    config = try_to_load_from_cache(model.path, _CONFIG, revision=model.revision)
+    return Path(config).parent.name if isinstance(config, str) else model.revision
 
 
 def _check_folder(name: str, folder: Path) -> None:
@@ -116,7 +143,11 @@ def _ask_hub(model: ModelSpec) -> None:
         raise ModelLoadError(
             f"the hub has no model {model.name}, or it is private and you are not logged in"
         ) from error
+    except LocalEntryNotFoundError as error:  # the hub client's word for: not here, and nobody answers
+        raise ModelLoadError(
+            f"{model.name} cannot be fetched: the hub does not answer", code="DEP_HUB_UNREACHABLE"
+        ) from error
     except EntryNotFoundError as error:
         raise ModelLoadError(f"{model.name} has no {_CONFIG}: it is not a transformers model") from error
     except Exception as error:
-        raise ModelLoadError(f"{model.name} cannot be fetched from the hub: {error}") from error
+        raise ModelLoadError(f"{model.name} cannot be fetched from the hub: {error}", code=_code(error)) from error

@@ -41,7 +41,7 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.path, **source.options())
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
-        raise ModelLoadError(f"the tokenizer of {source.name} cannot be loaded: {error}") from error
+        raise source.failure(error, "the tokenizer of ") from error
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # labels and attention masks are explicit, so any token will do
@@ -132,7 +132,7 @@ def _max_length(source: Source, tokenizer: PreTrainedTokenizerBase) -> int | Non
     try:
         config = AutoConfig.from_pretrained(source.path, **source.options())
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelLoadError(f"the configuration of {source.name} cannot be read: {error}") from error
+        raise source.failure(error, "the configuration of ") from error
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if isinstance(positions, int):
         return positions

@@ -62,7 +62,8 @@ _ROWS = (
     CodeInfo("CONFIG_OUTPUT_UNWRITABLE", "the output folder cannot be written", _N, _USER, "Choose another folder with --output, or change its permissions."),
     # what has to be there
     CodeInfo("DEP_RUNNER_MISSING", "the training packages are not installed", _N, _USER, "pip install 'backpropagate[cuda]' (NVIDIA GPU) or 'backpropagate[cpu]'; or name an interpreter that has them: --runner-python."),
-    CodeInfo("DEP_MODEL_LOAD_FAILED", "the model could not be loaded", _L, _USER, "Check the name, your access to it (gated models want a token), the network, and the files of a local folder."),
+    CodeInfo("DEP_MODEL_LOAD_FAILED", "the model could not be loaded", _N, _USER, "Check the name, your access to it (gated models want a token), and the files of a local folder."),
+    CodeInfo("DEP_HUB_UNREACHABLE", "the hub does not answer, and what is wanted is not on this machine", _L, _TRY, "Check the network, or wait until the hub is back; then run the same command again, or `backprop resume RUN`."),
     CodeInfo("DEP_GPU_NOT_AVAILABLE", "a GPU was asked for and none can be used", _N, _USER, "Use --backend auto or cpu, or install a CUDA build of torch and a driver that fits it."),
     CodeInfo("DEP_MLX_UNAVAILABLE", "the MLX toolchain is missing", _N, _USER, "pip install 'backpropagate[mlx]' on Apple silicon."),
     CodeInfo("DEP_OLLAMA_REGISTRATION_FAILED", "Ollama did not take the model", _L, _PARTIAL, "Start Ollama and run the export again; the training is kept."),
@@ -280,6 +281,7 @@ _SHARED: dict[str, type[BackpropagateError]] = {
     "CONFIG_OUTPUT_UNWRITABLE": ConfigurationError,
     "DEP_MLX_UNAVAILABLE": DependencyError,
     "DEP_VERSION_UNSUPPORTED": DependencyError,
+    "DEP_HUB_UNREACHABLE": DependencyError,
     "RUNTIME_HOST_OOM": TrainingError,
     "RUNTIME_GPU_LOST": GPUError,
     "RUNTIME_FULL_FT_MODEL_TOO_LARGE": ConfigurationError,

@@ -173,7 +173,9 @@ def _judge(error: BaseException) -> tuple[FaultKind, str, BaseException]:
 def _own_kind(error: BackpropagateError) -> FaultKind:
     if error.code in _KIND:
         return _KIND[error.code]
-    return FaultKind.USER if error.exit_code is ExitCode.USER_ERROR else FaultKind.INTERNAL
+    # A hub that does not answer now will not answer a respawn either: that is for whoever comes again later.
+    over = error.exit_code is ExitCode.USER_ERROR or error.code == "DEP_HUB_UNREACHABLE"
+    return FaultKind.USER if over else FaultKind.INTERNAL
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -18,6 +18,7 @@ from types import TracebackType
 import msgspec
 
 from backpropagate_protocol.errors import DatasetError, DatasetNotFoundError, DatasetParseError, DependencyError
+from backpropagate_protocol.hub import is_hub_trouble
 from backpropagate_protocol.spec import DataSpec
 from backpropagate_runner.json_values import json_values
 from backpropagate_runner.sources import MAX_ROW, FileSource, is_hub_id, lines, without_mark
@@ -62,10 +63,8 @@ class HubSource:
             for number, value in enumerate(datasets.load_dataset(self.name, split=self._split, streaming=True), 1):
                 self._hash.update(msgspec.json.encode(value, enc_hook=repr))
                 yield RawRow(number, dict(value))
-        except (FileNotFoundError, ConnectionError) as error:
-            raise DatasetNotFoundError(f"the hub has no data set {self.name}, or cannot be reached: {error}") from error
         except Exception as error:
-            raise DatasetError(f"the data set {self.name} cannot be streamed: {error}") from error
+            raise _hub_error(self.name, error, bool(datasets.config.HF_HUB_OFFLINE)) from error
 
     def digest(self, tick: Callable[[], None]) -> str:
         return self._hash.hexdigest()
@@ -77,6 +76,16 @@ class HubSource:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         return None
+
+
+def _hub_error(name: str, error: Exception, offline: bool) -> DatasetError:
+    if is_hub_trouble(error) and not offline:
+        return DatasetError(
+            f"the data set {name} cannot be streamed: the hub does not answer", code="DEP_HUB_UNREACHABLE"
+        )
+    if isinstance(error, (FileNotFoundError, ConnectionError)):
+        return DatasetNotFoundError(f"the hub has no data set {name}, or may not be asked: {error}")
+    return DatasetError(f"the data set {name} cannot be streamed: {error}")
 
 
 Source = FileSource | HubSource

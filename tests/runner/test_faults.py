@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backpropagate_protocol.errors import CATALOGUE, DatasetError, LossDivergedError, ModelLoadError, error_for
+from backpropagate_protocol.errors import (
+    CATALOGUE,
+    DatasetError,
+    ExitCode,
+    LossDivergedError,
+    ModelLoadError,
+    error_for,
+)
 from backpropagate_protocol.messages import Fault, FaultKind, Phase
 from backpropagate_runner.faults import classify, is_disk_trouble
 
@@ -163,6 +170,14 @@ def test_a_model_that_could_not_be_loaded_for_want_of_memory_is_a_want_of_memory
     assert _told(error).kind is K.OOM
     error.__cause__ = OSError("connection refused")
     assert (_told(error).kind, _told(error).code) == (K.USER, "DEP_MODEL_LOAD_FAILED")
+
+
+def test_a_hub_that_does_not_answer_ends_the_attempts_and_is_for_later() -> None:
+    error = ModelLoadError("the hub does not answer", code="DEP_HUB_UNREACHABLE")
+    error.__cause__ = ConnectionError("refused")
+    told = _told(error)
+    assert (told.kind, told.code) == (K.USER, "DEP_HUB_UNREACHABLE")
+    assert error.exit_code is ExitCode.TRY_LATER
 
 
 def test_a_circle_of_causes_ends() -> None:

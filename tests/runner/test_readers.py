@@ -228,6 +228,10 @@ def test_a_hub_that_cannot_be_reached_is_a_coded_error(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.startswith("[INPUT_DATASET_NOT_FOUND]: the hub has no data set nobody/nothing-of-the-kind")
+    # Who turned the network off meant it; where nobody answers, it is worth coming again.
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "no_proxy": "127.0.0.1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=240)
+    assert done.stdout.startswith("[DEP_HUB_UNREACHABLE]: the data set nobody/nothing-of-the-kind"), done.stdout
 
 
 def test_reading_json_csv_and_text_imports_no_large_package() -> None:
