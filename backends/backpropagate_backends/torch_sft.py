@@ -4,6 +4,7 @@ What is overridden, and why it has to be:
     get_train_dataloader  to find the position without walking to it, and to tie worker processes to ours
     training_step         the one place where a micro-batch is certainly consumed
     _save_checkpoint      the one place where an error of writing can be told from an error of training
+    _load_optimizer_and_scheduler   where the moments of a paged optimizer go back into paged memory
     _save                 leaves out `training_args.bin`, a pickle, and the tokenizer, which does not change
     create_model_card     would write beside the checkpoints, at each of them
 Everything else goes through public callbacks. `save_steps` and `logging_steps` of an old trainer_state.json have no
@@ -25,6 +26,7 @@ from trl import SFTTrainer
 
 from backpropagate_backends.base import Session
 from backpropagate_backends.torch_data import CONSUMED, Account, Batches, EpochOrder
+from backpropagate_backends.torch_paging import page_again
 from backpropagate_protocol.lifeline import worker_init
 from backpropagate_protocol.messages import Progress, Started
 
@@ -76,6 +78,11 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
     def create_model_card(self, *args: object, **kwargs: object) -> None:
         return
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            page_again(self.optimizer)
+
     def _save(self, output_dir: str | None = None, state_dict: object | None = None) -> None:
         # save_embedding_layers: "auto" would ask the hub, at every checkpoint, whether the vocabulary grew.
         self.model.save_pretrained(output_dir, save_embedding_layers=False)
@@ -101,6 +108,8 @@ class Header:
     device: str
     precision: str
     samples_seen: int
+    optimizer: str
+    model_revision: str
     gpu_uuid: str = ""
     device_memory: int = 0
     notes: tuple[str, ...] = ()
@@ -142,6 +151,8 @@ class Boundary(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
                 device_memory=header.device_memory,
                 gpu_uuid=header.gpu_uuid,
                 notes=header.notes,
+                optimizer=header.optimizer,
+                model_revision=header.model_revision,
             )
         )
 

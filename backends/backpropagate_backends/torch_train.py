@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -17,8 +16,9 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallb
 from trl import SFTConfig
 
 from backpropagate_backends.base import Session
+from backpropagate_backends.torch_choices import model_of_run, optimizer_of_run, precision_of_run
 from backpropagate_backends.torch_data import Account, Collator, Course, course, ids_dataset
-from backpropagate_backends.torch_model import Precision, add_adapter, all_finite, choose_precision, load_model
+from backpropagate_backends.torch_model import Precision, add_adapter, all_finite, load_model
 from backpropagate_backends.torch_resume import ADAPTER, check_resume
 from backpropagate_backends.torch_sft import Boundary, ExactTrainer, Header
 from backpropagate_backends.torch_source import find
@@ -33,9 +33,6 @@ from backpropagate_protocol.prepared import Prepared
 # Rows are read from a memory map: a worker process would only add a process to lose. Tests of the process tree raise it.
 DATALOADER_WORKERS = 0
 
-# Below this, the moments of a large adapter are better held in 8 bits, paged out to the host.
-_SMALL_CARD_GIB = 24
-
 
 def train(session: Session, data: Prepared, name: str, device: Literal["cpu", "cuda"]) -> TrainResult | None:
     """See `base.Backend.train`."""
@@ -46,7 +43,8 @@ def train(session: Session, data: Prepared, name: str, device: Literal["cpu", "c
     if len(data) == 0:
         raise DatasetError(f"{spec.data.source} has no rows to train on")
     way = course(spec.train, len(data))
-    precision = choose_precision(spec.model, device, session.notice)
+    precision = precision_of_run(spec.model, session.resume, device, session.notice)
+    optimizer = optimizer_of_run(spec.train.optim, session.resume, precision)
     account = Account()
     if session.resume is not None:
         scaled = precision.dtype is torch.float16
@@ -55,7 +53,7 @@ def train(session: Session, data: Prepared, name: str, device: Literal["cpu", "c
 
     # ---- the model, its adapter, and the trainer around them --------------------------------------------------------
     session.phase(Phase.LOAD)
-    source = find(spec.model)
+    source = find(model_of_run(spec.model, session.resume))
     tokenizer = load_tokenizer(source)
     session.phase(Phase.LOAD, 0, 2, "weights")  # each restarts the deadline of a slow disk or network
     base = load_model(source, precision, tokenizer, session.notice)
@@ -63,7 +61,7 @@ def train(session: Session, data: Prepared, name: str, device: Literal["cpu", "c
     model = add_adapter(base, spec.lora, spec.train.seed)
     trainer = ExactTrainer(
         model=model,
-        args=_arguments(session, way, precision),
+        args=_arguments(session, way, precision, optimizer),
         train_dataset=ids_dataset(data),
         data_collator=Collator(data, tokenizer.pad_token_id or 0),
         processing_class=tokenizer,
@@ -77,7 +75,8 @@ def train(session: Session, data: Prepared, name: str, device: Literal["cpu", "c
             parameter.data = parameter.data.float()
 
     # ---- train ------------------------------------------------------------------------------------------------------
-    boundary = Boundary(session, account, _header(name, precision, account, job))
+    header = _header(name, precision, account, job, optimizer, source.commit)
+    boundary = Boundary(session, account, header)
     step = session.resume.step if session.resume is not None else 0
     trainer.attach(session, boundary, way.micro_batches_before(step, job.accumulation))
     if session.resume is not None and session.resume.step >= way.total_steps:
@@ -94,7 +93,7 @@ def train(session: Session, data: Prepared, name: str, device: Literal["cpu", "c
     return _result(session, trainer, tokenizer, account, step, loss)
 
 
-def _arguments(session: Session, way: Course, precision: Precision) -> SFTConfig:
+def _arguments(session: Session, way: Course, precision: Precision, optimizer: str) -> SFTConfig:
     job, train = session.job, session.job.spec.train
     cuda = precision.device == "cuda"
     checkpointing = job.gradient_checkpointing if job.gradient_checkpointing is not None else cuda
@@ -114,7 +113,7 @@ def _arguments(session: Session, way: Course, precision: Precision) -> SFTConfig
         seed=train.seed,
         data_seed=train.seed,
         # optimisation
-        optim=_optimizer(train.optim, precision),
+        optim=optimizer,
         learning_rate=train.learning_rate,
         lr_scheduler_type=train.scheduler,
         warmup_steps=train.warmup_steps,
@@ -145,29 +144,20 @@ def _arguments(session: Session, way: Course, precision: Precision) -> SFTConfig
     )
 
 
-def _optimizer(wish: str, precision: Precision) -> str:
-    if wish != "auto":
-        return wish
-    if precision.device == "cpu":
-        return "adamw_torch"
-    card = torch.cuda.get_device_properties(0).total_memory / (1 << 30)
-    if card < _SMALL_CARD_GIB and find_spec("bitsandbytes") is not None:
-        return "paged_adamw_8bit"
-    return "adamw_torch_fused"
-
-
-def _header(name: str, precision: Precision, account: Account, job: TrainJob) -> Header:
+def _header(name: str, precision: Precision, account: Account, job: TrainJob, optimizer: str, revision: str) -> Header:
     notes = []
     if job.spec.lora.dropout > 0:
         notes.append("dropout: after a halved batch the samples stay the same, the masks do not")
     if precision.device == "cpu":
-        return Header(name, "cpu", precision.label, account.samples, notes=tuple(notes))
+        return Header(name, "cpu", precision.label, account.samples, optimizer, revision, notes=tuple(notes))
     card = torch.cuda.get_device_properties(0)
     return Header(
         backend=name,
         device=f"cuda:0 {card.name}",
         precision=precision.label,
         samples_seen=account.samples,
+        optimizer=optimizer,
+        model_revision=revision,
         gpu_uuid=f"GPU-{card.uuid}",
         device_memory=card.total_memory >> 20,
         notes=tuple(notes),

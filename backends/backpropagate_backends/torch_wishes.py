@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from transformers import SchedulerType
-from transformers.training_args import OptimizerNames
 
 from backpropagate_protocol.errors import InvalidSettingError
 from backpropagate_protocol.jobs import TrainJob
@@ -18,6 +19,19 @@ _SCHEDULERS = (
     SchedulerType.CONSTANT_WITH_WARMUP,
     SchedulerType.POLYNOMIAL,
     SchedulerType.INVERSE_SQRT,
+)
+
+# Others need packages or arguments of their own.
+_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
+_OPTIMIZERS_OF_BITSANDBYTES = (
+    "adamw_8bit",
+    "adamw_bnb_8bit",
+    "paged_adamw_8bit",
+    "paged_adamw_32bit",
+    "lion_8bit",
+    "lion_32bit",
+    "paged_lion_8bit",
+    "paged_lion_32bit",
 )
 
 # PiSSA, OLoRA and their kin change the base weights: such an adapter means nothing without that very base.
@@ -42,13 +56,25 @@ def check_wishes(job: TrainJob) -> None:
     _check_lora(lora)
 
 
+def needs_bitsandbytes(optimizer: str) -> bool:
+    return optimizer in _OPTIMIZERS_OF_BITSANDBYTES
+
+
 def _check_training(train: TrainSpec) -> None:
     if train.steps is not None and train.steps < 1:
         raise InvalidSettingError(f"steps must be at least 1, not {train.steps}")
     if train.epochs is not None and train.epochs <= 0:
         raise InvalidSettingError(f"epochs must be more than 0, not {train.epochs}")
-    if train.optim != "auto" and train.optim not in list(OptimizerNames):
-        raise InvalidSettingError(f"there is no optimizer {train.optim!r}; `auto` chooses one that fits the device")
+    if train.optim != "auto" and train.optim not in _OPTIMIZERS and not needs_bitsandbytes(train.optim):
+        raise InvalidSettingError(
+            f"there is no optimizer {train.optim!r}; choose auto, which takes one that fits the device, or one of "
+            + ", ".join((*_OPTIMIZERS, *_OPTIMIZERS_OF_BITSANDBYTES))
+        )
+    if needs_bitsandbytes(train.optim) and find_spec("bitsandbytes") is None:
+        raise InvalidSettingError(
+            f"the optimizer {train.optim} needs bitsandbytes, which is not installed",
+            suggestion="pip install bitsandbytes, or leave --optim to auto.",
+        )
     if train.scheduler not in list(_SCHEDULERS):
         raise InvalidSettingError(
             f"there is no scheduler {train.scheduler!r}; choose {', '.join(s.value for s in _SCHEDULERS)}"

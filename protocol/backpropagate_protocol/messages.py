@@ -125,6 +125,8 @@ class Started(msgspec.Struct, frozen=True, array_like=True, tag="started"):
     device_memory: int = 0
     gpu_uuid: str = ""
     notes: tuple[str, ...] = ()
+    optimizer: str = ""
+    model_revision: str = ""  # the commit of a hub's model
 
 
 class Progress(msgspec.Struct, frozen=True, array_like=True, tag="progress"):

@@ -138,4 +138,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     loss: float | None = None
     created: str = ""
     packages: dict[str, str] = {}
+    # What `auto` came to, so that a resume on another machine or another day does not choose anew; empty: not known.
+    optimizer: str = ""
+    precision: str = ""
+    model_revision: str = ""  # the commit of a hub's model
     files: dict[str, FileEntry] = {}

@@ -112,6 +112,9 @@ class TrainSession:
             spec_digest=spec_digest(job.spec),
             backend=backend,
             packages=packages,
+            optimizer=resume.optimizer if resume else "",
+            precision=resume.precision if resume else "",
+            model_revision=resume.model_revision if resume else "",
         )
         voice.step = self.saved_step
 
@@ -127,6 +130,12 @@ class TrainSession:
         safety = self.job.spec.safety
         self._total_steps = started.total_steps
         self._cadence = Cadence(safety.save_steps, safety.save_seconds, started.total_steps, self._clock())
+        self._stamp = msgspec.structs.replace(
+            self._stamp,
+            optimizer=started.optimizer,
+            precision=started.precision,
+            model_revision=started.model_revision,
+        )
         self._channel.send(started)
         self.phase(Phase.FIRST_STEP)
         self._channel.settle(_SETTLE_SECONDS)

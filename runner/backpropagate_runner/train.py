@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from backpropagate_backends.base import Backend
 from backpropagate_protocol.errors import error_for
 from backpropagate_protocol.jobs import PreparedRef, TrainJob
 from backpropagate_protocol.messages import Phase, Stopped, TrainResult
 from backpropagate_protocol.prepared import Prepared, open_prepared
 from backpropagate_protocol.rundir import RunDir
+from backpropagate_protocol.spec import ModelSpec
 from backpropagate_runner.channel import Channel
 from backpropagate_runner.checkpoint import check_data, open_resume
 from backpropagate_runner.control import Control
@@ -39,7 +42,10 @@ def train(
     resume = open_resume(job)
 
     # ----- rows and tokens: in the first attempt; later ones get the same tokens again -----
-    backend, data = _data(job, channel, voice, frameworks)
+    model = job.spec.model
+    if resume is not None and resume.model_revision:
+        model = msgspec.structs.replace(model, revision=resume.model_revision)
+    backend, data = _data(job, model, channel, voice, frameworks)
     check_data(resume, data.manifest.digest)
 
     # ----- the training itself -----
@@ -64,21 +70,25 @@ def train(
     return session.finish(result)
 
 
-def _data(job: TrainJob, channel: Channel, voice: Voice, frameworks: Frameworks) -> tuple[Backend, Prepared]:
+def _data(
+    job: TrainJob, model: ModelSpec, channel: Channel, voice: Voice, frameworks: Frameworks
+) -> tuple[Backend, Prepared]:
     if job.prepared is not None:
         backend = _backend(job, voice, frameworks)
         try:
             return backend, open_prepared(job.prepared)
         except ValueError:
             voice.notice("the prepared data are gone; they are made again from the source")
-        data = _prepare(job, channel, voice, frameworks)[1]
+        data = _prepare(job, model, channel, voice, frameworks)[1]
         if data.manifest.digest != job.prepared.digest:
             raise error_for("STATE_RUN_MISMATCH", f"{job.spec.data.source} is not what this run began with")
         return backend, data
-    return _prepare(job, channel, voice, frameworks)
+    return _prepare(job, model, channel, voice, frameworks)
 
 
-def _prepare(job: TrainJob, channel: Channel, voice: Voice, frameworks: Frameworks) -> tuple[Backend, Prepared]:
+def _prepare(
+    job: TrainJob, model: ModelSpec, channel: Channel, voice: Voice, frameworks: Frameworks
+) -> tuple[Backend, Prepared]:
     spec = job.spec
     if needs_frameworks(spec.data):
         _backend(job, voice, frameworks)
@@ -91,7 +101,7 @@ def _prepare(job: TrainJob, channel: Channel, voice: Voice, frameworks: Framewor
     voice.phase(Phase.TOKENIZE)
     ready = prepare(
         spec.data,
-        backend.tokenizer(spec.model),
+        backend.tokenizer(model),
         found,
         RunDir(Path(job.run_dir)).output.cache,
         lambda done, total, detail: voice.phase(Phase.TOKENIZE, done, total, detail),

@@ -92,6 +92,9 @@ class KeepingSession:
             spec_digest=spec_digest(self.job.spec),
             backend=self.job.spec.backend,
             loss=progress.loss,
+            optimizer=self.begun.optimizer if self.begun else "",
+            precision=self.begun.precision if self.begun else "",
+            model_revision=self.begun.model_revision if self.begun else "",
         )
         final = self.checkpoints / checkpoint_name(progress.step)
         shutil.rmtree(final, ignore_errors=True)
