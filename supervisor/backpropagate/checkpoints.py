@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,11 +87,15 @@ def quarantine(run_dir: RunDir, name: str) -> Path | None:
 
 
 def sweep(run_dir: RunDir) -> None:
-    """Removes what a killed child or supervisor left half-made. Only while nobody else is at work in the folder."""
+    """Removes what a killed child or supervisor left half-made; what cannot be removed now is left for the next sweep.
+
+    Only while nobody else is at work in the folder.
+    """
     durable.discard(run_dir.staging)
-    results.recover(run_dir.output)
+    with suppress(OSError):
+        results.recover(run_dir.output)
     for folder in (run_dir.checkpoints, run_dir.path, run_dir.output.cache):
-        if folder.is_dir():
+        with suppress(OSError):
             for entry in folder.iterdir():
                 if entry.name.endswith(PARTIAL) or (entry.name.startswith(".") and entry.name.endswith(".tmp")):
                     durable.discard(entry)

@@ -63,14 +63,17 @@ def _write(output: OutputDir, lines: Iterable[bytes]) -> None:
     durable.write_file(output.history, _OPEN + _BETWEEN.join(lines) + _CLOSE)
 
 
-def _locked(output: OutputDir) -> FileLock:
-    return FileLock(output.history_lock, timeout=30)
+def _locked(output: OutputDir, patience: float = 30.0) -> FileLock:
+    return FileLock(output.history_lock, timeout=patience)
 
 
-def record(output: Output, row: RunRow) -> None:
-    """Writes the row in place of the one with the same run id, or after the last."""
+def record(output: Output, row: RunRow, patience: float = 30.0) -> None:
+    """Writes the row in place of the one with the same run id, or after the last.
+
+    Raises filelock's Timeout if others have the index for `patience` seconds, and OSError.
+    """
     output = as_output(output)
-    with _locked(output):
+    with _locked(output, patience):
         lines = _load(output)
         key = b'{"run_id":' + orjson.dumps(row.run_id) + b","
         line = _line(row)

@@ -143,6 +143,20 @@ def test_a_sweep_removes_what_is_half_made_and_nothing_else(tmp_path: Path) -> N
     assert [entry.name for entry in run.path.iterdir()] == ["checkpoints"]
 
 
+def test_a_sweep_that_cannot_look_says_nothing(tmp_path: Path) -> None:
+    run = run_dir(tmp_path)
+    run.path.mkdir(parents=True)
+    run.checkpoints.write_text("no folder")
+    left = run.path / ".spec.json.1234.tmp"
+    left.write_text("x")
+    old = adapter(tmp_path / ".lora.old.partial", "first")
+    if sys.platform != "win32":
+        run.output.lora.symlink_to(run.output.lora)  # not there to be looked at, and not to be replaced
+    checkpoints.sweep(run)
+    assert not left.exists()
+    assert old.exists() == (sys.platform != "win32")
+
+
 def test_pruning_keeps_the_best_and_the_newest(tmp_path: Path) -> None:
     run = run_dir(tmp_path)
     for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 4.0)):
