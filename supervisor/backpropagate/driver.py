@@ -44,10 +44,11 @@ from backpropagate.decisions import (
     Terminate,
     Tick,
 )
-from backpropagate.events import AttemptStarted, CheckpointQuarantined
+from backpropagate.events import AttemptStarted, CheckpointQuarantined, Noticed, Step
 from backpropagate.narrate import narrate
 from backpropagate.policy import Policy
 from backpropagate.reporter import Reporter
+from backpropagate.states import State
 from backpropagate_protocol.errors import ExitCode
 from backpropagate_protocol.framing import ProtocolError
 from backpropagate_protocol.jobs import TrainJob
@@ -102,7 +103,7 @@ class Driver:
                     self.stop(reason)
                 tasks.start_soon(self._keep_time)
                 if self._card.wanted:
-                    tasks.start_soon(self._card.watch, self.feed, self._policy)
+                    tasks.start_soon(self._card.watch, self.feed, lambda: self._policy.device, self._warn)
                 if self._owner_pipe:
                     threading.Thread(target=_listen_to_owner, args=(loop, self.stop), daemon=True).start()
                 await self._ended.wait()
@@ -149,6 +150,8 @@ class Driver:
                 checkpoints.quarantine(self._run_dir, action.name)
                 self._emit_quarantined(action.name, action.reason)
             case Emit():
+                if self._card.busy is not None and not self._report.begun:
+                    return  # the end of what never began
                 self._report.event(msgspec.structs.replace(action.event, time=time.time()))
             case Finish():
                 self._finish = action
@@ -175,6 +178,7 @@ class Driver:
                 checkpoint=job.checkpoint.name if job.checkpoint else None,
                 resume_step=job.checkpoint.step if job.checkpoint else 0,
                 versions=self._packages,
+                gradient_checkpointing=job.gradient_checkpointing,
             )
         )
         train = TrainJob(
@@ -187,7 +191,14 @@ class Driver:
             resume_from=folder,
             prepared=job.prepared,
         )
-        self._runner.send(RunJob(train))
+        self._tasks.start_soon(self._give, self._runner, train)
+
+    async def _give(self, runner: process.Runner, job: TrainJob) -> None:
+        """Sends the Job, after a death only when the dead child's memory is back: the new one imports meanwhile."""
+        if self._policy.recoveries:
+            await self._card.memory_back()
+        if self._policy.state is State.WORKING and self._runner is runner:
+            runner.send(RunJob(job))
 
     # --- tasks ------------------------------------------------------------------------------------------------------
 
@@ -228,12 +239,22 @@ class Driver:
         if isinstance(message, Hello):
             self._packages = message.packages
         event = narrate(message, time=time.time(), run_id=self._spec.run_id, attempt=self._policy.attempt)
+        if isinstance(event, Step) and self._card.latest is not None:
+            event = msgspec.structs.replace(event, celsius=self._card.latest.celsius)
         if event is not None:
             self._report.event(event)
             self._card.event(event)
         self.feed(RunnerSaid(self._clock(), message))
-        if isinstance(message, CheckpointSaved) and self._card.fit_key:
+        if isinstance(message, CheckpointSaved) and self._card.fit_key and self._fit_is_news:
             userstate.remember(self._card.fit_key, self._policy.fitting)
+
+    @property
+    def _fit_is_news(self) -> bool:
+        """What the user wished, and what was only guessed, is the same next time; what a want of memory found is not."""
+        return self._policy.shrunk and self._spec.train.batch_size is None
+
+    def _warn(self, text: str) -> None:
+        self._report.event(Noticed(time=time.time(), run_id=self._spec.run_id, level="warning", text=redact(text)))
 
     async def _find_checkpoint(self) -> None:
         search = await anyio.to_thread.run_sync(checkpoints.newest_good, self._run_dir)

@@ -37,6 +37,7 @@ class AttemptStarted(_Event, frozen=True, kw_only=True, tag="attempt_started"):
     checkpoint: str | None = None
     resume_step: int = 0
     versions: dict[str, str] = {}  # of the packages that the child will use
+    gradient_checkpointing: bool | None = None  # None: the backend's own choice
 
 
 class PhaseEntered(_Event, frozen=True, kw_only=True, tag="phase"):

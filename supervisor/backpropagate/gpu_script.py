@@ -28,6 +28,7 @@ class Script(msgspec.Struct, frozen=True):
     uuid: str = "GPU-00000000-scripted"
     memory_total: int = 24_576
     memory_used: int = 1_024
+    memory: tuple[int, ...] = ()  # in use, reading by reading; the last one stays
     power: float = 100.0
     slowdown: int = 0
     shutdown: int = 0
@@ -51,6 +52,7 @@ class ScriptedLibrary:
     def __init__(self, script: Script) -> None:
         self._script = script
         self._reads = 0
+        self._looks = 0  # at the memory
 
     def nvmlInitWithFlags(self, flags: int) -> int:
         return int(pynvml.NVML_SUCCESS)
@@ -80,7 +82,9 @@ class ScriptedLibrary:
 
     def nvmlDeviceGetMemoryInfo(self, handle: object, out: object) -> int:
         memory = cast(_Reference, out)._obj
-        total, used = self._script.memory_total << 20, self._script.memory_used << 20
+        series = self._script.memory or (self._script.memory_used,)
+        total, used = self._script.memory_total << 20, series[min(self._looks, len(series) - 1)] << 20
+        self._looks += 1
         for field, value in (("total", total), ("used", used), ("free", total - used)):
             setattr(memory, field, value)
         return int(pynvml.NVML_SUCCESS)

@@ -51,6 +51,7 @@ class Policy:
         self.effective = spec.train.effective_batch
         self.micro = start.micro_batch
         self.fitting = start.micro_batch  # the same, but for halvings that were not for want of memory
+        self.shrunk = False  # whether a want of memory found it, rather than a guess or a wish
         self.gradient_checkpointing = start.gradient_checkpointing
         self.prepared: PreparedRef | None = start.prepared
         self.state = State.NEW
@@ -226,7 +227,7 @@ class Policy:
         self.recoveries += 1
         self.micro = verdict.micro
         if cause.kind in (Kind.OOM, Kind.HOST_OOM):
-            self.fitting = verdict.micro
+            self.fitting, self.shrunk = verdict.micro, True
         if verdict.gradient_checkpointing:
             self.gradient_checkpointing = True
         delay = self._budget.spend(verdict)

@@ -123,6 +123,9 @@ class Record:
             if not sizes or sizes[-1][1] != event.micro_batch:
                 sizes = [*sizes, (event.resume_step, event.micro_batch)]
             row = msgspec.structs.replace(row, micro_batch_history=sizes, packages={**row.packages, **event.versions})
+            if event.gradient_checkpointing is not None:
+                used = {**row.hyperparameters, "gradient_checkpointing": event.gradient_checkpointing}
+                row = msgspec.structs.replace(row, hyperparameters=used)
             self._forget_after(event.resume_step)
         elif isinstance(event, DataPrepared):
             row = msgspec.structs.replace(row, dataset_digest=event.source_digest or event.digest)

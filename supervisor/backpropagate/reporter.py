@@ -37,8 +37,26 @@ class Reporter:
         self._clock = clock
         self._phase, self._phase_at = "", 0.0
         self._index_failed = False
+        self._first: Event | None = None
+
+    def begin(self, event: RunCreated | RunResumed, *, now: bool) -> None:
+        """The first event. Not `now`: told before the next one, so that a run that never begins leaves nothing."""
+        self._first = event
+        if now:
+            self._tell_first()
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was told."""
+        return self._first is None
+
+    def _tell_first(self) -> None:
+        first, self._first = self._first, None
+        if first is not None:
+            self.event(first)
 
     def event(self, event: Event) -> None:
+        self._tell_first()
         if not isinstance(event, PhaseEntered) or self._worth_a_line(event):
             self._journal.append(event)
         self.record.fold(event)
@@ -61,7 +79,9 @@ class Reporter:
 
     def _index(self, event: Event) -> None:
         try:
-            history.record(self._run_dir.output, self.record.row())
+            # While it trains the event loop must not stand still, and the next change writes the row; the last has none.
+            patience = 30.0 if isinstance(event, RunEnded) else 2.0
+            history.record(self._run_dir.output, self.record.row(), patience)
         except (OSError, Timeout) as error:
             if not self._index_failed:
                 self._index_failed = True

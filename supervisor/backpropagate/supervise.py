@@ -7,7 +7,7 @@ import platform
 import random
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def supervise(
     resumed: an earlier supervisor of this run ended; go on from the newest checkpoint.
     gpu_script: a series of sensor readings to play instead of the card's own (drills; see gpu_script.py).
 
-    Raises BusyError (STATE_BUSY) if the output folder is taken, RunNotFoundError, STATE_RUN_FINISHED as UserInputError,
+    Raises BusyError (STATE_BUSY) if the output folder or the GPU is taken before anything began, RunNotFoundError, STATE_RUN_FINISHED as UserInputError,
     and RUNTIME_DISK_FULL or CONFIG_OUTPUT_UNWRITABLE if the run directory takes no line; whatever happens later is in
     the Outcome.
     """
@@ -63,6 +63,7 @@ def supervise(
             record, start, previous = _where_it_stood(spec, run_dir)
             if previous == "completed":
                 raise error_for("STATE_RUN_FINISHED", f"run {spec.run_id} is finished", run_id=spec.run_id)
+            held.callback(_drop_if_empty, run_dir.events)
             lines = held.enter_context(Journal(run_dir.events))
         report = Reporter(run_dir, lines, record, sinks)
         held.callback(report.close)
@@ -73,6 +74,13 @@ def supervise(
             return _supervise(
                 spec, run_dir, report, start, previous if resumed else None, owner_pipe, gpu_script, early
             )
+
+
+def _drop_if_empty(events: Path) -> None:
+    """A journal without a line is that of a run that never began."""
+    with suppress(OSError):
+        if not events.stat().st_size:
+            events.unlink()
 
 
 @contextmanager
@@ -90,15 +98,17 @@ def _where_it_stood(spec: RunSpec, run_dir: RunDir) -> tuple[Record, plan.Start,
     """The record so far, how the next child begins, and the status that an earlier supervisor left."""
     record = Record(spec, run_dir)
     attempts, micro, prepared = 0, None, None
+    checkpointing = spec.train.gradient_checkpointing
     for event in journal.read(run_dir.events):
         record.fold(event)
         if isinstance(event, AttemptStarted):
             attempts, micro = max(attempts, event.attempt), event.micro_batch
+            checkpointing = checkpointing if event.gradient_checkpointing is None else event.gradient_checkpointing
         elif isinstance(event, DataPrepared):
             prepared = PreparedRef(event.path, event.digest)
     start = plan.Start(
         micro_batch=micro or plan.first_micro_batch(spec),
-        gradient_checkpointing=spec.train.gradient_checkpointing,
+        gradient_checkpointing=checkpointing,
         prepared=prepared,
         attempts=attempts,
     )
@@ -121,15 +131,17 @@ def _supervise(
     policy = Policy(spec, replace(start, wait_for_card=card.wanted), random.random())
     if previous is None:
         versions = {"backpropagate": __version__, "python": platform.python_version()}
-        report.event(RunCreated(time=time.time(), run_id=spec.run_id, versions=versions))
+        report.begin(RunCreated(time=time.time(), run_id=spec.run_id, versions=versions), now=not card.wanted)
     else:
-        report.event(RunResumed(time=time.time(), run_id=spec.run_id, previous=previous))
+        report.begin(RunResumed(time=time.time(), run_id=spec.run_id, previous=previous), now=not card.wanted)
     driver = Driver(spec, run_dir, policy, report, card, owner_pipe=owner_pipe, early=early)
     try:
         finish = anyio.run(driver.drive)
     finally:
         card.release()
     if card.busy is not None:
+        if not report.begun:
+            raise card.busy
         info = card.busy.info
         finish = Finish("interrupted", info.exit, info.code, card.busy.message, card.busy.suggestion)
     finish = _published(finish, run_dir)

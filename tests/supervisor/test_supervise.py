@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -78,6 +81,20 @@ def test_a_resume_keeps_the_micro_batch_and_counts_attempts_on(oracle: Oracle) -
     assert "tokenize" not in [phase.phase for phase in story.of(PhaseEntered)]
 
 
+def test_gradient_checkpointing_that_a_fault_turned_on_is_told_and_outlives_the_supervisor(oracle: Oracle) -> None:
+    spec = toy_spec(oracle.output(), "oom:7", "oom:8:2", "device_lost:12:3")
+    train = msgspec.structs.replace(spec.train, batch_size=2)
+    spec = msgspec.structs.replace(spec, train=train)
+    lost, first = run_here(spec)
+    assert lost.exit_code == 69
+    assert [a.gradient_checkpointing for a in first.of(AttemptStarted)] == [None, None, True]
+    outcome, second = resume_here(oracle.output().run(spec.run_id))
+    assert outcome.status == "completed"
+    assert [(a.micro_batch, a.gradient_checkpointing) for a in second.of(AttemptStarted)] == [(1, True)]
+    (row,) = history.list_rows(oracle.output())
+    assert row.hyperparameters["gradient_checkpointing"] is True
+
+
 def test_a_run_that_does_not_exist_is_not_found(oracle: Oracle) -> None:
     with pytest.raises(RunNotFoundError):
         supervise(oracle.output().run("nothing"))
@@ -88,6 +105,24 @@ def test_a_first_micro_batch_that_does_not_divide_is_made_smaller(oracle: Oracle
     train = msgspec.structs.replace(spec.train, effective_batch=12, batch_size=5)
     _, story = run_here(msgspec.structs.replace(spec, train=train))
     assert [(a.micro_batch, a.accumulation) for a in story.of(AttemptStarted)] == [(4, 3)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="every user has a folder for such files there")
+def test_without_a_home_that_takes_files_the_users_state_is_among_the_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    (tmp_path / "home").write_text("a file, in which no folder can be made")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    folder = userstate.state_dir()
+    assert folder.parent == tmp_path
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    with pytest.raises(PermissionError, match="somebody else"):
+        userstate.state_dir()
+    userstate.remember("card|model", 2)  # says nothing
 
 
 def test_what_fitted_is_forgotten_rather_than_trusted_when_the_file_is_damaged(oracle: Oracle) -> None:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
+import anyio
+import msgspec
 import pytest
 
-from backpropagate import userstate
-from backpropagate.events import AttemptStarted, FaultSeen, Heat, Noticed
+from backpropagate import history, locks, runs, userstate
+from backpropagate.card import Card
+from backpropagate.decisions import Input
+from backpropagate.events import AttemptStarted, FaultSeen, Heat, Noticed, RunCreated, Step
 from backpropagate.outcome import Outcome
+from backpropagate.supervise import supervise
+from backpropagate_protocol.errors import BusyError
+from backpropagate_protocol.rundir import OutputDir
 from tests.conftest import Oracle
-from tests.system.supervised import run_here, toy_spec
+from tests.system.supervised import Story, run_here, toy_spec
 
 pytestmark = pytest.mark.slow
 
@@ -66,15 +74,69 @@ def test_what_fitted_on_a_card_is_remembered_for_the_next_run(oracle: Oracle) ->
     _, second = run_here(toy_spec(oracle.output()), gpu_script=script)
     assert [attempt.micro_batch for attempt in first.of(AttemptStarted)] == [4, 2]
     assert [attempt.micro_batch for attempt in second.of(AttemptStarted)] == [2]
-    assert userstate.fitted(userstate.fit_key("Scripted GPU", "toy", "sft", 2048)) == 2
+    assert userstate.fitted(userstate.fit_key("Scripted GPU", toy_spec(oracle.output()))) == 2
 
 
-def test_a_card_that_another_run_holds_is_busy(oracle: Oracle) -> None:
-    from backpropagate import locks
+def test_what_a_user_wished_or_a_first_guess_got_through_is_not_remembered(oracle: Oracle) -> None:
+    script = series(oracle.home, [60], memory_total=24_000)
+    spec = toy_spec(oracle.output(), "oom:7")
+    run_here(toy_spec(oracle.output()), gpu_script=script)
+    assert userstate.fitted(userstate.fit_key("Scripted GPU", spec)) is None
+    wished = msgspec.structs.replace(spec, train=msgspec.structs.replace(spec.train, batch_size=2))
+    _, story = run_here(wished, gpu_script=script)
+    assert [attempt.micro_batch for attempt in story.of(AttemptStarted)] == [2, 1]
+    assert userstate.fitted(userstate.fit_key("Scripted GPU", spec)) is None
 
+
+def test_each_step_says_how_warm_the_card_was(oracle: Oracle) -> None:
+    _, story = run_here(toy_spec(oracle.output(), toy=SLOW), gpu_script=series(oracle.home, [61]))
+    assert {step.celsius for step in story.of(Step)} == {61}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it takes a folder that nobody can write into")
+def test_a_card_that_cannot_be_reserved_is_used_with_a_warning(oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/proc/nowhere")
+    outcome, story = run_here(toy_spec(oracle.output(), "oom:7"), gpu_script=series(oracle.home, [60]))
+    assert (outcome.status, outcome.recoveries) == ("completed", 1)
+    assert len([notice for notice in story.of(Noticed) if "cannot be reserved" in notice.text]) == 1
+
+
+def test_a_dead_childs_memory_is_waited_for_until_it_is_back_or_gets_no_freer(tmp_path: Path) -> None:
+    async def until_back(*memory: int) -> int:
+        """What the card says is in use when `memory_back` returns, called when it was most."""
+        script = series(tmp_path, [60], interval=0.02, memory=[1_000, *memory])
+        card = Card(toy_spec(OutputDir(tmp_path / "out")), script, None)
+        fed = anyio.Event()
+
+        def feed(input: Input) -> None:
+            if card.latest is not None and card.latest.memory_used == max(memory):
+                fed.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(card.watch, feed, lambda: "cuda:0", lambda text: None)
+            await fed.wait()
+            await card.memory_back()
+            assert card.latest is not None
+            used = card.latest.memory_used
+            tasks.cancel_scope.cancel()
+        card.release()
+        return used
+
+    assert anyio.run(until_back, 9_000, 9_000, 5_000, 1_100) == 1_100
+    assert anyio.run(until_back, 9_000, 5_000, 5_000, 5_000) == 5_000
+
+
+def test_a_run_whose_card_another_one_holds_never_began(oracle: Oracle) -> None:
     script = series(oracle.home, [60])
-    with locks.hold(locks.gpu_lock("GPU-00000000-scripted"), "another-run", "the GPU"):
-        outcome, story = run_here(toy_spec(oracle.output()), gpu_script=script)
-    assert (outcome.status, outcome.exit_code, outcome.code) == ("interrupted", 75, "STATE_BUSY")
-    assert "another-run" in outcome.message
-    assert not story.of(AttemptStarted)
+    spec, story = toy_spec(oracle.output()), Story()
+    run_dir = runs.create(spec)
+    with (
+        locks.hold(locks.gpu_lock("GPU-00000000-scripted"), "another-run", "the GPU"),
+        pytest.raises(BusyError, match="another-run"),
+    ):
+        supervise(run_dir, [story], gpu_script=script)
+    assert not story.events
+    assert not run_dir.events.exists()
+    assert not history.list_rows(oracle.output())
+    assert supervise(run_dir, [story], gpu_script=script).status == "completed"
+    assert len(story.of(RunCreated)) == 1
