@@ -71,8 +71,8 @@ _ROWS = (
     # while running
     CodeInfo("RUNTIME_TRAINING_FAILED", "the training failed", _R, _FAILED, "runner.log in the run directory has the traceback; `backprop resume RUN` goes on from the newest checkpoint."),
     CodeInfo("RUNTIME_TRAINING_ABORTED", "the training was stopped", _R, _TRY, "`backprop resume RUN` goes on from the newest checkpoint."),
-    CodeInfo("RUNTIME_GPU_OOM", "the GPU has not enough memory", _R, _FAILED, "Use a shorter --max-length, a smaller --lora-r, 4-bit weights or a smaller model; then `backprop resume RUN`."),
-    CodeInfo("RUNTIME_HOST_OOM", "the machine has not enough memory", _R, _FAILED, "Close other programs, or use a smaller model or data set."),
+    CodeInfo("RUNTIME_GPU_OOM", "the GPU has not enough memory", _N, _FAILED, "Start a new run with a shorter --max-length, a smaller --lora-r, --load-in-4bit or a smaller model: `backprop resume` keeps the settings that did not fit."),
+    CodeInfo("RUNTIME_HOST_OOM", "the machine has not enough memory", _R, _FAILED, "Close other programs, then `backprop resume RUN`; or start a new run with a smaller model or fewer rows (--samples)."),
     CodeInfo("RUNTIME_GPU_ERROR", "the GPU reported a fault", _R, _FAILED, "If it comes back at the same step, look at the data and at the traceback in runner.log."),
     CodeInfo("RUNTIME_GPU_LOST", "the GPU is gone or needs a reset", _R, _RESET, "Reset the GPU or reboot the machine, then `backprop resume RUN`."),
     CodeInfo("RUNTIME_GPU_TEMPERATURE_CRITICAL", "the GPU is too hot and does not cool down", _R, _TRY, "Look after the cooling, then `backprop resume RUN`."),
