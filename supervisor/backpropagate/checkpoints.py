@@ -79,7 +79,7 @@ def quarantine(run_dir: RunDir, name: str) -> Path | None:
         if target.exists():
             continue
         try:
-            folder.rename(target)
+            durable.rename(folder, target)
         except OSError:
             return None
         return target

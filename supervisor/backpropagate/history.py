@@ -97,7 +97,7 @@ def _load(output: OutputDir) -> list[bytes]:
 
 
 def _repaired(output: OutputDir) -> list[bytes]:
-    output.history.rename(output.history.with_name(f"{output.history.name}.torn-{time.time_ns()}"))
+    durable.rename(output.history, output.history.with_name(f"{output.history.name}.torn-{time.time_ns()}"))
     lines = [_line(row) for row in _from_journals(output)]
     _write(output, lines)
     return lines
@@ -111,7 +111,7 @@ def rebuild(output: Output) -> int:
     with _locked(output):
         rows = list(_from_journals(output))
         if output.history.exists():
-            output.history.rename(output.history.with_name(f"{output.history.name}.replaced-{time.time_ns()}"))
+            durable.rename(output.history, output.history.with_name(f"{output.history.name}.replaced-{time.time_ns()}"))
         _write(output, [_line(row) for row in rows])
     return len(rows)
 

@@ -10,7 +10,7 @@ from backpropagate_protocol.rundir import MANIFEST, PARTIAL, OutputDir
 
 
 def publish_adapter(adapter: Path, output: OutputDir) -> Path:
-    """Makes `adapter` the output folder's `lora`; whoever looks sees the old one or the new one, whole.
+    """Makes `adapter` the output folder's `lora`; whoever looks sees the old one or the new one whole, or for an instant none.
 
     Raises OSError; the old one then stands.
     """
@@ -22,12 +22,12 @@ def publish_adapter(adapter: Path, output: OutputDir) -> Path:
             durable.DISK.sync_file(new / name)
         durable.DISK.sync_dir(new)
         if output.lora.exists():
-            durable.DISK.rename(output.lora, old)
+            durable.rename(output.lora, old)
         try:
-            durable.DISK.rename(new, output.lora)
+            durable.rename(new, output.lora)
         except OSError:
             if old.exists():
-                durable.DISK.rename(old, output.lora)
+                durable.rename(old, output.lora)
             raise
     except OSError:
         durable.discard(new)
@@ -48,6 +48,6 @@ def _old(output: OutputDir) -> Path:
 def recover(output: OutputDir) -> None:
     """Ends a swap that was cut off: the old adapter comes back if it had no successor yet; nothing half-made stays."""
     if _old(output).exists() and not output.lora.exists():
-        durable.DISK.rename(_old(output), output.lora)
+        durable.rename(_old(output), output.lora)
     durable.discard(_old(output))
     durable.discard(_new(output))
