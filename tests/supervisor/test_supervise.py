@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -107,22 +108,29 @@ def test_a_first_micro_batch_that_does_not_divide_is_made_smaller(oracle: Oracle
     assert [(a.micro_batch, a.accumulation) for a in story.of(AttemptStarted)] == [(4, 3)]
 
 
+_WHERE = """
+from backpropagate import userstate
+userstate.remember("card|model", 2)  # says nothing if there is no place for it
+print(userstate.state_dir())
+"""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="every user has a folder for such files there")
-def test_without_a_home_that_takes_files_the_users_state_is_among_the_temporary_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
-    (tmp_path / "home").write_text("a file, in which no folder can be made")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    folder = userstate.state_dir()
+def test_without_a_home_that_takes_files_the_users_state_is_among_the_temporary_files(tmp_path: Path) -> None:
+    no_home = tmp_path / "home"
+    no_home.write_text("a file, in which no folder can be made")
+
+    def ask() -> subprocess.CompletedProcess[str]:
+        env = {"HOME": str(no_home), "TMPDIR": str(tmp_path)}
+        return subprocess.run([sys.executable, "-P", "-c", _WHERE], env=env, capture_output=True, text=True)
+
+    folder = Path(ask().stdout.strip())
     assert folder.parent == tmp_path
     assert folder.stat().st_mode & 0o777 == 0o700
+    (folder / "fitted.json").unlink()
     folder.rmdir()
     folder.symlink_to(tmp_path)
-    with pytest.raises(PermissionError, match="somebody else"):
-        userstate.state_dir()
-    userstate.remember("card|model", 2)  # says nothing
+    assert "belongs to somebody else" in ask().stderr
 
 
 def test_what_fitted_is_forgotten_rather_than_trusted_when_the_file_is_damaged(oracle: Oracle) -> None:
