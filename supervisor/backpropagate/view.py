@@ -47,6 +47,7 @@ class RunView:
     _losses: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_LOSSES))
     _steps: deque[tuple[float, int, int]] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     _fault: str = ""
+    _checkpointing: bool = False  # of gradients, as the last attempt had it
 
     def see(self, event: Event) -> None:
         self.run_id, self.now = event.run_id, event.time
@@ -56,6 +57,9 @@ class RunView:
             case events.PhaseEntered():
                 self.phase, self.phase_done, self.phase_total = event.phase, event.done, event.total
             case events.AttemptStarted():
+                if event.gradient_checkpointing and not self._checkpointing and self.recoveries:
+                    self.recoveries[-1] += ", with gradient checkpointing"
+                self._checkpointing = event.gradient_checkpointing is True
                 self.attempt, self.phase = event.attempt, "starting"
                 self.micro_batch, self.accumulation = event.micro_batch, event.accumulation
                 self._steps.clear()

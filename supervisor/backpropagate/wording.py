@@ -55,7 +55,8 @@ def in_words(event: Event) -> str:
             return f"run {event.run_id} resumed (it was {event.previous})"
         case events.AttemptStarted():
             start = f" from step {event.resume_step}" if event.checkpoint else ""
-            return f"attempt {event.attempt}{start}, batch {event.micro_batch} × {event.accumulation}" if event.attempt > 1 else ""  # fmt: skip
+            saving = ", with gradient checkpointing" if event.gradient_checkpointing else ""
+            return f"attempt {event.attempt}{start}, batch {event.micro_batch} × {event.accumulation}{saving}" if event.attempt > 1 else ""  # fmt: skip
         case events.PhaseEntered():
             return _PHASES.get(event.phase, "")
         case events.DataPrepared():

@@ -152,6 +152,19 @@ def test_a_recovery_is_told_with_its_cause() -> None:
     assert view.recoveries == ["RUNTIME_GPU_OOM at step 6 → went on from step 5, batch 2 × 4"]
 
 
+def test_gradient_checkpointing_that_a_recovery_turned_on_is_told() -> None:
+    view = RunView()
+    lines = []
+    for number, on in enumerate((None, None, True, True), start=1):
+        attempt = events.AttemptStarted(time=0.0, run_id=RUN, attempt=number, pid=2, micro_batch=1, accumulation=8, gradient_checkpointing=on)  # fmt: skip
+        lines += log(iter([attempt]))
+        view.see(attempt)
+        view.see(events.Recovering(time=0.0, run_id=RUN, reason="oom", delay=0.0, micro_batch=1, accumulation=8))
+
+    assert [line.endswith(", with gradient checkpointing") for line in lines] == [False, True, True]
+    assert [what.endswith(", with gradient checkpointing") for what in view.recoveries] == [False, True, False, False]
+
+
 def killed(traceback: str = "") -> events.FaultSeen:
     return events.FaultSeen(
         time=6.5, run_id=RUN, attempt=1, kind="died", code="RUNTIME_CHILD_DIED", step=6, traceback=traceback,
