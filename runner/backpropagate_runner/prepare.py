@@ -109,7 +109,8 @@ class _Preparation:
     def run(self, key: str, phase: PhaseReport) -> PreparedManifest:
         tick = Ticker(phase)
         phase(0, self._scan.rows, "")
-        self._folder.parent.mkdir(parents=True, exist_ok=True)
+        self._folder.parent.parent.mkdir(parents=True, exist_ok=True)
+        self._folder.parent.mkdir(mode=0o700, exist_ok=True)  # the training data, for whoever has the tokenizer
         writer = PreparedWriter(self._folder)
         try:
             with open_source(self._data) as source:

@@ -28,7 +28,8 @@ def create(spec: RunSpec) -> RunDir:
     """
     run_dir = OutputDir(Path(spec.output)).run(spec.run_id)
     try:
-        run_dir.path.mkdir(parents=True)
+        run_dir.output.runs.mkdir(parents=True, exist_ok=True)
+        run_dir.path.mkdir(mode=0o700)  # runner.log and samples of the data are nobody else's business
     except OSError as error:
         raise _unwritable(run_dir.output, error, spec.run_id) from error
     try:

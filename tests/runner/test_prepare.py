@@ -203,6 +203,12 @@ def test_the_same_rows_are_prepared_once(tmp_path: Path) -> None:
     assert tokenizer.asked == 2
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there, access is inherited from the folder")
+def test_prepared_data_are_their_owners_own(tmp_path: Path) -> None:
+    ready = made(written(tmp_path / "rows.jsonl", {"text": "a secret"}), tmp_path / "output" / "cache")
+    assert Path(ready.path).parent.stat().st_mode & 0o077 == 0
+
+
 def test_a_copy_of_the_file_elsewhere_is_the_same_data(tmp_path: Path) -> None:
     copy = tmp_path / "copy.jsonl"
     copy.write_bytes((ACCEPTED / "sharegpt.jsonl").read_bytes())

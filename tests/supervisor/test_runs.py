@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,11 @@ from tests.supervisor.test_history import spec
 def test_a_spec_comes_back_as_it_was(tmp_path: Path) -> None:
     asked = spec(tmp_path, "abc-1")
     assert runs.load_spec(runs.create(asked)) == asked
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there, access is inherited from the folder")
+def test_a_run_is_its_owners_own(tmp_path: Path) -> None:
+    assert runs.create(spec(tmp_path / "output", "abc-1")).path.stat().st_mode & 0o077 == 0
 
 
 def test_any_unique_prefix_finds_a_run(tmp_path: Path) -> None:
