@@ -22,7 +22,9 @@ class Budget:
         """A new step was committed."""
         self._respawns, self._told = 0, len(self._causes)
 
-    def judge(self, cause: Cause, micro: int, effective: int, *, checkpointing_can_help: bool, loaded: bool) -> Verdict:
+    def judge(
+        self, cause: Cause, micro: int, effective: int, *, checkpointing_can_help: bool, loaded: bool, resuming: bool
+    ) -> Verdict:
         """The verdict on the cause, which is remembered."""
         at = Standing(
             micro=micro,
@@ -31,6 +33,7 @@ class Budget:
             respawns=self._respawns,
             checkpointing_can_help=checkpointing_can_help,
             loaded=loaded,
+            resuming=resuming,
             earlier=tuple(self._causes),
             fruitless=tuple(self._causes[self._told :]),
         )

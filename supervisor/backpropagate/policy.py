@@ -176,6 +176,7 @@ class Policy:
             self._timers.set(Timer.SEARCH, now + delay)
             self._emit(self._tell.unreadable(text, delay))
             return
+        self._phase = Phase.CHECKPOINT
         cause = self._own_cause(Kind.DISK, "RUNTIME_DISK_FULL", f"the checkpoints cannot be read: {text}")
         if self.state in WITHOUT_CHILD:
             self._emit(self._tell.fault(cause))
@@ -215,8 +216,15 @@ class Policy:
     def _judge(self, now: float, cause: Cause) -> None:
         unknown = self.gradient_checkpointing is None and not self.device.startswith("cuda")
         can_help = unknown or self.gradient_checkpointing is False
-        loaded = bool(self.device) or self.committed is not None
-        verdict = self._budget.judge(cause, self.micro, self.effective, checkpointing_can_help=can_help, loaded=loaded)
+        resuming = self.committed is not None
+        verdict = self._budget.judge(
+            cause,
+            self.micro,
+            self.effective,
+            checkpointing_can_help=can_help,
+            loaded=resuming or bool(self.device),
+            resuming=resuming,
+        )
         if isinstance(verdict, GiveUp):
             self._finish(telling.gave_up(verdict))
         else:

@@ -85,7 +85,7 @@ def of_death(death: Death, *, mute: bool) -> tuple[Kind, str, str]:
 class Standing:
     """Where the run stands when a cause is judged. `earlier`: the causes before it, oldest first.
 
-    loaded: this machine has held the model before. fruitless: those of `earlier` that came after the newest checkpoint.
+    loaded: this machine has held the model before. resuming: there is a checkpoint to read. fruitless: those of `earlier` that came after the newest checkpoint.
     """
 
     micro: int
@@ -94,6 +94,7 @@ class Standing:
     respawns: int  # since the last newly committed step
     checkpointing_can_help: bool  # gradient checkpointing is off, or not known to be on
     loaded: bool = False
+    resuming: bool = False
     earlier: Sequence[Cause] = ()
     fruitless: Sequence[Cause] = ()
 
@@ -136,8 +137,11 @@ Verdict = Again | GiveUp
 def judge(cause: Cause, at: Standing, rules: Rules) -> Verdict:
     """The verdict. Does not change anything."""
     match cause.kind:
-        case Kind.USER | Kind.DIVERGED | Kind.GPU_LOST | Kind.DISK | Kind.MISMATCH:
+        case Kind.USER | Kind.DIVERGED | Kind.GPU_LOST | Kind.MISMATCH:
             return _give_up(cause)
+        case Kind.DISK:
+            # A checkpoint that the child could not read may be readable in a moment; what cannot be written is no such hope.
+            return _budgeted(cause, at, rules) if at.resuming and cause.phase in BEFORE_TRAINING else _give_up(cause)
         case Kind.OOM:
             return _out_of_memory(cause, at, rules)
         case Kind.HOST_OOM:
@@ -207,7 +211,7 @@ def _budgeted(
     if at.respawns < rules.max_respawns:
         micro = smaller or at.micro
         return Again(micro, counts=True, halving=smaller is not None and not cool_first, cool_first=cool_first)
-    if cause.kind in (Kind.OVERHEAT, Kind.GPU_BUSY, Kind.OOM):
+    if cause.kind in (Kind.OVERHEAT, Kind.GPU_BUSY, Kind.OOM, Kind.DISK):
         return _give_up(cause)
     causes = [*at.fruitless, cause]
     listed = "; ".join(f"attempt {c.attempt}: {c.message} (step {c.step})" for c in causes)
