@@ -13,9 +13,9 @@ from pathlib import Path
 
 import psutil
 
-from backpropagate import runs
 from backpropagate.events import Event
-from backpropagate.journal import Follower
+from backpropagate.keep import runs
+from backpropagate.keep.journal import Follower
 from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import DataSpec, LoraSpec, ModelSpec, PlannedFault, RunSpec, SafetySpec, TrainSpec
 from tiny_corpus import conversations

@@ -151,8 +151,8 @@ def bench_data(scale: float, folder: Path) -> Iterable[Row]:
 
 _ONE_RUN = """
 import uuid
-from backpropagate import history
-from backpropagate.record import RunRow
+from backpropagate.keep import history
+from backpropagate.keep.record import RunRow
 losses = [(step, 3.0 / step) for step in range(1, 101)]
 history.record(sys.argv[1], RunRow(
     run_id=str(uuid.UUID(int=0)), status="completed", model_name="tiny", dataset_info="/data/my_data.jsonl",
@@ -197,7 +197,7 @@ def bench_history(scale: float, folder: Path) -> Iterable[Row]:
 _STEPS = """
 import uuid
 from pathlib import Path
-from backpropagate import runs
+from backpropagate.keep import runs
 from backpropagate.supervise import supervise
 from backpropagate_protocol.spec import DataSpec, ModelSpec, RunSpec, TrainSpec
 source, output, steps = sys.argv[1:]
@@ -217,7 +217,7 @@ numbers["lines"] = sum(1 for line in open(run_dir.events, "rb"))
 _JOURNAL = """
 from pathlib import Path
 from backpropagate.events import Step
-from backpropagate.journal import Journal
+from backpropagate.keep.journal import Journal
 path, steps = Path(sys.argv[1]), int(sys.argv[2])
 with Journal(path) as journal:
     for n in range(1, steps + 1):

@@ -13,8 +13,8 @@ import click
 
 from backpropagate.cli import COMMANDS, LazyGroup, root
 from backpropagate.commands.flags import normalise
-from backpropagate.options import OPTIONS, Option
 from backpropagate.screen import Screen
+from backpropagate.wishes.options import OPTIONS, Option
 from backpropagate_protocol.errors import CATALOGUE, ExitCode
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

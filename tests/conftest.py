@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from backpropagate import locks
+from backpropagate.keep import locks
 from backpropagate.process import RUN_ID_VARIABLE
 from backpropagate_protocol.rundir import PARTIAL, OutputDir
 from tests.waiting import eventually

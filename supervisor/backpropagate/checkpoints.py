@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from backpropagate import results
-from backpropagate.decisions import Found
+from backpropagate.judge.decisions import Found
+from backpropagate.keep import results
 from backpropagate_protocol import durable
 from backpropagate_protocol.durable import NotWhole
 from backpropagate_protocol.rundir import MANIFEST, PARTIAL, QUARANTINE, Manifest, RunDir, checkpoint_step

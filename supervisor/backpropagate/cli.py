@@ -13,8 +13,8 @@ from typing import NamedTuple, NoReturn
 import click
 
 from backpropagate import __version__
-from backpropagate.environ import environment
-from backpropagate.suggest import did_you_mean
+from backpropagate.wishes.environ import environment
+from backpropagate.wishes.suggest import did_you_mean
 
 _COMPLETION = "_BACKPROP_COMPLETE"  # set by a shell that wants candidates; read by click
 
@@ -123,7 +123,7 @@ def _run_command(arguments: list[str]) -> int:
 
 
 def _debug() -> bool:
-    from backpropagate.settings import Settings
+    from backpropagate.wishes.settings import Settings
 
     try:
         return Settings().flag("debug")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backpropagate.presets import (
+from backpropagate.wishes.presets import (
     LORA,
     MODELS,
     TRAINING,
@@ -13,7 +13,7 @@ from backpropagate.presets import (
     get_model_preset,
     get_preset,
 )
-from backpropagate.settings import Settings
+from backpropagate.wishes.settings import Settings
 
 __all__ = [
     "LORA",

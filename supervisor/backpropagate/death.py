@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from signal import Signals
 
-from backpropagate.decisions import Death
+from backpropagate.judge.decisions import Death
 
 _NTSTATUS = {
     0xC0000005: "an access violation",

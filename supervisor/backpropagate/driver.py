@@ -19,9 +19,9 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
-from backpropagate import checkpoints, process, userstate
-from backpropagate.card import Card
-from backpropagate.decisions import (
+from backpropagate import checkpoints, process
+from backpropagate.events import AttemptStarted, CheckpointQuarantined, Noticed, Step
+from backpropagate.judge.decisions import (
     Action,
     Assign,
     Begin,
@@ -44,11 +44,12 @@ from backpropagate.decisions import (
     Terminate,
     Tick,
 )
-from backpropagate.events import AttemptStarted, CheckpointQuarantined, Noticed, Step
+from backpropagate.judge.policy import Policy
+from backpropagate.judge.states import State
+from backpropagate.keep import userstate
 from backpropagate.narrate import narrate
-from backpropagate.policy import Policy
 from backpropagate.reporter import Reporter
-from backpropagate.states import State
+from backpropagate.sensors.card import Card
 from backpropagate_protocol.errors import ExitCode
 from backpropagate_protocol.framing import ProtocolError
 from backpropagate_protocol.jobs import TrainJob

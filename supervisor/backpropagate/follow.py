@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Sequence
 
 from backpropagate import events
-from backpropagate.journal import Follower
+from backpropagate.keep.journal import Follower
 from backpropagate.launch import SupervisorProcess
-from backpropagate.sinks import Sink
+from backpropagate.watch.sinks import Sink
 
 _POLL_SECONDS = 0.05
 # The first interrupt asks for a checkpoint, the second for an end at once, the third gives up waiting.

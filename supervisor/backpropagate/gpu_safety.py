@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 
 from backpropagate import process
-from backpropagate.environ import environment
-from backpropagate.gpu import FIRST_SAMPLE_SECONDS, Sample, helper_command
+from backpropagate.sensors.gpu import FIRST_SAMPLE_SECONDS, Sample, helper_command
+from backpropagate.wishes.environ import environment
 from backpropagate_protocol.errors import GPUMonitoringError
 
 

@@ -25,8 +25,8 @@ import anyio
 from anyio.abc import Process
 
 from backpropagate import death
-from backpropagate.decisions import Death
-from backpropagate.environ import environment
+from backpropagate.judge.decisions import Death
+from backpropagate.wishes.environ import environment
 from backpropagate_protocol.framing import decoder_for_parent, encode
 from backpropagate_protocol.messages import ToChild, ToParent
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 
 from filelock import Timeout
 
-from backpropagate import history
 from backpropagate.events import Event, ModelReady, Noticed, PhaseEntered, Recovering, RunCreated, RunEnded, RunResumed
-from backpropagate.journal import Journal
-from backpropagate.record import Record
-from backpropagate.sinks import Sink
+from backpropagate.keep import history
+from backpropagate.keep.journal import Journal
+from backpropagate.keep.record import Record
+from backpropagate.watch.sinks import Sink
 from backpropagate_protocol.messages import Phase
 from backpropagate_protocol.rundir import RunDir
 

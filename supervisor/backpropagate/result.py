@@ -7,7 +7,7 @@ from pathlib import Path
 
 from backpropagate import events
 from backpropagate.events import Event
-from backpropagate.view import RunView, sparkline
+from backpropagate.watch.view import RunView, sparkline
 from backpropagate_protocol.rundir import RunDir
 
 

@@ -13,17 +13,19 @@ from pathlib import Path
 
 import anyio
 
-from backpropagate import __version__, checkpoints, journal, locks, plan, process, results, runs
-from backpropagate.card import Card
-from backpropagate.decisions import Finish
+from backpropagate import __version__, checkpoints, process
 from backpropagate.driver import Driver
 from backpropagate.events import AttemptStarted, DataPrepared, RunCreated, RunEnded, RunResumed
-from backpropagate.journal import Journal
+from backpropagate.judge import plan
+from backpropagate.judge.decisions import Finish
+from backpropagate.judge.policy import Policy
+from backpropagate.keep import journal, locks, results, runs
+from backpropagate.keep.journal import Journal
+from backpropagate.keep.record import Record, finite
 from backpropagate.outcome import Outcome
-from backpropagate.policy import Policy
-from backpropagate.record import Record, finite
 from backpropagate.reporter import Reporter
-from backpropagate.sinks import Sink
+from backpropagate.sensors.card import Card
+from backpropagate.watch.sinks import Sink
 from backpropagate_protocol.errors import CATALOGUE, ExitCode, error_for
 from backpropagate_protocol.jobs import PreparedRef
 from backpropagate_protocol.redact import redact

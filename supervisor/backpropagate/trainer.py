@@ -17,19 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backpropagate import events, history, runs
-from backpropagate.build_spec import build_spec, notices
-from backpropagate.console import sink_for
-from backpropagate.environ import environment
+from backpropagate import events
 from backpropagate.events import Event
 from backpropagate.follow import StopFollowing, follow
-from backpropagate.journal import Follower, read
-from backpropagate.later import method_error, without_later
+from backpropagate.keep import history, runs
+from backpropagate.keep.journal import Follower, read
 from backpropagate.launch import start
-from backpropagate.notebook import NotebookSink, in_notebook
 from backpropagate.result import Summary, TrainingRun
-from backpropagate.settings import Settings
-from backpropagate.sinks import Sink
+from backpropagate.watch.console import sink_for
+from backpropagate.watch.notebook import NotebookSink, in_notebook
+from backpropagate.watch.sinks import Sink
+from backpropagate.wishes.build_spec import build_spec, notices
+from backpropagate.wishes.environ import environment
+from backpropagate.wishes.later import method_error, without_later
+from backpropagate.wishes.settings import Settings
 from backpropagate_protocol.errors import BackpropagateError, UserInputError, error_for
 from backpropagate_protocol.rundir import RunDir
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from backpropagate.outcome import Outcome
-from backpropagate.sinks import Sink
 from backpropagate.supervise import supervise
+from backpropagate.watch.sinks import Sink
 from backpropagate_protocol.errors import BusyError, TrainingAbortedError
 from backpropagate_protocol.rundir import RunDir
 

@@ -138,7 +138,7 @@ def test_every_command_and_each_of_its_options_has_its_entry(name: str) -> None:
 
 
 def test_every_setting_has_its_entry() -> None:
-    from backpropagate.options import OPTIONS
+    from backpropagate.wishes.options import OPTIONS
 
     page = read("docs/settings.md")
     assert not [option.key for option in OPTIONS if option.variable not in page]

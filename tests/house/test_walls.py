@@ -48,7 +48,7 @@ def test_no_part_imports_what_it_must_not() -> None:
         "from backpropagate import Trainer; Trainer('tiny')",
         "from backpropagate.config import get_preset; get_preset('fast')",
         "from backpropagate.checkpoints import CheckpointManager, CheckpointPolicy",
-        "import backpropagate.gpu_safety, backpropagate.exceptions, backpropagate.supervise, backpropagate.console",
+        "import backpropagate.gpu_safety, backpropagate.exceptions, backpropagate.supervise, backpropagate.watch.console",
         "from backpropagate.cli import run; run(['--help'])",
         "from backpropagate.cli import run; run(['list-runs'])",
         "from backpropagate.cli import run; run(['config'])",
@@ -108,7 +108,7 @@ _DOORS: dict[str, set[str]] = {
     "signal.signal": {"supervisor/backpropagate/process.py", "runner/backpropagate_runner/control.py"},
     "os.dup2": {"runner/backpropagate_runner/channel.py"},
     "os.environ": {
-        "supervisor/backpropagate/environ.py",
+        "supervisor/backpropagate/wishes/environ.py",
         "backends/backpropagate_backends/torch_warm.py",
         "backends/backpropagate_backends/cuda.py",
     },

@@ -66,7 +66,7 @@ def test_the_tiny_model_is_found_in_an_installed_wheel(unpacked: Path, tmp_path:
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "import backpropagate; assert backpropagate.__file__.startswith(sys.argv[1]), backpropagate.__file__\n"
-        "from backpropagate.models import resolve_model\n"
+        "from backpropagate.wishes.models import resolve_model\n"
         "print(resolve_model('tiny').path)\n"
     )
     done = subprocess.run(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backpropagate.options import BY_KEY, NotAccepted, parse
+from backpropagate.wishes.options import BY_KEY, NotAccepted, parse
 from backpropagate_protocol import data_formats
 from backpropagate_runner import formats, sources
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from backpropagate import checkpoints, results
+from backpropagate import checkpoints
 from backpropagate.checkpoints import CheckpointManager, CheckpointPolicy
+from backpropagate.keep import results
 from backpropagate_protocol import durable
 from backpropagate_protocol.rundir import Manifest, OutputDir, RunDir
 

@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 from backpropagate import process
-from backpropagate.decisions import Death
+from backpropagate.judge.decisions import Death
 from backpropagate.process import Runner
 from backpropagate_protocol.framing import ProtocolError
 from backpropagate_protocol.messages import Hello, Save, Stop

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from backpropagate import history, runs, userstate
 from backpropagate.events import AttemptStarted, Event, Noticed, PhaseEntered, RunCreated, RunEnded, RunResumed
+from backpropagate.keep import history, runs, userstate
 from backpropagate.supervise import supervise
 from backpropagate_protocol.errors import RunNotFoundError
 from tests.conftest import Oracle
@@ -109,7 +109,7 @@ def test_a_first_micro_batch_that_does_not_divide_is_made_smaller(oracle: Oracle
 
 
 _WHERE = """
-from backpropagate import userstate
+from backpropagate.keep import userstate
 userstate.remember("card|model", 2)  # says nothing if there is no place for it
 print(userstate.state_dir())
 """

@@ -13,9 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from backpropagate import Trainer, history
+from backpropagate import Trainer
 from backpropagate.exceptions import BusyError
-from backpropagate.record import RunRow
+from backpropagate.keep import history
+from backpropagate.keep.record import RunRow
 from tests.waiting import eventually
 
 ENDLESS = "50000000"  # steps: more than anybody waits for

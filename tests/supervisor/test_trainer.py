@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from backpropagate import Trainer, TrainingCallback, TrainingRun, locks
+from backpropagate import Trainer, TrainingCallback, TrainingRun
 from backpropagate.exceptions import (
     BackpropagateError,
     GPUMemoryError,
@@ -20,7 +20,8 @@ from backpropagate.exceptions import (
     TrainingError,
     UserInputError,
 )
-from backpropagate.options import BY_ARGUMENT
+from backpropagate.keep import locks
+from backpropagate.wishes.options import BY_ARGUMENT
 from backpropagate_protocol.rundir import OutputDir
 from tests.waiting import eventually
 
@@ -328,7 +329,7 @@ def test_an_interrupt_saves_and_gives_back_an_interrupted_run(tmp_path: Path, da
 
 
 def test_when_the_owner_is_killed_the_run_saves_and_stops(tmp_path: Path, data: Path) -> None:
-    from backpropagate import history
+    from backpropagate.keep import history
 
     process = script(tmp_path, _ENDLESS)
     assert process.stdout is not None

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from backpropagate import history, journal, locks, runs
-from backpropagate.build_spec import build_spec
-from backpropagate.settings import Settings
+from backpropagate.keep import history, journal, locks, runs
+from backpropagate.wishes.build_spec import build_spec
+from backpropagate.wishes.settings import Settings
 from backpropagate_protocol.rundir import RunDir
 from tests.waiting import eventually
 

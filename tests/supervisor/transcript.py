@@ -10,10 +10,10 @@ from typing import assert_never
 
 import msgspec
 
-from backpropagate import decisions as d
 from backpropagate.events import FaultSeen, Heat, Noticed, Recovering, StopRequested
-from backpropagate.plan import Start
-from backpropagate.policy import Policy
+from backpropagate.judge import decisions as d
+from backpropagate.judge.plan import Start
+from backpropagate.judge.policy import Policy
 from backpropagate_protocol import messages as m
 from backpropagate_protocol.errors import ExitCode
 from backpropagate_protocol.spec import DataSpec, ModelSpec, RunSpec, SafetySpec, TrainSpec

@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 from safetensors.numpy import load
 
-from backpropagate import models
 from backpropagate.outcome import Outcome
+from backpropagate.wishes import models
 from backpropagate_protocol.rundir import OutputDir
 from backpropagate_protocol.spec import DataSpec, LoraSpec, ModelSpec, RunSpec, SafetySpec, TrainSpec
 from tests.system.supervised import planned

@@ -16,8 +16,8 @@ from typing import Self, TypeVar
 
 import msgspec
 
-from backpropagate import journal, runs
 from backpropagate.events import AttemptStarted, CheckpointCommitted, Event, RunEnded
+from backpropagate.keep import journal, runs
 from backpropagate.outcome import Outcome
 from backpropagate.supervise import supervise
 from backpropagate_protocol.rundir import OutputDir, RunDir
@@ -99,7 +99,7 @@ def resume_here(run_dir: RunDir) -> tuple[Outcome, Story]:
 _PROGRAM = """
 import sys
 from pathlib import Path
-from backpropagate.runs import load_spec
+from backpropagate.keep.runs import load_spec
 from backpropagate.waiting import supervise_when_free
 from backpropagate_protocol.rundir import RunDir
 run, wait = RunDir(Path(sys.argv[1])), load_spec(RunDir(Path(sys.argv[1]))).safety.wait_for_lock

@@ -10,11 +10,11 @@ import anyio
 import msgspec
 import pytest
 
-from backpropagate import history, locks, runs, userstate
-from backpropagate.card import Card
-from backpropagate.decisions import Input
 from backpropagate.events import AttemptStarted, FaultSeen, Heat, Noticed, RunCreated, Step
+from backpropagate.judge.decisions import Input
+from backpropagate.keep import history, locks, runs, userstate
 from backpropagate.outcome import Outcome
+from backpropagate.sensors.card import Card
 from backpropagate.supervise import supervise
 from backpropagate_protocol.errors import BusyError
 from backpropagate_protocol.rundir import OutputDir

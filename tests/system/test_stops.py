@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from backpropagate import history, runs
 from backpropagate.events import Event, RunCreated, StopRequested
+from backpropagate.keep import history, runs
 from backpropagate.outcome import Outcome
 from backpropagate.supervise import supervise
 from backpropagate_protocol.errors import UserInputError

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from backpropagate.commands.flags import Command, from_table
-from backpropagate.options import Value
 from backpropagate.screen import current
+from backpropagate.wishes.options import Value
 from backpropagate_protocol.errors import DatasetValidationError
 
 
@@ -23,9 +23,9 @@ def validate(data: str, max_errors: int, **given: Value) -> int:
     """
     import msgspec
 
-    from backpropagate.build_spec import check_runner, data_spec
     from backpropagate.oneshot import run_job
-    from backpropagate.settings import Settings
+    from backpropagate.wishes.build_spec import check_runner, data_spec
+    from backpropagate.wishes.settings import Settings
     from backpropagate_protocol.jobs import ValidateJob
     from backpropagate_protocol.messages import DataReport
 

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 import click
 
-from backpropagate.options import BY_KEY, OPTIONS, NotAccepted, Option, Value, parse
 from backpropagate.screen import Screen
+from backpropagate.wishes.options import BY_KEY, OPTIONS, NotAccepted, Option, Value, parse
 from backpropagate_protocol.errors import InvalidSettingError
 
 _ALIASES = {

@@ -10,9 +10,9 @@ import click
 import msgspec
 
 from backpropagate.commands.flags import Command, from_table
-from backpropagate.options import Value
 from backpropagate.screen import current
-from backpropagate.settings import Settings
+from backpropagate.wishes.options import Value
+from backpropagate.wishes.settings import Settings
 from backpropagate_protocol.errors import RunNotFoundError, UserInputError
 from backpropagate_protocol.spec import ModelSpec
 
@@ -35,8 +35,8 @@ def generate(
     Each PROMPT is one user turn in the model's own chat template; the answers come in the same order. A RUN is a run id, any
     unique prefix of one, or `latest`.
     """
-    from backpropagate.build_spec import check_backend, check_runner
     from backpropagate.oneshot import run_job
+    from backpropagate.wishes.build_spec import check_backend, check_runner
     from backpropagate_protocol.jobs import GenerateJob
     from backpropagate_protocol.messages import Answers
 
@@ -71,9 +71,9 @@ class _Meant(NamedTuple):
 
 def _meant(what: str, settings: Settings) -> _Meant:
     """A run first, then the folder of an adapter, then a model."""
-    from backpropagate import runs
-    from backpropagate.build_spec import model_spec
-    from backpropagate.models import adapter_base
+    from backpropagate.keep import runs
+    from backpropagate.wishes.build_spec import model_spec
+    from backpropagate.wishes.models import adapter_base
 
     backend, python = settings.text("training.backend"), settings.text_or_none("runner.python")
     try:

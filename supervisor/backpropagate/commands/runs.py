@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import click
 
 from backpropagate.commands.flags import Command, from_table
-from backpropagate.options import Value
 from backpropagate.screen import current
-from backpropagate.settings import Settings
+from backpropagate.wishes.options import Value
+from backpropagate.wishes.settings import Settings
 
 if TYPE_CHECKING:
-    from backpropagate.record import RunRow
+    from backpropagate.keep.record import RunRow
 
 _STATUSES = ("running", "completed", "failed", "interrupted", "partial")
 
@@ -27,7 +27,7 @@ _STATUSES = ("running", "completed", "failed", "interrupted", "partial")
 @click.option("--rebuild", is_flag=True, help="First make the history again from the run directories.")
 def list_runs(output_dir: Value, status: str | None, limit: int, every: bool, rebuild: bool) -> None:
     """List the runs of an output folder."""
-    from backpropagate import history
+    from backpropagate.keep import history
 
     screen = current()
     output = Settings({"output_dir": output_dir}).text("training.output_dir")
@@ -61,8 +61,8 @@ def show_run(run: str, output_dir: Value) -> None:
     """
     import msgspec
 
-    from backpropagate import history, runs
-    from backpropagate.view import sparkline
+    from backpropagate.keep import history, runs
+    from backpropagate.watch.view import sparkline
 
     output = Settings({"output_dir": output_dir}).text("training.output_dir")
     run_dir = runs.find(output, run)

@@ -21,9 +21,9 @@ def supervise_run(run_dir: Path, owner: bool, wait: bool) -> int:
 
     Progress goes to stderr as plain lines. What keeps it from beginning is the last line on stdout, as JSON.
     """
-    from backpropagate import runs
-    from backpropagate.console import PlainSink
+    from backpropagate.keep import runs
     from backpropagate.waiting import supervise_when_free
+    from backpropagate.watch.console import PlainSink
 
     screen = current()
     screen.json = True

@@ -10,9 +10,9 @@ import click
 
 from backpropagate import __version__
 from backpropagate.commands.flags import Command
-from backpropagate.options import OPTIONS
 from backpropagate.screen import current
-from backpropagate.settings import Settings
+from backpropagate.wishes.options import OPTIONS
+from backpropagate.wishes.settings import Settings
 from backpropagate_protocol.errors import CATALOGUE
 
 _PACKAGES = (
@@ -47,7 +47,7 @@ def info(error_codes: bool, env_vars: bool) -> None:
 
 
 def _about() -> dict[str, object]:
-    from backpropagate.presets import LORA, MODELS, TRAINING
+    from backpropagate.wishes.presets import LORA, MODELS, TRAINING
 
     packages = {name: _version(name) for name in _PACKAGES}
     return {
@@ -99,7 +99,7 @@ def _gpu_in_words(status: object) -> str:
 
 
 def _about_in_words(about: dict[str, object]) -> list[str]:
-    from backpropagate.presets import LORA, MODELS, TRAINING
+    from backpropagate.wishes.presets import LORA, MODELS, TRAINING
 
     packages = about["packages"]
     assert isinstance(packages, dict)
@@ -125,7 +125,7 @@ def _about_in_words(about: dict[str, object]) -> list[str]:
 @click.command(cls=Command)
 def config() -> None:
     """Show each setting and where its value comes from."""
-    from backpropagate.build_spec import decided, effective_batch
+    from backpropagate.wishes.build_spec import decided, effective_batch
 
     screen = current()
     settings = Settings()

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import click
 
 from backpropagate.commands.flags import Command, from_table
-from backpropagate.options import BY_ARGUMENT, Value
 from backpropagate.screen import Screen, current
+from backpropagate.wishes.options import BY_ARGUMENT, Value
 from backpropagate_protocol.errors import BackpropagateError, InvalidSettingError, UserInputError, error_for
 from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import PlannedFault
 
 if TYPE_CHECKING:
-    from backpropagate.sinks import Sink
+    from backpropagate.watch.sinks import Sink
 
 _DETACH_PATIENCE = 20.0  # seconds until a detached supervisor must have said that it began
 
@@ -85,9 +85,9 @@ def _planned(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
 @_later_flags
 def train(resume_run: str | None, detach: bool, faults: tuple[PlannedFault, ...], **given: Value) -> int:
     """Fine-tune a model under supervision."""
-    from backpropagate import runs
-    from backpropagate.build_spec import build_spec, notices
-    from backpropagate.settings import Settings
+    from backpropagate.keep import runs
+    from backpropagate.wishes.build_spec import build_spec, notices
+    from backpropagate.wishes.settings import Settings
 
     screen = current()
     settings = Settings(given)
@@ -124,8 +124,8 @@ def resume(run: str, detach: bool, **given: Value) -> int:
 
     RUN is a run id, any unique prefix of one, or `latest`. Data and settings are those the run began with.
     """
-    from backpropagate import runs
-    from backpropagate.settings import Settings
+    from backpropagate.keep import runs
+    from backpropagate.wishes.settings import Settings
 
     settings, screen = Settings(given), current()
     screen.verbose = screen.verbose or settings.flag("debug")
@@ -134,7 +134,7 @@ def resume(run: str, detach: bool, **given: Value) -> int:
 
 
 def _resume(screen: Screen, run_dir: RunDir, detach: bool, wait: bool) -> int:
-    from backpropagate import history
+    from backpropagate.keep import history
 
     if history.show(run_dir).status == "completed":
         raise error_for("STATE_RUN_FINISHED", "the run is complete", run_id=run_dir.run_id)
@@ -148,10 +148,10 @@ def _supervised(screen: Screen, run_dir: RunDir, detach: bool, *, resumed: bool,
 def _in_foreground(screen: Screen, run_dir: RunDir, resumed: bool, wait: bool) -> int:
     import msgspec
 
-    from backpropagate.console import sink_for
-    from backpropagate.environ import environment
     from backpropagate.result import Summary
     from backpropagate.waiting import supervise_when_free
+    from backpropagate.watch.console import sink_for
+    from backpropagate.wishes.environ import environment
 
     summary = Summary(run_dir)
     sinks: list[Sink] = [summary]
@@ -181,7 +181,7 @@ def _in_foreground(screen: Screen, run_dir: RunDir, resumed: bool, wait: bool) -
 
 
 def _detached(screen: Screen, run_dir: RunDir, wait: bool) -> int:
-    from backpropagate.journal import Follower
+    from backpropagate.keep.journal import Follower
     from backpropagate.launch import start
 
     follower = Follower(run_dir.events, from_end=True)

@@ -1,0 +1,88 @@
+"""The policy's own words: its events, and the last words of a run. Pure; `supervise` puts the time into an event."""
+
+from __future__ import annotations
+
+from backpropagate.events import FaultSeen, Heat, Noticed, Recovering, StopRequested
+from backpropagate.judge.decisions import Finish, Found, StopAsked
+from backpropagate.judge.verdict import Cause, GiveUp
+from backpropagate_protocol.errors import CATALOGUE, ExitCode
+
+
+class Telling:
+    """Makes one run's events."""
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+
+    def fault(self, cause: Cause, death: str = "") -> FaultSeen:
+        return FaultSeen(
+            time=0.0,
+            run_id=self._run_id,
+            attempt=cause.attempt,
+            kind=cause.kind.value,
+            code=cause.code,
+            message=cause.message,
+            step=cause.step,
+            phase=cause.phase.value,
+            death=death,
+            traceback=cause.traceback,
+            needed=cause.needed,
+            free=cause.free,
+        )
+
+    def recovering(
+        self, reason: str, delay: float, micro: int, accumulation: int, found: Found | None, last_step: int
+    ) -> Recovering:
+        resume_step = found.step if found else 0
+        return Recovering(
+            time=0.0,
+            run_id=self._run_id,
+            reason=reason,
+            delay=delay,
+            micro_batch=micro,
+            accumulation=accumulation,
+            checkpoint=found.name if found else None,
+            resume_step=resume_step,
+            steps_lost=max(0, last_step - resume_step),
+        )
+
+    def heat(self, level: str, celsius: int) -> Heat:
+        return Heat(time=0.0, run_id=self._run_id, level=level, celsius=celsius)
+
+    def stop(self, reason: str, *, save: bool, seconds: float = 0.0) -> StopRequested:
+        return StopRequested(time=0.0, run_id=self._run_id, reason=reason, save=save, seconds=round(seconds, 1))
+
+    def unreadable(self, why: str, delay: float) -> Noticed:
+        text = f"the checkpoints cannot be read ({why}); tried again in {delay:g} s"
+        return Noticed(time=0.0, run_id=self._run_id, level="warning", text=text)
+
+    def blind(self, why: str) -> Noticed:
+        text = f"the GPU's sensors cannot be read ({why}); the run goes on without them"
+        return Noticed(time=0.0, run_id=self._run_id, level="warning", text=text)
+
+
+def completed() -> Finish:
+    return Finish("completed", ExitCode.DONE)
+
+
+def gave_up(verdict: GiveUp) -> Finish:
+    return Finish(verdict.status, verdict.exit_code, verdict.code, verdict.message, verdict.suggestion)
+
+
+def stopped(asked: StopAsked, kept: Found | None) -> Finish:
+    info = CATALOGUE["RUNTIME_TRAINING_ABORTED"]
+    what = f"step {kept.step} is kept" if kept else "nothing was saved yet"
+    return Finish("interrupted", asked.exit_code, info.code, f"stopped by {asked.reason}; {what}", info.remedy)
+
+
+def unkillable() -> Finish:
+    info = CATALOGUE["RUNTIME_GPU_LOST"]
+    return Finish(
+        "failed", info.exit, info.code, "the training process cannot be killed: the driver holds it", info.remedy
+    )
+
+
+def still_hot(celsius: int, minutes: float) -> Finish:
+    info = CATALOGUE["RUNTIME_GPU_TEMPERATURE_CRITICAL"]
+    text = f"the GPU is still at {celsius} °C after {minutes:.0f} minutes of rest"
+    return Finish("interrupted", info.exit, info.code, text, info.remedy)

@@ -1,0 +1,209 @@
+"""`run_history.json`: one row per run in an output folder, the newest last; an index that can always be made again.
+
+The file is a JSON array with one row on each line, so that the newest rows can be read from its end and one row can be
+replaced without understanding the others. It is only ever replaced as a whole, under a file lock. A file that cannot be
+understood is moved aside, never overwritten, and the index is made again from the run directories.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+import orjson
+from filelock import FileLock
+
+from backpropagate.keep import journal, locks
+from backpropagate.keep.record import Record, RunRow
+from backpropagate.keep.runs import Output, as_output, load_spec, run_ids
+from backpropagate_protocol import durable
+from backpropagate_protocol.errors import BackpropagateError, RunNotFoundError
+from backpropagate_protocol.rundir import OutputDir, RunDir
+
+_OPEN, _CLOSE, _BETWEEN = b"[\n", b"\n]\n", b",\n"
+_CHUNK = 1 << 17  # a piece of the file when it is read from its end
+_decoder = msgspec.json.Decoder(RunRow)
+
+
+class _Torn(Exception):
+    """The index is not a JSON array of rows."""
+
+
+def _lines(data: bytes) -> list[bytes]:
+    """One row a line. Raises _Torn if that is not what the file holds."""
+    if not data.startswith(_OPEN) or not data.endswith(_CLOSE):
+        return _foreign(data)
+    body = data[len(_OPEN) : -len(_CLOSE)]
+    lines = body.split(_BETWEEN) if body else []
+    try:
+        return list(map(_checked, lines))
+    except _Torn:
+        return _foreign(data)
+
+
+def _foreign(data: bytes) -> list[bytes]:
+    """The same array in another layout: someone's editor has been at it."""
+    try:
+        rows = msgspec.json.decode(data, type=list[RunRow])
+    except msgspec.DecodeError as error:
+        raise _Torn(str(error)) from error
+    return [_line(row) for row in rows]
+
+
+def _line(row: RunRow) -> bytes:
+    return orjson.dumps(row, default=msgspec.to_builtins)
+
+
+def _write(output: OutputDir, lines: Iterable[bytes]) -> None:
+    """Under the lock, so that what looks unfinished was left by a process that is gone."""
+    for left in output.path.glob(f".{output.history.name}.*.tmp"):
+        durable.discard(left)
+    durable.write_file(output.history, _OPEN + _BETWEEN.join(lines) + _CLOSE)
+
+
+def _locked(output: OutputDir, patience: float = 30.0) -> FileLock:
+    return FileLock(output.history_lock, timeout=patience)
+
+
+def record(output: Output, row: RunRow, patience: float = 30.0) -> None:
+    """Writes the row in place of the one with the same run id, or after the last.
+
+    Raises filelock's Timeout if others have the index for `patience` seconds, and OSError.
+    """
+    output = as_output(output)
+    with _locked(output, patience):
+        lines = _load(output)
+        key = b'{"run_id":' + orjson.dumps(row.run_id) + b","
+        line = _line(row)
+        for index in range(len(lines) - 1, -1, -1):
+            if lines[index].startswith(key):
+                lines[index] = line
+                break
+        else:
+            lines.append(line)
+        _write(output, lines)
+
+
+def _load(output: OutputDir) -> list[bytes]:
+    """All lines; under the lock, since a torn file is moved aside and made again."""
+    try:
+        return _lines(output.history.read_bytes())
+    except FileNotFoundError:
+        return []
+    except _Torn:
+        return _repaired(output)
+
+
+def _repaired(output: OutputDir) -> list[bytes]:
+    durable.rename(output.history, output.history.with_name(f"{output.history.name}.torn-{time.time_ns()}"))
+    lines = [_line(row) for row in _from_journals(output)]
+    _write(output, lines)
+    return lines
+
+
+def rebuild(output: Output) -> int:
+    """Makes the index again from the run directories; returns the number of rows. The old file is kept aside."""
+    output = as_output(output)
+    if not output.path.is_dir():
+        raise RunNotFoundError(f"{output.path} is no output folder")
+    with _locked(output):
+        rows = list(_from_journals(output))
+        if output.history.exists():
+            durable.rename(output.history, output.history.with_name(f"{output.history.name}.replaced-{time.time_ns()}"))
+        _write(output, [_line(row) for row in rows])
+    return len(rows)
+
+
+def _from_journals(output: OutputDir) -> Iterator[RunRow]:
+    rows = []
+    for run_id in run_ids(output):
+        try:
+            rows.append(row_of(output.run(run_id)))
+        except BackpropagateError:
+            continue  # a folder without a readable spec is no run
+    yield from sorted(rows, key=lambda row: row.started_at)
+
+
+def row_of(run_dir: RunDir) -> RunRow:
+    """One run's row, made from its spec and its journal. Raises RunNotFoundError if there is no readable spec."""
+    folded = Record(load_spec(run_dir), run_dir)
+    for event in journal.read(run_dir.events):
+        folded.fold(event)
+    return folded.row()
+
+
+def list_rows(output: Output, status: str | None = None, limit: int | None = None) -> list[RunRow]:
+    """The rows, newest first. A run whose supervisor is gone without a word is shown as `interrupted`.
+
+    With a limit, only as much of the file's end is read as is needed, however many runs there are.
+    """
+    output = as_output(output)
+    alive = _alive(output)
+    try:
+        return _select(_from_end(output.history), alive, status, limit)
+    except FileNotFoundError:
+        return []
+    except (_Torn, msgspec.DecodeError):
+        with _locked(output):
+            lines = _load(output)
+            try:
+                return _select(reversed(lines), alive, status, limit)
+            except msgspec.DecodeError:
+                return _select(reversed(_repaired(output)), alive, status, limit)
+
+
+def _from_end(path: Path) -> Iterator[bytes]:
+    """The lines, newest first. Raises _Torn where the file is not laid out as we do it."""
+    with open(path, "rb") as file:
+        position = file.seek(0, 2) - len(_CLOSE)
+        file.seek(max(0, position))
+        if position < len(_OPEN) or file.read() != _CLOSE:
+            raise _Torn("the end is missing")
+        rest = b""
+        while position > len(_OPEN):
+            size = min(_CHUNK, position - len(_OPEN))
+            position -= size
+            file.seek(position)
+            rest, *lines = (file.read(size) + rest).split(_BETWEEN)
+            yield from map(_checked, reversed(lines))
+        file.seek(0)
+        if file.read(len(_OPEN)) != _OPEN:
+            raise _Torn("the beginning is missing")
+        if rest:
+            yield _checked(rest)
+
+
+def _checked(line: bytes) -> bytes:
+    if not (line.startswith(b'{"run_id":"') and line.endswith(b"}")):
+        raise _Torn("a line is no row")
+    return line
+
+
+def _select(newest_first: Iterable[bytes], alive: str | None, status: str | None, limit: int | None) -> list[RunRow]:
+    found: list[RunRow] = []
+    for line in newest_first:
+        if limit is not None and len(found) >= limit:
+            break
+        row = seen(_decoder.decode(line), alive)
+        if status is None or row.status == status:
+            found.append(row)
+    return found
+
+
+def show(run_dir: RunDir) -> RunRow:
+    """The row of one run as it stands now, from its journal. Raises RunNotFoundError."""
+    return seen(row_of(run_dir), _alive(run_dir.output))
+
+
+def _alive(output: OutputDir) -> str | None:
+    holder = locks.holder_of(locks.output_lock(output))
+    return holder.run_id if holder else None
+
+
+def seen(row: RunRow, alive: str | None) -> RunRow:
+    """The row as the world is: only a run whose supervisor holds the folder's lock is running."""
+    if row.status == "running" and row.run_id != alive:
+        return msgspec.structs.replace(row, status="interrupted")
+    return row

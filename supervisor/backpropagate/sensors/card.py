@@ -1,0 +1,135 @@
+"""The run's card: whose it is, what fits on it, how warm it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, aclosing
+from pathlib import Path
+
+import anyio
+
+from backpropagate.events import Event, ModelReady
+from backpropagate.judge import plan
+from backpropagate.judge.decisions import CardKnown, CardLimits, Input, SensorLost, StopAsked, Temperature
+from backpropagate.keep import locks, userstate
+from backpropagate.process import visible_device
+from backpropagate.sensors import gpu
+from backpropagate.wishes.environ import environment
+from backpropagate_protocol.errors import BusyError, ExitCode
+from backpropagate_protocol.spec import RunSpec
+
+_RETRY_LOCK = 1.0
+_RETRY_PROBE = 0.1  # someone may only be looking who has it
+_RETRY_SENSOR = 60.0
+_MEMORY_SECONDS = 30.0
+_MEMORY_SLACK = 256  # MiB: a desktop's windows come and go
+
+
+class Card:
+    """Watches one card for one run. `busy` is set if another run holds it."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        script: Path | None,
+        known_micro_batch: int | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._spec, self._script, self._known, self._clock = spec, script, known_micro_batch, clock
+        self._device = visible_device(environment().get("CUDA_VISIBLE_DEVICES"))
+        self.wanted = script is not None or (spec.backend in ("auto", "cuda") and self._device not in ("", "-1"))
+        self.fit_key: str | None = None
+        self.latest: gpu.Sample | None = None
+        self.busy: BusyError | None = None
+        self._idle = 0  # MiB in use before any child of ours had a model
+        self._news = anyio.Event()
+        self._lost: str | None = None
+        self._feed: Callable[[Input], None] | None = None
+        self._held = ExitStack()
+
+    def event(self, event: Event) -> None:
+        """A run that turned out to be on a GPU whose sensors are silent says so; on the CPU nobody misses them."""
+        if isinstance(event, ModelReady) and event.device.startswith("cuda") and self._lost and self._feed:
+            self._feed(SensorLost(self._clock(), self._lost))
+
+    async def watch(
+        self, feed: Callable[[Input], None], device: Callable[[], str], warn: Callable[[str], None]
+    ) -> None:
+        """Reads the card for as long as the run lasts. Its first answer, or its absence, lets the Job go out.
+
+        device: what the newest child trains on, as far as it is known.
+        """
+        self._feed = feed
+        known = False
+        while True:
+            try:
+                async with aclosing(gpu.samples(self._device, self._script)) as samples:
+                    async for sample in samples:
+                        known = known or await self._first(sample, feed, warn)
+                        if not known:
+                            return
+                        self._seen(sample)
+                        feed(Temperature(self._clock(), sample.celsius))
+            except gpu.SensorError as error:
+                self.latest = None
+                self._lost = str(error)
+                if known or self._spec.backend == "cuda" or device().startswith("cuda"):
+                    feed(SensorLost(self._clock(), self._lost))
+            if not known:
+                feed(CardKnown(self._clock()))
+                return
+            await anyio.sleep(_RETRY_SENSOR)
+
+    def _seen(self, sample: gpu.Sample) -> None:
+        self.latest = sample
+        self._news.set()
+        self._news = anyio.Event()
+
+    async def memory_back(self) -> None:
+        """Returns when a dead child's memory is back, or gets no freer since others have it; within 30 s in any case."""
+        still = 0
+        with anyio.move_on_after(_MEMORY_SECONDS):
+            while self.latest is not None and still < 2:  # blind, the driver's promise has to do
+                before = self.latest.memory_used
+                await self._news.wait()  # what was read before the death says nothing
+                used = self.latest.memory_used
+                if used <= self._idle + _MEMORY_SLACK:
+                    return
+                still = still + 1 if used >= before else 0
+
+    async def _first(self, sample: gpu.Sample, feed: Callable[[Input], None], warn: Callable[[str], None]) -> bool:
+        """Takes the card for this run; False if another one has it."""
+        try:
+            if not await self._take(sample):
+                feed(StopAsked(self._clock(), "a busy GPU", ExitCode.TRY_LATER, kill=True))
+                return False
+        except OSError as error:
+            warn(f"the GPU cannot be reserved for this run ({error.strerror or error}); other runs may use it too")
+        self._idle = sample.memory_used
+        feed(CardLimits(self._clock(), sample.slowdown, sample.shutdown))
+        self.fit_key = userstate.fit_key(sample.name, self._spec)
+        micro = self._known
+        if micro is None:
+            fitted = userstate.fitted(self.fit_key)
+            micro = plan.first_micro_batch(self._spec, fitted=fitted, card_memory=sample.memory_total)
+        feed(CardKnown(self._clock(), micro))
+        return True
+
+    async def _take(self, sample: gpu.Sample) -> bool:
+        """Tries for as long as a probe may take, or until it is free if the user wants to wait."""
+        began = self._clock()
+        while True:
+            try:
+                lock = locks.gpu_lock(sample.uuid)
+                self._held.enter_context(locks.hold(lock, self._spec.run_id, f"the GPU {sample.name}", patience=0.0))
+                return True
+            except BusyError as busy:
+                looked_long = self._clock() - began > locks.PATIENCE
+                if looked_long and not self._spec.safety.wait_for_lock:
+                    self.busy = busy
+                    return False
+                await anyio.sleep(_RETRY_LOCK if looked_long else _RETRY_PROBE)
+
+    def release(self) -> None:
+        self._held.close()

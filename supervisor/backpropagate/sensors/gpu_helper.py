@@ -1,0 +1,100 @@
+"""The helper process that reads NVML: one JSON line for each sample on standard output, until standard input ends."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pynvml
+
+from backpropagate.sensors.gpu import Sample
+
+_MIB = 1 << 20
+
+
+def _handle(device: str) -> object:
+    """The card that CUDA_VISIBLE_DEVICES means by `device`; a part of a MIG card counts as the card."""
+    if device.startswith(("GPU-", "MIG-")):
+        return pynvml.nvmlDeviceGetHandleByUUID(device)
+    return pynvml.nvmlDeviceGetHandleByIndex(int(device or 0))
+
+
+def _known(read: Callable[[], int]) -> int:
+    """A figure that this card or driver may not have."""
+    try:
+        return int(read())
+    except pynvml.NVMLError:
+        return 0
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def read(handle: object) -> Sample:
+    """One sample; raises NVMLError if the card cannot even say how warm it is."""
+    celsius = int(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU))
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    limit = pynvml.nvmlDeviceGetTemperatureThreshold
+    return Sample(
+        uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
+        name=_text(pynvml.nvmlDeviceGetName(handle)),
+        celsius=celsius,
+        slowdown=_known(lambda: limit(handle, pynvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN)),
+        shutdown=_known(lambda: limit(handle, pynvml.NVML_TEMPERATURE_THRESHOLD_SHUTDOWN)),
+        memory_used=int(memory.used) // _MIB,
+        memory_total=int(memory.total) // _MIB,
+        power=_known(lambda: pynvml.nvmlDeviceGetPowerUsage(handle)) / 1000,
+        power_limit=_known(lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle)) / 1000,
+        utilization=_known(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu),
+    )
+
+
+def _say(sample: Sample) -> None:
+    os.write(1, msgspec.json.encode(sample) + b"\n")
+
+
+def _end_with_owner(ended: threading.Event) -> None:
+    while os.read(0, 4096):
+        pass
+    ended.set()
+    os._exit(0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="0")
+    parser.add_argument("--interval", type=float, default=2.0)
+    parser.add_argument("--count", type=int, default=0)
+    parser.add_argument("--script", type=Path)
+    options = parser.parse_args()
+    ended = threading.Event()
+    threading.Thread(target=_end_with_owner, args=(ended,), daemon=True).start()
+    interval = options.interval
+    if options.script:
+        from backpropagate.sensors.gpu_script import install
+
+        interval = install(options.script)
+    try:
+        pynvml.nvmlInit()
+        handle = _handle(options.device)
+        taken = 0
+        while not options.count or taken < options.count:
+            _say(read(handle))
+            taken += 1
+            ended.wait(interval)
+    except pynvml.NVMLError as error:
+        _say(Sample(error=str(error) or "NVML failed"))
+    except ValueError:
+        _say(Sample(error=f"there is no device called {options.device!r}"))
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

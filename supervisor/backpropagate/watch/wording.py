@@ -1,0 +1,97 @@
+"""Events and the state of a run in words: the same for terminal, log and notebook."""
+
+from __future__ import annotations
+
+from backpropagate import events
+from backpropagate.events import Event
+from backpropagate.watch.view import RunView, duration, heat_in_words, learning_rate, memory, span
+
+
+def progress_line(view: RunView) -> str:
+    parts = [f"step {view.step}/{view.total_steps}"]
+    if view.loss is not None:
+        parts.append(f"loss {view.loss:.4f}")
+    if learning_rate(view):
+        parts.append(learning_rate(view))
+    speed = view.tokens_per_second
+    if speed is not None:
+        parts.append(f"{speed:,.0f} tokens/s")
+    remaining = view.remaining
+    if remaining is not None and view.step < view.total_steps:
+        parts.append(f"{span(*remaining)} left")
+    if memory(view):
+        parts.append(memory(view))
+    if view.celsius:
+        parts.append(f"{view.celsius} °C")
+    return "  ".join(parts)
+
+
+_PHASES = {
+    "import": "loading the frameworks",
+    "validate": "reading the data",
+    "tokenize": "preparing the data",
+    "load": "loading the model",
+    "first_step": "first step",
+    "finish": "writing the adapter",
+}
+
+
+# The owner's pipe says `stop` for an interrupt as for a callback that had enough; both come from the user.
+_REASONS = {"ctrl-c": "as asked", "owner-gone": "(whoever started it is gone)"}
+
+
+def in_phase(view: RunView) -> str:
+    """What the run is busy with before its first step, with a percentage where one is known."""
+    percent = f" {100 * view.phase_done // view.phase_total} %" if view.phase_total else ""
+    return _PHASES.get(view.phase, view.phase) + percent
+
+
+def in_words(event: Event) -> str:
+    """One line for an event that matters; nothing for the others."""
+    match event:
+        case events.RunCreated():
+            return f"run {event.run_id} started"
+        case events.RunResumed():
+            return f"run {event.run_id} resumed (it was {event.previous})"
+        case events.AttemptStarted():
+            start = f" from step {event.resume_step}" if event.checkpoint else ""
+            saving = ", with gradient checkpointing" if event.gradient_checkpointing else ""
+            return f"attempt {event.attempt}{start}, batch {event.micro_batch} × {event.accumulation}{saving}" if event.attempt > 1 else ""  # fmt: skip
+        case events.PhaseEntered():
+            return _PHASES.get(event.phase, "")
+        case events.DataPrepared():
+            skipped = f", {event.skipped} skipped" if event.skipped else ""
+            cut = f", {event.truncated} cut at the length limit" if event.truncated else ""
+            return f"data: {event.rows} rows ({event.format}), {event.tokens:,} tokens{skipped}{cut}"
+        case events.ModelReady():
+            return (
+                f"training on {event.device} in {event.precision}, batch {event.micro_batch} × {event.accumulation}, "
+                f"{event.trainable_parameters:,} of {event.parameters:,} parameters"
+            )
+        case events.CheckpointMissed():
+            return f"checkpoint at step {event.step} failed ({event.failures} in a row): {event.message}"
+        case events.CheckpointQuarantined():
+            return f"checkpoint {event.name} is damaged and was put aside: {event.reason}"
+        case events.Noticed():
+            return f"{'warning: ' if event.level == 'warning' else ''}{event.text}"
+        case events.FaultSeen():
+            death = f" ({event.death})" if event.death and event.death not in event.message else ""
+            return f"fault at step {event.step}: {event.code}: {event.message}{death}"
+        case events.Recovering():
+            where = f"step {event.resume_step}" if event.checkpoint else "the start"
+            wait = f" in {duration(event.delay)}" if event.delay >= 1 else ""
+            return f"recovering{wait}: from {where}, batch {event.micro_batch} × {event.accumulation}"
+        case events.Heat():
+            return heat_in_words(event)
+        case events.StopRequested():
+            return f"stopping {_REASONS.get(event.reason, f'({event.reason})')}{', saving first' if event.save else ''}"
+        case events.RunEnded():
+            return f"{event.status} at step {event.step}/{event.total_steps} after {duration(event.seconds)}"
+        case events.Step() | events.CheckpointCommitted():
+            return ""
+
+
+def in_all_words(event: Event) -> str:
+    """The same, and below a fault the traceback that came with it: what --verbose shows."""
+    traceback = event.traceback.rstrip() if isinstance(event, events.FaultSeen) else ""
+    return f"{in_words(event)}\n{traceback}" if traceback else in_words(event)

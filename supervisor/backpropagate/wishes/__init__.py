@@ -1,0 +1,1 @@
+"""What the user wants: options, settings, presets, and the frozen RunSpec that is made of them."""

@@ -1,0 +1,298 @@
+"""Settings → RunSpec, after every check that needs no framework: each wrong wish is an error within a moment.
+
+Nothing is written here. What only the child can know (the rows, the weights, the device) is checked there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from backpropagate.wishes.models import looks_like_path, resolve_model
+from backpropagate.wishes.options import Value
+from backpropagate.wishes.settings import Settings
+from backpropagate_protocol.data_formats import may_be_hub_id
+from backpropagate_protocol.errors import (
+    ConfigurationError,
+    DatasetError,
+    DatasetNotFoundError,
+    DependencyError,
+    DiskFullError,
+    InvalidSettingError,
+    UserInputError,
+)
+from backpropagate_protocol.spec import DataSpec, LoraSpec, ModelSpec, PlannedFault, RunSpec, SafetySpec, TrainSpec
+
+DEFAULT_EFFECTIVE_BATCH = 8
+DEFAULT_STEPS = 100
+# Less than this cannot hold one checkpoint of the smallest real adapter.
+_LEAST_FREE_MIB = 32
+_FRAMEWORKS = ("torch", "transformers", "peft", "trl", "datasets")
+
+
+def build_spec(settings: Settings, *, detached: bool = False, verbose: bool = False, faults: Sequence[PlannedFault] = ()) -> RunSpec:  # fmt: skip
+    """Raises a coded error for the first wish that cannot be served."""
+    toy = settings.text("training.backend") == "toy"
+    data = _data(settings)
+    check_backend(settings.text("training.backend"))
+    runner_python = check_runner(settings.text_or_none("runner.python"), settings.text("training.backend"))
+    model = model_spec(settings)
+    train = _train(settings)
+    output = _output(settings.text("training.output_dir"), least_mib=1 if toy else _LEAST_FREE_MIB)
+    return RunSpec(
+        run_id=str(uuid.uuid4()),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        backend=settings.text("training.backend"),
+        output=output,
+        model=model,
+        data=data,
+        lora=_lora(settings),
+        train=train,
+        safety=_safety(settings),
+        runner_python=runner_python,
+        detached=detached,
+        name=settings.text_or_none("training.name"),
+        verbose=verbose,
+        faults=tuple(faults),
+    )
+
+
+def notices(settings: Settings) -> list[str]:
+    """What the user should read once before the run: settings without effect, the model's licence."""
+    said = list(settings.warnings)
+    if settings.text("training.backend") != "toy":
+        note = resolve_model(settings.text("model.name")).note
+        said += [f"{settings.text('model.name')}: {note}"] if note else []
+    return said
+
+
+# --- parts of the spec ----------------------------------------------------------------------------------------------
+
+
+def model_spec(settings: Settings) -> ModelSpec:
+    name = settings.text("model.name")
+    toy = settings.text("training.backend") == "toy"
+    return ModelSpec(
+        name=name,
+        path=name if toy else resolve_model(name).path,
+        revision=settings.text_or_none("model.revision"),
+        trust_remote_code=settings.flag("model.trust_remote_code"),
+        load_in_4bit=settings.flag_or_none("model.load_in_4bit"),
+        dtype=settings.text("model.dtype"),
+    )
+
+
+def data_spec(settings: Settings, source: str) -> DataSpec:
+    """`source` as the user said it; raises DatasetNotFoundError at once if it can be nothing."""
+    return DataSpec(
+        source=_data_source(source),
+        split=settings.text("data.split"),
+        format=settings.text("data.format"),
+        samples=settings.whole_or_none("data.max_samples"),
+        on_bad_row=settings.text("data.on_bad_row"),
+        max_length=settings.whole("model.max_seq_length"),
+        train_on=settings.text("data.train_on"),
+        packing=settings.flag("data.packing"),
+    )
+
+
+def _data(settings: Settings) -> DataSpec:
+    source = settings.text_or_none("data.source")
+    if source is None:
+        raise UserInputError(
+            "no training data was named",
+            suggestion="Name it with --data, for instance: backprop train --data my_data.jsonl --model tiny",
+        )
+    return data_spec(settings, source)
+
+
+def _data_source(source: str) -> str:
+    path = Path(os.path.abspath(os.path.expanduser(source)))
+    if path.is_dir():
+        raise DatasetError(f"{path} is a folder; name a file in it")
+    if path.exists():
+        if not os.access(path, os.R_OK):
+            raise DatasetError(f"{path} may not be read", suggestion="Change its permissions.")
+        if path.is_file() and path.stat().st_size == 0:
+            raise DatasetError(f"{path} is empty", suggestion="docs/data.md shows one row of every accepted format.")
+        return str(path)
+    if may_be_hub_id(source) and not looks_like_path(source):
+        return source
+    raise DatasetNotFoundError(f"there is no file {path}")
+
+
+def _lora(settings: Settings) -> LoraSpec:
+    rank = settings.whole("lora.r")
+    alpha = settings.whole_or_none("lora.alpha")
+    targets = settings["lora.target_modules"].value
+    assert isinstance(targets, tuple)
+    return LoraSpec(
+        preset=settings.text("lora.preset"),
+        r=rank,
+        alpha=2 * rank if alpha is None else alpha,
+        dropout=settings.number("lora.dropout"),
+        targets=targets,
+        use_dora=settings.flag("lora.use_dora"),
+        use_rslora=settings.flag("lora.use_rslora"),
+        init=settings.text("lora.init_lora_weights"),
+    )
+
+
+def batch_plan(batch_size: int | None, accumulation: int | None, wanted: int) -> tuple[int, int | None]:
+    """(effective batch, micro-batch to begin with or None for automatic).
+
+    Both given: their product. One given: the other is chosen so that the effective batch is `wanted` or, where that does
+    not divide, a little less. None given: `wanted`.
+    """
+    if batch_size is None and accumulation is None:
+        return wanted, None
+    if batch_size is None:
+        assert accumulation is not None
+        batch_size = max(1, wanted // accumulation)
+    elif accumulation is None:
+        accumulation = max(1, wanted // batch_size)
+    return batch_size * accumulation, batch_size
+
+
+def decided(settings: Settings) -> dict[str, Value]:
+    """By key: the values that a new run takes where nothing was said, as far as they follow from the other settings."""
+    values: dict[str, Value] = {}
+    if settings["training.max_steps"].value is None and settings["training.epochs"].value is None:
+        values["training.max_steps"] = DEFAULT_STEPS
+    if settings["lora.alpha"].value is None:
+        values["lora.alpha"] = 2 * settings.whole("lora.r")
+    effective, batch = _batch(settings)
+    if batch is not None:
+        values |= {"training.batch_size": batch, "training.gradient_accumulation": effective // batch}
+    if settings["runner.python"].value is None:
+        values["runner.python"] = sys.executable
+    return values
+
+
+def effective_batch(settings: Settings) -> int:
+    """Samples in one optimizer step."""
+    return _batch(settings)[0]
+
+
+def _batch(settings: Settings) -> tuple[int, int | None]:
+    preset = settings.training_preset()
+    return batch_plan(
+        settings.whole_or_none("training.batch_size"),
+        settings.whole_or_none("training.gradient_accumulation"),
+        preset.effective_batch if preset else DEFAULT_EFFECTIVE_BATCH,
+    )
+
+
+def _train(settings: Settings) -> TrainSpec:
+    steps, epochs = settings["training.max_steps"], settings["training.epochs"]
+    count: int | None = None
+    if steps.value is not None and epochs.value is not None and steps.rank == epochs.rank:
+        raise ConfigurationError("both a number of steps and a number of epochs were given", suggestion="Give --steps or --epochs, not both.")  # fmt: skip
+    if epochs.value is None or (steps.value is not None and steps.rank < epochs.rank):
+        count = DEFAULT_STEPS if steps.value is None else settings.whole("training.max_steps")
+    effective, batch = _batch(settings)
+    return TrainSpec(
+        method=settings.text("training.method"),
+        mode=settings.text("training.mode"),
+        steps=count,
+        epochs=settings.number("training.epochs") if count is None else None,
+        effective_batch=effective,
+        batch_size=batch,
+        learning_rate=settings.number("training.learning_rate"),
+        scheduler=settings.text("training.scheduler"),
+        warmup_steps=settings.whole("training.warmup_steps"),
+        weight_decay=settings.number("training.weight_decay"),
+        max_grad_norm=settings.number("training.max_grad_norm"),
+        optim=settings.text("training.optim"),
+        seed=settings.whole("training.seed"),
+        gradient_checkpointing=settings.flag_or_none("training.gradient_checkpointing"),
+        logging_steps=settings.whole("training.logging_steps"),
+    )
+
+
+def _safety(settings: Settings) -> SafetySpec:
+    warn, pause, kill = (settings.whole(f"safety.temperature_{level}") for level in ("warn", "pause", "kill"))
+    if not warn <= pause <= kill:
+        raise ConfigurationError(f"the temperatures {warn} (warn), {pause} (pause) and {kill} (kill) °C are not in rising order")  # fmt: skip
+    return SafetySpec(
+        oom_recovery=settings.flag("safety.oom_recovery"),
+        max_halvings=settings.whole("safety.max_halvings"),
+        max_respawns=settings.whole("safety.max_respawns"),
+        save_steps=settings.whole_or_none("safety.save_steps"),
+        save_seconds=settings.number("safety.save_seconds"),
+        keep_checkpoints=settings.whole("safety.keep_checkpoints"),
+        grace=settings.number("safety.grace"),
+        hang_floor=settings.number("safety.hang_floor"),
+        first_step_deadline=settings.number("safety.first_step_deadline"),
+        load_deadline=settings.number("safety.load_deadline"),
+        temperature_warn=warn,
+        temperature_pause=pause,
+        temperature_kill=kill,
+        wait_for_lock=settings.flag("safety.wait"),
+    )
+
+
+# --- the surroundings -----------------------------------------------------------------------------------------------
+
+
+def check_backend(backend: str) -> None:
+    if backend != "mlx":
+        return
+    if sys.platform != "darwin":
+        raise InvalidSettingError("--backend mlx needs Apple silicon", suggestion="Use --backend auto, cuda or cpu.")
+    raise DependencyError(
+        "the MLX backend is not part of this release yet",
+        code="DEP_MLX_UNAVAILABLE",
+        suggestion="Use --backend cpu.",
+    )
+
+
+def check_runner(python: str | None, backend: str) -> str | None:
+    """The absolute path of the interpreter that shall run the child; None for our own, which then has the frameworks."""
+    if python is not None:
+        found = shutil.which(os.path.expanduser(python))
+        if found is None:
+            raise InvalidSettingError(
+                f"--runner-python: {python} is not a program that can be run",
+                suggestion="Name a Python interpreter that has the training packages, such as /path/to/.venv/bin/python.",
+            )
+        return os.path.abspath(found)
+    if backend == "toy":
+        return None
+    missing = [name for name in _FRAMEWORKS if not _installed(name)]
+    if missing:
+        raise DependencyError(f"training needs {', '.join(missing)}, not installed here")
+    return None
+
+
+def _installed(name: str) -> bool:
+    """Looked up, not imported: the parent never loads a framework."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _output(name: str, *, least_mib: int) -> str:
+    """The absolute output folder, which need not exist yet but must be possible to write."""
+    path = Path(os.path.abspath(os.path.expanduser(name)))
+    nearest = path
+    while not os.path.lexists(nearest):
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise ConfigurationError(f"{nearest} is not a folder", code="CONFIG_OUTPUT_UNWRITABLE")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"{nearest} cannot be written", code="CONFIG_OUTPUT_UNWRITABLE")
+    free = shutil.disk_usage(nearest).free // 2**20
+    if free < least_mib:
+        raise DiskFullError(
+            f"the disk of {path} has {free} MiB free; a run needs at least {least_mib} MiB",
+            suggestion="Free space, or choose another folder with --output.",
+        )
+    return str(path)

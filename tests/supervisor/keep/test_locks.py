@@ -1,0 +1,92 @@
+"""Locks: one holder, named to the others, and free when it is gone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from backpropagate.keep import locks
+from backpropagate_protocol.errors import BusyError
+
+_HOLD = """
+import sys
+from pathlib import Path
+from backpropagate.keep import locks
+with locks.hold(Path(sys.argv[1]), "their-run", "the folder"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+_LOOK = """
+import os, sys
+from pathlib import Path
+from backpropagate.keep import locks
+if os.geteuid() == 0:
+    os.seteuid(65534)  # who may write anything proves nothing
+holder = locks.holder_of(Path(sys.argv[1]))
+print(holder.run_id if holder else "nobody")
+"""
+
+
+def test_the_second_is_told_who_holds_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.lock"
+    mine, yours = locks.hold(path, "my-run", "the folder"), locks.hold(path, "your-run", "the folder")
+    with mine, pytest.raises(BusyError) as caught, yours:
+        pass
+    assert caught.value.code == "STATE_BUSY"
+    assert f"the folder is in use by run my-run (process {os.getpid()})" in caught.value.message
+
+
+def test_it_is_free_again_when_its_holder_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "x.lock"
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", _HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline().strip() == b"held"
+        holder = locks.holder_of(path)
+        assert holder is not None
+        assert (holder.run_id, holder.pid) == ("their-run", other.pid)
+        other.kill()
+        other.wait()
+    assert locks.holder_of(path) is None
+    with locks.hold(path, "my-run", "the folder"):
+        pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be removed there, which is the same test")
+def test_letting_go_survives_a_name_that_cannot_be_removed(tmp_path: Path) -> None:
+    path = tmp_path / "x.lock"
+    with locks.hold(path, "my-run", "the folder"):
+        name = tmp_path / "x.lock.holder"
+        name.unlink()
+        name.mkdir()
+    name.rmdir()
+    with locks.hold(path, "your-run", "the folder", patience=0):
+        pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the rights of a file are others there")
+def test_who_may_only_read_a_lock_still_sees_its_holder() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        path = Path(folder) / "x.lock"
+        with locks.hold(path, "my-run", "the folder"):
+            path.chmod(0o444)
+            command = [sys.executable, "-P", "-c", _LOOK, str(path)]
+            held = subprocess.run(command, capture_output=True, text=True)
+        free = subprocess.run(command, capture_output=True, text=True)
+    assert (held.stdout.strip(), free.stdout.strip()) == ("my-run", "nobody"), held.stderr
+
+
+def test_the_name_of_the_holder_goes_with_the_lock(tmp_path: Path) -> None:
+    path = tmp_path / "x.lock"
+    with locks.hold(path, "my-run", "the folder"):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] in (["x.lock"], [])
