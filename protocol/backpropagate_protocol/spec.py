@@ -43,7 +43,7 @@ class DataSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     source: str  # an absolute path, or a hub id
     split: str = "train"
-    format: str = "auto"  # or: sharegpt, alpaca, messages, text, prompt_completion, question_answer, raw
+    format: str = "auto"  # or a name of data_formats.FORMATS
     samples: int | None = None  # the first N rows of the file; None: all
     on_bad_row: str = "error"  # or: skip
     max_length: int = 2048  # tokens; longer rows are cut on the right

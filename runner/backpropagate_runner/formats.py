@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from backpropagate_protocol.data_formats import FORMAT_ALIASES
 from backpropagate_runner.turns import (
     CHATML_MARK,
     Message,
@@ -181,7 +182,6 @@ _SHAPES = {
     "chatml": _Shape((("text",),), _text),
     "raw": _Shape((("text",),), _raw),
 }
-_ALIASES = {"openai": "messages", "raw_text": "raw"}
 # What says most about a row comes first; sharegpt and messages are told apart by the name of their column.
 _TRIED = ("preference", "alpaca", "prompt_completion", "question_answer", "text")
 FORMATS = tuple(_SHAPES)
@@ -193,7 +193,7 @@ ACCEPTED_COLUMNS = (
 
 def canonical(name: str) -> str | None:
     """The format called `name`; None if there is no such format."""
-    name = _ALIASES.get(name, name)
+    name = FORMAT_ALIASES.get(name, name)
     return name if name in _SHAPES else None
 
 

@@ -9,7 +9,6 @@ import gzip
 import hashlib
 import io
 import os
-import re
 import stat
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
+from backpropagate_protocol.data_formats import KINDS, PACKED, accepted, may_be_hub_id, suffix
 from backpropagate_protocol.errors import DatasetError, DatasetFormatError, DatasetNotFoundError, DatasetParseError
 
 if TYPE_CHECKING:
@@ -26,41 +26,18 @@ if TYPE_CHECKING:
 BUFFER = 1024 * 1024
 MAX_ROW = 64 * 1024 * 1024  # bytes; whatever is longer is no row of text, and reading it whole would cost the memory
 
-# What a file holds, by the end of its name (after a `.gz` is taken off).
-KINDS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".jsonlines": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".txt": "text",
-    ".md": "text",
-}
-ACCEPTED = ".jsonl, .json, .csv, .tsv, .parquet, .txt, .md (each also as .gz), or a hub id such as owner/name"
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+ACCEPTED = f"{accepted()} (each also as {PACKED}), or a hub id such as owner/name"
 
 
 def is_hub_id(source: str) -> bool:
     """True for `owner/name` where no such file is here and the name does not end like a data file's."""
     path = Path(source)
-    if path.is_absolute() or not _HUB_ID.fullmatch(source):
-        return False
-    return _suffix(path) not in KINDS and not path.exists()
+    return not path.is_absolute() and may_be_hub_id(source) and not path.exists()
 
 
 def needs_frameworks(source: str) -> bool:
     """True if reading it imports large packages: better done when nothing else is being imported."""
-    return is_hub_id(source) or _suffix(Path(source)) == ".parquet"
-
-
-def _suffix(path: Path) -> str:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] == ".gz":
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
+    return is_hub_id(source) or suffix(source) == ".parquet"
 
 
 class _Digested(io.RawIOBase):
@@ -92,7 +69,7 @@ class FileSource:
         self.path = Path(source)
         self.name = self.path.name
         self.size = _size_or_refusal(self.path)
-        kind = KINDS.get(_suffix(self.path))
+        kind = KINDS.get(suffix(self.path.name))
         if kind is None:
             raise DatasetFormatError(f"{self.name} does not end like a data file; accepted: {ACCEPTED}")
         self.kind = kind

@@ -8,12 +8,11 @@ import pytest
 
 from backpropagate.wishes.options import BY_KEY, NotAccepted, parse
 from backpropagate_protocol import data_formats
-from backpropagate_runner import formats, sources
+from backpropagate_runner import formats
 
 
 def test_the_runner_reads_what_the_table_names() -> None:
     assert formats.FORMATS == data_formats.FORMATS
-    assert sources.KINDS == data_formats.KINDS
     assert all(formats.canonical(name) == format for name, format in data_formats.FORMAT_ALIASES.items())
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from backpropagate_protocol.data_formats import KINDS
 from backpropagate_protocol.spec import DataSpec
 from backpropagate_runner.formats import FORMATS
-from backpropagate_runner.sources import KINDS
 from backpropagate_runner.validate import scan
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")

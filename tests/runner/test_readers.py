@@ -15,10 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from backpropagate_protocol.data_formats import KINDS
 from backpropagate_protocol.errors import DatasetError, DatasetNotFoundError, DatasetParseError
 from backpropagate_protocol.spec import DataSpec
 from backpropagate_runner.readers import BadRow, RawRow, open_source, read
-from backpropagate_runner.sources import KINDS, is_hub_id, needs_frameworks
+from backpropagate_runner.sources import is_hub_id, needs_frameworks
 
 ROOT = Path(__file__).parents[2]
 ACCEPTED = ROOT / "fixtures" / "datasets" / "accepted"
