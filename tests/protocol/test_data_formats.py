@@ -8,7 +8,7 @@ import pytest
 
 from backpropagate.wishes.options import BY_KEY, NotAccepted, parse
 from backpropagate_protocol import data_formats
-from backpropagate_runner import formats
+from backpropagate_runner import formats, sources
 
 
 def test_the_runner_reads_what_the_table_names() -> None:
