@@ -142,16 +142,16 @@ def list_rows(output: Output, status: str | None = None, limit: int | None = Non
     output = as_output(output)
     alive = _alive(output)
     try:
-        return _select(_from_end(output.history), alive, status, limit)
+        return _select(output, _from_end(output.history), alive, status, limit)
     except FileNotFoundError:
         return []
     except (_Torn, msgspec.DecodeError):
         with _locked(output):
             lines = _load(output)
             try:
-                return _select(reversed(lines), alive, status, limit)
+                return _select(output, reversed(lines), alive, status, limit)
             except msgspec.DecodeError:
-                return _select(reversed(_repaired(output)), alive, status, limit)
+                return _select(output, reversed(_repaired(output)), alive, status, limit)
 
 
 def _from_end(path: Path) -> Iterator[bytes]:
@@ -181,15 +181,28 @@ def _checked(line: bytes) -> bytes:
     return line
 
 
-def _select(newest_first: Iterable[bytes], alive: str | None, status: str | None, limit: int | None) -> list[RunRow]:
+def _select(
+    output: OutputDir, newest_first: Iterable[bytes], alive: str | None, status: str | None, limit: int | None
+) -> list[RunRow]:
     found: list[RunRow] = []
     for line in newest_first:
         if limit is not None and len(found) >= limit:
             break
-        row = seen(_decoder.decode(line), alive)
+        row = seen(_current(output, _decoder.decode(line)), alive)
         if status is None or row.status == status:
             found.append(row)
     return found
+
+
+def _current(output: OutputDir, row: RunRow) -> RunRow:
+    """A row is written when a run begins and when it ends; in between, and after a kill, the journal knows more."""
+    run_dir = output.run(row.run_id)
+    if row.status != "running" or not run_dir.events.is_file():
+        return row
+    try:
+        return row_of(run_dir)
+    except BackpropagateError:
+        return row
 
 
 def show(run_dir: RunDir) -> RunRow:

@@ -180,6 +180,17 @@ def test_a_running_row_without_a_supervisor_is_shown_as_interrupted(tmp_path: Pa
         assert history.list_rows(tmp_path)[0].status == "running"
 
 
+def test_a_running_row_is_brought_up_to_date_from_its_journal(tmp_path: Path) -> None:
+    run_dir = runs.create(spec(tmp_path, "run-1"))
+    with Journal(run_dir.events) as journal:
+        journal.append(RunCreated(time=TIME, run_id="run-1", versions={}))
+        history.record(tmp_path, history.row_of(run_dir))
+        journal.append(Step(time=TIME, run_id="run-1", step=3, total_steps=4, samples_seen=24, order=5, loss=1.5))
+    assert [(row.status, row.steps) for row in history.list_rows(tmp_path)] == [("interrupted", 3)]
+    with locks.hold(OutputDir(tmp_path).lock, "run-1", "it"):
+        assert [(row.status, row.steps) for row in history.list_rows(tmp_path)] == [("running", 3)]
+
+
 def test_several_writers_lose_no_row(tmp_path: Path) -> None:
     def write(number: int) -> None:
         for index in range(10):
