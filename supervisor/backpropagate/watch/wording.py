@@ -76,7 +76,8 @@ def in_words(event: Event) -> str:
             return f"{'warning: ' if event.level == 'warning' else ''}{event.text}"
         case events.FaultSeen():
             death = f" ({event.death})" if event.death and event.death not in event.message else ""
-            return f"fault at step {event.step}: {event.code}: {event.message}{death}"
+            said, *_ = event.message.split("\n", 1)  # the rows that a data set is refused for are told once, at the end
+            return f"fault at step {event.step}: {event.code}: {said}{death}"
         case events.Recovering():
             where = f"step {event.resume_step}" if event.checkpoint else "the start"
             wait = f" in {duration(event.delay)}" if event.delay >= 1 else ""
@@ -86,7 +87,8 @@ def in_words(event: Event) -> str:
         case events.StopRequested():
             return f"stopping {_REASONS.get(event.reason, f'({event.reason})')}{', saving first' if event.save else ''}"
         case events.RunEnded():
-            return f"{event.status} at step {event.step}/{event.total_steps} after {duration(event.seconds)}"
+            where = f"at step {event.step}/{event.total_steps}" if event.total_steps else "before the first step,"
+            return f"{event.status} {where} after {duration(event.seconds)}"
         case events.Step() | events.CheckpointCommitted():
             return ""
 

@@ -124,6 +124,21 @@ def test_a_log_has_no_secrets() -> None:
     assert lines == ["12345678 warning: the token [redacted] was refused"]
 
 
+def test_a_run_that_never_began_to_train_is_told_without_its_rows_and_its_steps() -> None:
+    message = "d.jsonl: 1 of 2 rows cannot be used\n  line 2: is not JSON"
+    fault = events.FaultSeen(
+        time=0.0, run_id=RUN, attempt=1, kind="data", code="INPUT_DATASET_PARSE_FAILED", message=message, step=0
+    )
+    ended = events.RunEnded(
+        time=0.0, run_id=RUN, status="failed", exit_code=1, step=0, total_steps=0, message=message, seconds=2.0
+    )
+
+    assert log(iter([fault, ended])) == [
+        "12345678 fault at step 0: INPUT_DATASET_PARSE_FAILED: d.jsonl: 1 of 2 rows cannot be used",
+        "12345678 failed before the first step, after 2 s",
+    ]
+
+
 def test_every_event_can_be_shown() -> None:
     """Each kind of event, with only the fields it must have, goes through the log without an error."""
     import msgspec
