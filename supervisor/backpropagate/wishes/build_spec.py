@@ -289,8 +289,9 @@ def _output(name: str, *, least_mib: int) -> str:
         raise ConfigurationError(f"{nearest} is not a folder", code="CONFIG_OUTPUT_UNWRITABLE")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ConfigurationError(f"{nearest} cannot be written", code="CONFIG_OUTPUT_UNWRITABLE")
-    free = shutil.disk_usage(nearest).free // 2**20
-    if free < least_mib:
+    usage = shutil.disk_usage(nearest)
+    free = usage.free // 2**20
+    if usage.total and free < least_mib:  # a file system that states no size at all is no full disk
         raise DiskFullError(
             f"the disk of {path} has {free} MiB free; a run needs at least {least_mib} MiB",
             suggestion="Free space, or choose another folder with --output.",

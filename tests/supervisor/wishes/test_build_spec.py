@@ -181,6 +181,14 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_file_system_that_states_no_size_is_no_full_disk(tmp_path: Path, data: Path) -> None:
+    if os.access("/proc", os.W_OK):  # as root; for others the folder is refused before its size matters
+        assert build(tmp_path, output_dir="/proc/out").output == "/proc/out"
+    else:
+        assert refusal(tmp_path, output_dir="/proc/out") == "CONFIG_OUTPUT_UNWRITABLE"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
 def test_a_disk_without_space_is_refused_before_anything_is_written(
     tmp_path: Path, data: Path, tiny_disk: Path
