@@ -13,6 +13,7 @@ from typing import Self
 
 import msgspec
 
+from backpropagate.keep import runs
 from backpropagate_protocol.errors import BackpropagateError, TrainingError, error_for
 from backpropagate_protocol.rundir import RunDir
 
@@ -54,7 +55,7 @@ class SupervisorProcess:
             return error
         return TrainingError(
             f"the supervisor of the run ended without a word (exit code {self.process.returncode})",
-            suggestion=f"Look into {self.run_dir.supervisor_log}; then `backprop resume {self.run_dir.run_id[:8]}`.",
+            suggestion=f"Look into {self.run_dir.supervisor_log}; then `{runs.resuming(self.run_dir)}`.",
             run_id=self.run_dir.run_id,
         )
 

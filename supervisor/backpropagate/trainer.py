@@ -245,7 +245,7 @@ class Trainer:
             calls.failed(error)
             raise error
         if ended.status == "interrupted" and self._progress:
-            sys.stderr.write(f"interrupted at step {run.steps}; go on with: backprop resume {run.run_id[:8]}\n")
+            sys.stderr.write(f"interrupted at step {run.steps}; go on with: {runs.resuming(run_dir)}\n")
         calls.completed(run)
         return run
 

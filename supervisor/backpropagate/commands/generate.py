@@ -79,14 +79,14 @@ def _meant(what: str, settings: Settings) -> _Meant:
     try:
         run_dir = runs.find(settings.text("training.output_dir"), what)
     except RunNotFoundError as error:
-        if error.code == "INPUT_RUN_AMBIGUOUS":
+        if error.code == "INPUT_RUN_AMBIGUOUS" or what == "latest":
             raise
     else:
         spec = runs.load_spec(run_dir)
         if not run_dir.adapter.is_dir():
             raise UserInputError(
                 f"run {run_dir.run_id} has no finished adapter",
-                suggestion=f"Finish it: backprop resume {run_dir.run_id[:8]}",
+                suggestion=f"Finish it: {runs.resuming(run_dir)}",
                 run_id=run_dir.run_id,
             )
         return _Meant(_with_wishes(spec.model, settings), str(run_dir.adapter), spec.backend, spec.runner_python)

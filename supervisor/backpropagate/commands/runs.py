@@ -33,7 +33,7 @@ def list_runs(output_dir: Value, status: str | None, limit: int, every: bool, re
     output = Settings({"output_dir": output_dir}).text("training.output_dir")
     if rebuild:
         count = history.rebuild(output)
-        screen.note(f"made the history again from {count} runs")
+        screen.note(f"made the history again from {count} {'run' if count == 1 else 'runs'}")
     rows = history.list_rows(output, status, None if every else limit)
     if not rows:
         screen.note(f"no runs in {output}" if status is None else f"no {status} runs in {output}")

@@ -12,7 +12,7 @@ import click
 from backpropagate.commands.flags import Command, from_table
 from backpropagate.screen import Screen, current
 from backpropagate.wishes.options import BY_ARGUMENT, Value
-from backpropagate_protocol.errors import BackpropagateError, InvalidSettingError, UserInputError, error_for
+from backpropagate_protocol.errors import CATALOGUE, BackpropagateError, InvalidSettingError, UserInputError, error_for
 from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import PlannedFault
 
@@ -148,6 +148,7 @@ def _supervised(screen: Screen, run_dir: RunDir, detach: bool, *, resumed: bool,
 def _in_foreground(screen: Screen, run_dir: RunDir, resumed: bool, wait: bool) -> int:
     import msgspec
 
+    from backpropagate.keep import runs
     from backpropagate.result import Summary
     from backpropagate.waiting import supervise_when_free
     from backpropagate.watch.console import sink_for
@@ -162,6 +163,8 @@ def _in_foreground(screen: Screen, run_dir: RunDir, resumed: bool, wait: bool) -
     finally:
         for sink in sinks:
             sink.close()
+    advice = outcome.suggestion or (CATALOGUE[outcome.code].remedy if outcome.code else "")
+    outcome = msgspec.structs.replace(outcome, suggestion=advice.replace("backprop resume RUN", runs.resuming(run_dir)))
     recovered = {"recovered": summary.view.recoveries, "run_dir": str(run_dir.path)}
     document = {**msgspec.to_builtins(outcome), **recovered}
     if outcome.exit_code == 0:

@@ -70,6 +70,12 @@ def find(output: Output, prefix: str) -> RunDir:
         newest = max(ids, key=lambda run_id: output.run(run_id).spec.stat().st_mtime_ns)
         return output.run(newest)
     matches = [prefix] if prefix in ids else [run_id for run_id in ids if prefix and run_id.startswith(prefix)]
+    if not ids:
+        raise RunNotFoundError(
+            f"there is no run in {output.path}"
+            + ("" if prefix == "latest" else f", so none that begins with {prefix!r}"),
+            suggestion="Name the output folder that the run was started with: --output FOLDER.",
+        )
     if not matches:
         raise RunNotFoundError(f"no run in {output.path} has an id that begins with {prefix!r}")
     if len(matches) > 1:
@@ -78,6 +84,17 @@ def find(output: Output, prefix: str) -> RunDir:
             f"{len(matches)} runs in {output.path} begin with {prefix!r}: {shown}", code="INPUT_RUN_AMBIGUOUS"
         )
     return output.run(matches[0])
+
+
+def resuming(run_dir: RunDir) -> str:
+    """The command that goes on with this run, as it has to be typed in the current folder."""
+    output = run_dir.output.path.absolute()
+    command = f"backprop resume {run_dir.run_id[:8]}"
+    here = Path.cwd()
+    if output == here / "output":
+        return command
+    shown = str(output.relative_to(here)) if output.is_relative_to(here) else str(output)
+    return f'{command} --output "{shown}"' if " " in shown else f"{command} --output {shown}"
 
 
 def run_ids(output: Output) -> list[str]:

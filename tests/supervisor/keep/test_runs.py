@@ -9,6 +9,7 @@ import pytest
 
 from backpropagate.keep import runs
 from backpropagate_protocol.errors import ConfigurationError, RunNotFoundError
+from backpropagate_protocol.rundir import OutputDir
 from tests.supervisor.keep.test_history import spec
 
 
@@ -39,6 +40,25 @@ def test_none_or_several_are_errors_with_codes(tmp_path: Path, prefix: str, code
     with pytest.raises(RunNotFoundError) as caught:
         runs.find(tmp_path, prefix)
     assert caught.value.code == code
+
+
+def test_an_output_folder_without_a_run_is_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(RunNotFoundError) as caught:
+        runs.find(tmp_path, "latest")
+    assert (caught.value.code, caught.value.message) == ("INPUT_RUN_NOT_FOUND", f"there is no run in {tmp_path}")
+    assert "--output" in caught.value.suggestion
+
+
+def test_the_command_that_resumes_a_run_names_its_output_folder_unless_that_is_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_id = "12345678-90ab"
+    assert runs.resuming(OutputDir(tmp_path / "output").run(run_id)) == "backprop resume 12345678"
+    assert runs.resuming(OutputDir(tmp_path / "o").run(run_id)) == "backprop resume 12345678 --output o"
+    assert runs.resuming(OutputDir(tmp_path / "a b").run(run_id)) == 'backprop resume 12345678 --output "a b"'
+    elsewhere = tmp_path.parent
+    assert runs.resuming(OutputDir(elsewhere).run(run_id)) == f"backprop resume 12345678 --output {elsewhere}"
 
 
 def test_an_output_that_cannot_be_made_is_named_and_nothing_is_left(tmp_path: Path) -> None:
