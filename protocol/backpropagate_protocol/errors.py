@@ -126,6 +126,7 @@ class BackpropagateError(Exception):
         self.info = CATALOGUE[code or self.default_code]
         self.suggestion = suggestion or self.info.remedy
         self.run_id = run_id
+        self.add_note(f"What to do: {self.suggestion}")  # shown under a traceback that nobody caught
 
     @property
     def code(self) -> str:

@@ -196,11 +196,8 @@ class Trainer:
             for notice in notices(settings):
                 sys.stderr.write(f"note: {notice}\n")
         run_dir = runs.create(spec)
-        try:
+        with runs.beginning(run_dir):
             return self._follow(run_dir, _Calls(callback, on_step), spec.safety.wait_for_lock)
-        except BaseException:
-            runs.discard_unbegun(run_dir)
-            raise
 
     def resume(
         self,

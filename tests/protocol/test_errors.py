@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 
 import pytest
 
@@ -70,3 +71,9 @@ def test_exit_codes_are_the_documented_numbers() -> None:
         "TRY_LATER": 75,
         "INTERRUPTED": 130,
     }
+
+
+def test_an_error_that_nobody_caught_says_what_to_do() -> None:
+    error = error_for("STATE_BUSY", "taken")
+
+    assert f"What to do: {error.suggestion}" in "".join(traceback.format_exception(error))

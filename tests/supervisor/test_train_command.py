@@ -235,6 +235,7 @@ def test_a_second_training_in_the_same_folder_is_told_who_has_it_and_leaves_noth
     assert code == 75
     assert err.startswith("[STATE_BUSY]: ")
     assert str(first.pid) in err
+    assert "Run: " not in err
     assert len(list((folder / "output" / "runs").iterdir())) == 1
 
 

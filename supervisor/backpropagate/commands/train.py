@@ -100,11 +100,8 @@ def train(resume_run: str | None, detach: bool, faults: tuple[PlannedFault, ...]
     for notice in notices(settings):
         screen.note(f"note: {notice}")
     run_dir = runs.create(spec)
-    try:
+    with runs.beginning(run_dir):
         return _supervised(screen, run_dir, detach, resumed=False, wait=spec.safety.wait_for_lock)
-    except BaseException:
-        runs.discard_unbegun(run_dir)
-        raise
 
 
 def _only_for_resume(given: dict[str, Value]) -> None:

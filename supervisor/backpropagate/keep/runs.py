@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from backpropagate_protocol import durable
-from backpropagate_protocol.errors import ConfigurationError, RunNotFoundError
+from backpropagate_protocol.errors import BackpropagateError, ConfigurationError, RunNotFoundError
 from backpropagate_protocol.rundir import OutputDir, RunDir
 from backpropagate_protocol.spec import RunSpec
 
@@ -43,14 +44,24 @@ def create(spec: RunSpec) -> RunDir:
     return run_dir
 
 
-def discard_unbegun(run_dir: RunDir) -> None:
-    """Removes a run that never began (its output folder was taken, say). To be called only by who created it.
+@contextlib.contextmanager
+def beginning(run_dir: RunDir) -> Iterator[None]:
+    """Around the start of a run that was just created: if it fails before it began (its output folder was taken, say),
+    nothing of it stays behind, and the error does not name it."""
+    try:
+        yield
+    except BaseException as error:
+        if _discard_unbegun(run_dir) and isinstance(error, BackpropagateError):
+            error.run_id = None
+        raise
 
-    What has a journal, a checkpoint or an adapter stays, whatever else is missing: a lost journal must not cost a model.
-    """
-    began = (run_dir.events, run_dir.checkpoints, run_dir.adapter)
-    if not any(path.exists() for path in began):
-        durable.discard(run_dir.path)
+
+def _discard_unbegun(run_dir: RunDir) -> bool:
+    """What has a journal, a checkpoint or an adapter stays, whatever else is missing: a lost journal must not cost a model."""
+    if any(path.exists() for path in (run_dir.events, run_dir.checkpoints, run_dir.adapter)):
+        return False
+    durable.discard(run_dir.path)
+    return True
 
 
 def _unwritable(output: OutputDir, error: OSError, run_id: str) -> ConfigurationError:
