@@ -135,7 +135,7 @@ def _ask_hub(model: ModelSpec) -> None:
     except GatedRepoError as error:
         raise ModelLoadError(
             f"{model.name} is gated and your account has no access",
-            suggestion="Accept its terms on huggingface.co and log in: `hf auth login`, or set HF_TOKEN.",
+            suggestion="Accept its terms on its page of the hub and log in: `hf auth login`, or set HF_TOKEN.",
         ) from error
     except RevisionNotFoundError as error:
         raise ModelLoadError(f"{model.name} has no revision {model.revision!r}") from error
