@@ -55,10 +55,9 @@ def test_the_stronger_source_wins_and_is_named(tmp_path: Path) -> None:
 def test_a_wrong_value_names_its_place_and_what_is_accepted(tmp_path: Path) -> None:
     broken = settings(tmp_path, environ={"BACKPROPAGATE_TRAINING__BACKEND": "tpu"})
 
-    with pytest.raises(
-        InvalidSettingError, match=r"BACKPROPAGATE_TRAINING__BACKEND: 'tpu' is not one of auto, cuda, cpu, mlx$"
-    ):
+    with pytest.raises(InvalidSettingError) as caught:
         _ = broken["training.backend"]
+    assert caught.value.message == "BACKPROPAGATE_TRAINING__BACKEND: 'tpu' is not one of auto, cuda, cpu, mlx"
 
 
 def test_a_wrong_value_does_not_disturb_the_other_settings(tmp_path: Path) -> None:
