@@ -1,6 +1,6 @@
 """The vocabulary of `policy`: what it is told, and what it answers. Two closed unions of frozen structs.
 
-`now` is monotonic seconds. An answer is an action for `supervise` to carry out, in order.
+`now` is monotonic seconds. An answer is an action for `driver` to carry out, in order.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ class Quarantine:
 
 @dataclass(frozen=True, slots=True)
 class Emit:
-    """An event of the policy's own; `supervise` puts the wall clock's time into it."""
+    """An event of the policy's own; `driver` puts the wall clock's time into it."""
 
     event: Event
 

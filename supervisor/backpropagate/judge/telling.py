@@ -1,4 +1,4 @@
-"""The policy's own words: its events, and the last words of a run. Pure; `supervise` puts the time into an event."""
+"""The policy's own words: its events, and the last words of a run. Pure; `driver` puts the time into an event."""
 
 from __future__ import annotations
 

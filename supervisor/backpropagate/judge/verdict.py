@@ -85,7 +85,8 @@ def of_death(death: Death, *, mute: bool) -> tuple[Kind, str, str]:
 class Standing:
     """Where the run stands when a cause is judged. `earlier`: the causes before it, oldest first.
 
-    loaded: this machine has held the model before. resuming: there is a checkpoint to read. fruitless: those of `earlier` that came after the newest checkpoint.
+    loaded: this machine has held the model before. resuming: there is a checkpoint to read.
+    fruitless: those of `earlier` that came after the newest checkpoint.
     """
 
     micro: int
