@@ -7,13 +7,13 @@ backend passes tests/backends/test_contract.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from backpropagate_protocol.jobs import GenerateJob, TrainJob
-from backpropagate_protocol.messages import Phase, Progress, Started, TrainResult
+from backpropagate_protocol.jobs import ChatJob, GenerateJob, ReferenceJob, TrainJob
+from backpropagate_protocol.messages import Made, Phase, Progress, Started, TrainResult
 from backpropagate_protocol.prepared import Prepared
 from backpropagate_protocol.rundir import Manifest
 from backpropagate_protocol.spec import ModelSpec
@@ -57,6 +57,21 @@ class Session(Protocol):
         """Says that writing the staged folder itself failed; the staged remains are removed."""
 
 
+class Reporting(Protocol):
+    """What the runner does for a backend in a stage of an export: see the runner's export/stage.py."""
+
+    def advance(self, done: int = 0, total: int = 0, detail: str = "") -> None: ...
+
+    def notice(self, text: str, level: str = "info") -> None: ...
+
+
+class Conversation(Protocol):
+    """A model that is held to be talked with."""
+
+    def answer(self, messages: Sequence[tuple[str, str]]) -> Iterator[str]:
+        """The answer to a whole conversation of (role, content) pairs, in pieces of text as they are made."""
+
+
 class Tokenizer(Protocol):
     """Turns one conversation into token ids and loss flags, by the model's own chat template."""
 
@@ -96,3 +111,8 @@ class Backend(Protocol):
         path; None if it was told to stop. Exceptions are faults: they are classified by the runner, never here."""
 
     def generate(self, job: GenerateJob) -> tuple[str, ...]: ...
+
+    def reference(self, job: ReferenceJob, stage: Reporting) -> Made:
+        """Writes what the model says to the Job's prompts: see `backpropagate_protocol.reference`."""
+
+    def chat(self, job: ChatJob) -> Conversation: ...

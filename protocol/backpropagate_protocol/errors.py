@@ -54,6 +54,13 @@ _ROWS = (
     CodeInfo("INPUT_DATASET_VALIDATION_FAILED", "rows of the data set do not fit their format", _N, _USER, "Repair the rows named in the message, or go on without them: --on-bad-row skip."),
     CodeInfo("INPUT_DATASET_FORMAT_UNSUPPORTED", "the shape of the data is unknown or wrong for the method", _N, _USER, "docs/data.md shows one row of every accepted format."),
     CodeInfo("INPUT_MODEL_NOT_FOUND", "the model is not a folder, a preset, 'tiny', or a hub id", _N, _USER, "Check the spelling; `backprop info` lists the presets."),
+    CodeInfo("INPUT_MODEL_UNSUPPORTED", "this kind of model cannot be exported to the wanted format", _N, _USER, "Export it as `merged`, or to another format that the message names."),
+    CodeInfo("INPUT_ADAPTER_UNSUPPORTED", "this kind of adapter cannot be exported to the wanted format", _N, _USER, "Export the merged model instead: --format merged or gguf."),
+    CodeInfo("INPUT_AUTH_REQUIRED", "the hub wants a token", _N, _USER, "Log in with `hf auth login`, set HF_TOKEN, or give --token-file."),
+    CodeInfo("HUB_PUSH_INVALID_REPO", "the repository's name cannot be used", _N, _USER, "Give --repo owner/name."),
+    CodeInfo("HUB_PUSH_NOT_FOUND", "there is no such account or organisation, or it is not yours", _N, _USER, "Check the owner in --repo, and what your token may write."),
+    CodeInfo("HUB_PUSH_NETWORK", "the hub cannot be reached", _L, _TRY, "Check the network and push again; what has been uploaded is not uploaded twice."),
+    CodeInfo("HUB_PUSH_FAILED", "the hub did not take the upload", _L, _PARTIAL, "Read the message, then push again; what has been uploaded is not uploaded twice."),
     CodeInfo("INPUT_RUN_NOT_FOUND", "no run has this id", _N, _USER, "`backprop list-runs` shows the runs of an output folder; any unique prefix of an id is enough."),
     CodeInfo("INPUT_RUN_AMBIGUOUS", "several runs begin with this prefix", _N, _USER, "Give more characters of the run id."),
     # configuration
@@ -67,6 +74,7 @@ _ROWS = (
     CodeInfo("DEP_GPU_NOT_AVAILABLE", "a GPU was asked for and none can be used", _N, _USER, "Use --backend auto or cpu, or install a CUDA build of torch and a driver that fits it."),
     CodeInfo("DEP_MLX_UNAVAILABLE", "the MLX toolchain is missing", _N, _USER, "pip install 'backpropagate[mlx]' on Apple silicon."),
     CodeInfo("DEP_OLLAMA_REGISTRATION_FAILED", "Ollama did not take the model", _L, _PARTIAL, "Start Ollama and run the export again; the training is kept."),
+    CodeInfo("DEP_EXPORT_TOOL_MISSING", "a tool that this export needs is not installed", _N, _USER, "pip install 'backpropagate[export]'; the message names the tool and other ways."),
     CodeInfo("DEP_VERSION_UNSUPPORTED", "an installed package has a version we do not support", _N, _USER, "Install a version inside the range that the message names."),
     # while running
     CodeInfo("RUNTIME_TRAINING_FAILED", "the training failed", _R, _FAILED, "runner.log in the run directory has the traceback; `backprop resume RUN` goes on from the newest checkpoint."),
@@ -88,6 +96,7 @@ _ROWS = (
     CodeInfo("RUNTIME_LORA_EXPORT_FAILED", "the adapter could not be written", _L, _PARTIAL, "The training is kept; run the export again."),
     CodeInfo("RUNTIME_GGUF_EXPORT_FAILED", "the GGUF file could not be written", _L, _PARTIAL, "The training is kept; run the export again."),
     CodeInfo("RUNTIME_MERGE_EXPORT_FAILED", "the merged weights could not be written", _L, _PARTIAL, "The training is kept; run the export again."),
+    CodeInfo("RUNTIME_EXPORT_MISMATCH", "the exported model does not answer as the trained one", _N, _PARTIAL, "The file was put aside, not registered. The report names the check that failed; please report it with `backprop info`. The training is kept."),
     CodeInfo("RUNTIME_SLAO_ERROR", "the SLAO merge failed", _L, _PARTIAL, "The adapters are kept; run the merge again."),
     CodeInfo("RUNTIME_SLAO_MERGE_FAILED", "the SLAO merge failed", _L, _PARTIAL, "The adapters are kept; run the merge again."),
     CodeInfo("RUNTIME_UI_AUTH_NOT_ENFORCED", "the web UI would be reachable without a password", _N, _USER, "Give --auth user:pass, or keep the UI on this machine."),
@@ -232,6 +241,14 @@ class OllamaRegistrationError(ExportError):
     default_code = "DEP_OLLAMA_REGISTRATION_FAILED"
 
 
+class ExportMismatchError(ExportError):
+    default_code = "RUNTIME_EXPORT_MISMATCH"
+
+
+class HubPushError(ExportError):
+    default_code = "HUB_PUSH_FAILED"
+
+
 class GPUError(BackpropagateError):
     default_code = "RUNTIME_GPU_ERROR"
 
@@ -278,6 +295,13 @@ def _classes(root: type[BackpropagateError]) -> list[type[BackpropagateError]]:
 # Codes that share a class with a parent code; all others are some class's default.
 _SHARED: dict[str, type[BackpropagateError]] = {
     "INPUT_MODEL_NOT_FOUND": UserInputError,
+    "INPUT_MODEL_UNSUPPORTED": UserInputError,
+    "INPUT_ADAPTER_UNSUPPORTED": UserInputError,
+    "INPUT_AUTH_REQUIRED": UserInputError,
+    "HUB_PUSH_INVALID_REPO": UserInputError,
+    "HUB_PUSH_NOT_FOUND": HubPushError,
+    "HUB_PUSH_NETWORK": HubPushError,
+    "DEP_EXPORT_TOOL_MISSING": DependencyError,
     "INPUT_RUN_AMBIGUOUS": RunNotFoundError,
     "CONFIG_OUTPUT_UNWRITABLE": ConfigurationError,
     "DEP_MLX_UNAVAILABLE": DependencyError,

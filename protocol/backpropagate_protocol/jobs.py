@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from backpropagate_protocol.spec import DataSpec, ModelSpec, RunSpec
+from backpropagate_protocol.spec import DataSpec, ExportSpec, ModelSpec, PlannedFault, PushSpec, RunSpec
 
 
 class PreparedRef(msgspec.Struct, frozen=True):
@@ -55,4 +55,159 @@ class GenerateJob(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
     seed: int = 0
 
 
-Job = TrainJob | ValidateJob | GenerateJob
+class ChatJob(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):
+    """Hold a conversation: answer each Say until the parent goes away. Exactly one of `model` and `gguf` is given."""
+
+    model: ModelSpec | None = None
+    adapter: str | None = None
+    gguf: str | None = None  # absolute path, answered by llama.cpp
+    backend: str = "auto"
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    seed: int = 0
+
+
+# --- the stages of an export ----------------------------------------------------------------------------------------
+# Each writes exactly one output under its final name when it is complete (before: beside it, with `.partial`), leaves its
+# inputs alone, and may be run again over what an earlier try left. `faults` are the planned ones of this stage, `attempt`
+# its child's number.
+
+
+class _StageJob(msgspec.Struct, frozen=True, kw_only=True):
+    faults: tuple[PlannedFault, ...] = ()
+    attempt: int = 1
+
+
+class PreflightJob(_StageJob, frozen=True, kw_only=True, tag="preflight"):
+    """Find out whether the whole chain can work, and by which route, before any weight is read. Answered by ExportRoute.
+
+    Raises a coded error for the first thing that is missing. For a hub's model only its small files are fetched.
+    """
+
+    model: ModelSpec
+    export: ExportSpec
+    adapter: str | None  # None: it will be trained by this run
+    work: str  # the folder in which the stages will work (its disk counts)
+    dora: bool = False  # what the adapter to be trained will be
+    full: bool = False
+
+
+class ReferenceJob(_StageJob, frozen=True, kw_only=True, tag="reference"):
+    """What the trained model says: token ids, logits and greedy answers for the proof's prompts, written to `out`.
+
+    Held in the precision that is exported, never in 4 bit. `adapter` None: the model as it is.
+    """
+
+    model: ModelSpec
+    adapter: str | None
+    prompts: tuple[str, ...]
+    out: str  # a folder, see runner's export/reference_file
+    backend: str = "auto"
+
+
+class MergeJob(_StageJob, frozen=True, kw_only=True, tag="merge"):
+    """Base and adapter to a merged model in transformers' layout, shard by shard, on the CPU, within `memory` MiB."""
+
+    model: ModelSpec
+    adapter: str
+    out: str  # a folder
+    memory: int
+
+
+class ConvertJob(_StageJob, frozen=True, kw_only=True, tag="convert"):
+    """Base and adapter (None: the base alone) to one GGUF, in one pass. Within `memory` MiB where the converter is ours."""
+
+    model: ModelSpec
+    adapter: str | None
+    out: str  # a file
+    type: str  # f32, f16, bf16, q8_0
+    name: str  # general.name
+    converter: str = "own"  # or: official
+    converter_folder: str | None = None
+    memory: int
+
+
+class ConvertAdapterJob(_StageJob, frozen=True, kw_only=True, tag="convert_adapter"):
+    """The adapter alone to a GGUF adapter, each module's scale folded in."""
+
+    model: ModelSpec
+    adapter: str
+    out: str  # a file
+    name: str
+
+
+class QuantizeJob(_StageJob, frozen=True, kw_only=True, tag="quantize"):
+    """One GGUF to another, by llama.cpp."""
+
+    source: str
+    out: str
+    quantization: str
+    threads: int = 0  # 0: as many as there are cores
+
+
+class ProveJob(_StageJob, frozen=True, kw_only=True, tag="prove"):
+    """Compare what was exported with the reference. Answered by Proof; a failed one is an answer, not an error.
+
+    target: a GGUF file (lora-gguf: with `base` its base's GGUF or None), or a folder with another reference.
+    """
+
+    reference: str
+    target: str
+    kind: str  # gguf, merged
+    quantization: str
+    model: ModelSpec
+    adapter: str | None
+    verifier: str  # llama: run it; weights: read it
+    memory: int = 256
+
+
+class RegisterJob(_StageJob, frozen=True, kw_only=True, tag="register"):
+    """Give a GGUF to Ollama under a name. `quantize`: Ollama itself quantizes to it on the way in."""
+
+    gguf: str
+    name: str
+    host: str
+    quantize: str | None = None
+
+
+class PlaceJob(_StageJob, frozen=True, kw_only=True, tag="place"):
+    """Give a file or folder a second place: a link where the disk allows it, else a copy; whole or not at all."""
+
+    source: str
+    out: str
+
+
+class PushJob(_StageJob, frozen=True, kw_only=True, tag="push"):
+    """Upload a folder to the hub."""
+
+    push: PushSpec
+
+
+StageJob = (
+    PreflightJob
+    | ReferenceJob
+    | MergeJob
+    | ConvertJob
+    | ConvertAdapterJob
+    | QuantizeJob
+    | ProveJob
+    | RegisterJob
+    | PlaceJob
+    | PushJob
+)
+Job = (
+    TrainJob
+    | ValidateJob
+    | GenerateJob
+    | ChatJob
+    | PreflightJob
+    | ReferenceJob
+    | MergeJob
+    | ConvertJob
+    | ConvertAdapterJob
+    | QuantizeJob
+    | ProveJob
+    | RegisterJob
+    | PlaceJob
+    | PushJob
+)

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 import msgspec
 
-from backpropagate_protocol.jobs import GenerateJob, TrainJob, ValidateJob
+from backpropagate_protocol.jobs import Job
 
 PROTOCOL_VERSION = 1
 
@@ -27,6 +27,16 @@ class Phase(StrEnum):
     CHECKPOINT = "checkpoint"
     FINISH = "finish"  # writing the result
     GENERATE = "generate"
+    # The stages of an export; done and total count bytes where bytes are moved. Each message is a sign of progress.
+    PREFLIGHT = "preflight"
+    REFERENCE = "reference"
+    MERGE = "merge"
+    CONVERT = "convert"
+    QUANTIZE = "quantize"
+    PROVE = "prove"
+    REGISTER = "register"
+    PLACE = "place"
+    PUSH = "push"
     TEARDOWN = "teardown"
 
 
@@ -51,7 +61,7 @@ class FaultKind(StrEnum):
 class RunJob(msgspec.Struct, frozen=True, array_like=True, tag="run"):
     """Sent once, after Hello. The child does the Job and ends."""
 
-    job: TrainJob | ValidateJob | GenerateJob
+    job: Job
 
 
 class Stop(msgspec.Struct, frozen=True, array_like=True, tag="stop"):
@@ -68,6 +78,13 @@ class Save(msgspec.Struct, frozen=True, array_like=True, tag="save"):
 
 class Ping(msgspec.Struct, frozen=True, array_like=True, tag="ping"):
     """Sent every few seconds. The child needs to do nothing: receiving it proves that the pipe is alive."""
+
+
+class Say(msgspec.Struct, frozen=True, array_like=True, tag="say"):
+    """Sent while a ChatJob is done: the whole conversation so far, the last turn being the user's. The child answers with
+    Said pieces and a Turn. `messages`: (role, content) pairs, so that a fresh child can take a conversation up."""
+
+    messages: tuple[tuple[str, str], ...]
 
 
 # --- child → parent -------------------------------------------------------------------------------------------------
@@ -226,14 +243,92 @@ class Answers(msgspec.Struct, frozen=True, array_like=True, tag="answers"):
     texts: tuple[str, ...]
 
 
+class Said(msgspec.Struct, frozen=True, array_like=True, tag="said"):
+    """A piece of the answer to a Say, as it is made. Never dropped."""
+
+    text: str
+
+
+class Turn(msgspec.Struct, frozen=True, array_like=True, tag="turn"):
+    """The answer to a Say is complete; `text` is all of it. An empty one at the start says that the model is ready."""
+
+    text: str
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+class ExportRoute(msgspec.Struct, frozen=True, array_like=True, tag="route"):
+    """Carried by Done after a PreflightJob: what the chain will do. Bytes are estimates of what will lie on the disk."""
+
+    architecture: str  # as config.json names it
+    parameters: int
+    converter: str  # own, official; empty if nothing is converted
+    converter_folder: str
+    type: str  # what is converted to: f32, f16, bf16, q8_0; empty if nothing is
+    quantizer: str  # llama, ollama; empty if the converter writes what is wanted
+    verifier: str  # llama, weights
+    bytes: int  # of the result
+    work_bytes: int  # needed at once, result included
+    free_bytes: int
+    ollama_version: str = ""
+    notes: tuple[str, ...] = ()
+
+
+class Made(msgspec.Struct, frozen=True, array_like=True, tag="made"):
+    """Carried by Done after a stage that writes something: the file or folder is complete and durable."""
+
+    path: str
+    bytes: int
+    digest: str = ""  # SHA-256 of a file; over names and digests of a folder's files
+    notes: tuple[str, ...] = ()
+
+
+class Check(msgspec.Struct, frozen=True, array_like=True):
+    """One line of a proof: what was measured, and the bound. `value` and `bound` are None where there is only yes or no."""
+
+    name: str  # tokens, template, answers, relative_error, kl, agreement, tensors, metadata
+    passed: bool
+    value: float | None = None
+    bound: float | None = None
+    detail: str = ""
+
+
+class Proof(msgspec.Struct, frozen=True, array_like=True, tag="proof"):
+    """Carried by Done after a ProveJob."""
+
+    passed: bool
+    verifier: str
+    checks: tuple[Check, ...]
+    prompts: int = 0
+    positions: int = 0  # logit rows compared
+
+
+class Registered(msgspec.Struct, frozen=True, array_like=True, tag="registered"):
+    """Carried by Done after a RegisterJob."""
+
+    name: str
+    digest: str  # of the GGUF
+    version: str  # of the server
+    template: bool  # whether an explicit TEMPLATE was sent
+    uploaded: int = 0  # bytes; 0: it was there already
+
+
+class Pushed(msgspec.Struct, frozen=True, array_like=True, tag="pushed"):
+    """Carried by Done after a PushJob; for a dry run, commit is empty."""
+
+    url: str
+    commit: str
+    files: tuple[tuple[str, int], ...]  # name, bytes
+
+
 class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
     """The child's last word when all went well: the result is durable. It exits 0 within the teardown deadline; if it
     hangs there, it is killed and the result stands. An exit without Done is a failure, whatever the exit code."""
 
-    result: TrainResult | DataReport | Answers
+    result: TrainResult | DataReport | Answers | ExportRoute | Made | Proof | Registered | Pushed
 
 
-ToChild = RunJob | Stop | Save | Ping
+ToChild = RunJob | Stop | Save | Ping | Say
 ToParent = (
     Hello
     | PhaseChanged
@@ -246,4 +341,6 @@ ToParent = (
     | Fault
     | Stopped
     | Done
+    | Said
+    | Turn
 )

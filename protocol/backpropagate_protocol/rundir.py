@@ -52,6 +52,11 @@ class OutputDir:
         """Prepared data sets, one folder per digest."""
         return self.path / "cache"
 
+    @property
+    def exports(self) -> Path:
+        """Where an export goes that was not told where: one folder per run or adapter."""
+        return self.path / "exports"
+
     def run(self, run_id: str) -> RunDir:
         return RunDir(self.runs / run_id)
 
@@ -102,6 +107,35 @@ class RunDir:
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / checkpoint_name(step)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportDir:
+    """The destination of an export. Several runs may share it."""
+
+    path: Path
+
+    def work(self, run_id: str) -> Path:
+        """Where the stages of one run's export work, on the disk of the result; gone when it is finished."""
+        return self.path / f".export-{run_id[:8]}{PARTIAL}"
+
+    def result(self, name: str, format: str, quantization: str | None) -> Path:
+        """`NAME-Q4_K_M.gguf`, `NAME-lora-F16.gguf`, `NAME-merged/`, `NAME-lora/`."""
+        if format == "gguf":
+            return self.path / f"{name}-{(quantization or '').upper()}.gguf"
+        if format == "lora-gguf":
+            return self.path / f"{name}-lora-F16.gguf"
+        return self.path / f"{name}-{format}"
+
+    @staticmethod
+    def report(result: Path) -> Path:
+        """The proof and the provenance, as JSON, beside the result."""
+        return result.with_name(f"{result.name}.export.json")
+
+    @staticmethod
+    def rejected(result: Path) -> Path:
+        """Where a result goes whose proof failed."""
+        return result.with_name(f"{result.name}.rejected")
 
 
 def checkpoint_name(step: int) -> str:

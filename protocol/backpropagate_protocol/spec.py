@@ -20,11 +20,13 @@ class PlannedFault(msgspec.Struct, frozen=True, omit_defaults=True):
     kind      a name of `backpropagate_runner.drill.KINDS`, such as `oom`, `sigkill`, `hang`
     step      the optimizer step before which it happens; for faults while saving, the step of that checkpoint
     attempt   the attempt (1 = first child of the run) in which it happens; 0 = in every attempt
+    stage     `train`, or another stage of the chain; there, step counts its signs of progress and attempt its children
     """
 
     kind: str
     step: int
     attempt: int = 1
+    stage: str = "train"
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,8 +105,41 @@ class SafetySpec(msgspec.Struct, frozen=True, kw_only=True):
     wait_for_lock: bool = False
 
 
+class ExportSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What becomes of an adapter. Names of formats and quantizations are those of `export_formats`."""
+
+    format: str  # lora, merged, gguf, lora-gguf
+    quantization: str | None = None  # of a GGUF; None elsewhere
+    destination: str  # absolute folder; made if missing
+    name: str  # the file's or folder's name without quantization and suffix
+    adapter: str | None = None  # absolute folder; None: the adapter that this run trains
+    ollama_name: str | None = None  # register with Ollama under this name
+    ollama_host: str = "http://127.0.0.1:11434"
+    lmstudio: str | None = None  # absolute models folder of LM Studio to place the file in
+    converter_folder: str | None = None  # of llama.cpp, for models that our own converter does not cover
+    memory: int = 256  # MiB that merging and converting may take beside the interpreter
+    prompts: tuple[str, ...] = ()  # for the proof, besides the ones that every export is tried with
+
+
+class PushSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What goes to the hub. The token is never part of it: the child's hub client finds it where the user keeps it."""
+
+    folder: str  # absolute: an adapter, a merged model, or a folder with GGUF files
+    repo: str  # owner/name
+    private: bool = True
+    dry_run: bool = False
+    revision: str = "main"
+    message: str = "Upload with backpropagate"
+    card: str = ""  # the README.md to go with it; empty: the folder's own, if it has one
+    token_file: str | None = None  # absolute path of a file that holds the token
+
+
 class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything needed to run it, and to run it again."""
+    """Everything needed to run it, and to run it again.
+
+    kind `train`: trains, and then exports if `export` is given. kind `export`: only `model` and `export` matter. kind
+    `push`: only `push` does.
+    """
 
     schema: int = SPEC_SCHEMA
     run_id: str
@@ -121,6 +156,9 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     name: str | None = None  # a label of the user's
     verbose: bool = False
     faults: tuple[PlannedFault, ...] = ()
+    kind: str = "train"  # or: export, push
+    export: ExportSpec | None = None
+    push: PushSpec | None = None
 
 
 def spec_digest(spec: RunSpec) -> str:

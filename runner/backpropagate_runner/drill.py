@@ -1,7 +1,8 @@
 """Faults on purpose, at an exact step of any backend: the body of every test of recovery, and of `backprop drill`.
 
 A PlannedFault names a kind from KINDS. Kinds of STEP happen before that optimizer step (step 0: before the model is
-loaded); kinds of SAVE happen while the checkpoint of that step is written; `hang_teardown` after Done.
+loaded); kinds of SAVE happen while the checkpoint of that step is written; `hang_teardown` after Done. In the stages of an
+export, kinds of STEP happen before the step-th sign of progress.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ _ANNOUNCE_SECONDS = 5.0
 
 
 class Drill:
-    """The planned faults of one attempt."""
+    """The planned faults of one attempt at one stage."""
 
-    def __init__(self, faults: tuple[PlannedFault, ...], attempt: int, channel: Channel, control: Control) -> None:
-        mine = [f for f in faults if f.attempt in (0, attempt)]
+    def __init__(
+        self, faults: tuple[PlannedFault, ...], attempt: int, channel: Channel, control: Control, stage: str = "train"
+    ) -> None:
+        mine = [f for f in faults if f.attempt in (0, attempt) and f.stage == stage]
         unknown = sorted({f.kind for f in mine} - KINDS)
         if unknown:
             raise ValueError(f"there is no planned fault called {', '.join(unknown)}")

@@ -6,10 +6,10 @@ import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from typing import NoReturn, assert_never
+from typing import NoReturn
 
 from backpropagate_protocol.framing import encode
-from backpropagate_protocol.jobs import GenerateJob, Job, TrainJob, ValidateJob
+from backpropagate_protocol.jobs import ChatJob, GenerateJob, Job, TrainJob, ValidateJob
 from backpropagate_protocol.messages import (
     PROTOCOL_VERSION,
     Answers,
@@ -139,8 +139,14 @@ class Runner:
                 backend = self.frameworks.backend(job.backend)
                 self.voice.phase(Phase.GENERATE)
                 return Done(Answers(backend.generate(job)))
+            case ChatJob():
+                from backpropagate_runner.chat import chat
+
+                return chat(job, self.channel, self.voice, self.frameworks)
             case _:
-                assert_never(job)
+                from backpropagate_runner.stages import do
+
+                return Done(do(job, self.channel, self.control, self.voice, self.frameworks))
 
 
 def _versions() -> dict[str, str]:

@@ -164,6 +164,57 @@ class StopRequested(_Event, frozen=True, kw_only=True, tag="stop_requested"):
     seconds: float = 0.0
 
 
+class StageStarted(_Event, frozen=True, kw_only=True, tag="stage_started"):
+    """A child was given a stage of the chain other than the training. Its progress follows as PhaseEntered."""
+
+    stage: str
+    attempt: int
+    pid: int
+
+
+class StageEnded(_Event, frozen=True, kw_only=True, tag="stage_ended"):
+    """A stage is done: a later supervisor of this run does not do it again if `path` is still there."""
+
+    stage: str
+    path: str = ""
+    bytes: int = 0
+    digest: str = ""
+    seconds: float = 0.0
+    detail: str = ""  # one line for people
+    notes: tuple[str, ...] = ()
+
+
+class Check(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line of a proof, as in the protocol's message."""
+
+    name: str
+    passed: bool
+    value: float | None = None
+    bound: float | None = None
+    detail: str = ""
+
+
+class ExportProved(_Event, frozen=True, kw_only=True, tag="export_proved"):
+    """What was exported was compared with what was trained."""
+
+    passed: bool
+    verifier: str
+    checks: tuple[Check, ...]
+    prompts: int = 0
+    positions: int = 0
+
+
+class Exported(_Event, frozen=True, kw_only=True, tag="exported"):
+    """The result is under its final name, with its report beside it."""
+
+    path: str
+    bytes: int
+    format: str
+    quantization: str | None = None
+    digest: str = ""
+    report: str = ""
+
+
 class RunEnded(_Event, frozen=True, kw_only=True, tag="run_ended"):
     """Last line of a supervisor. status: completed, failed, interrupted, partial."""
 
@@ -179,6 +230,8 @@ class RunEnded(_Event, frozen=True, kw_only=True, tag="run_ended"):
     samples_seen: int = 0
     order: int = 0
     seconds: float = 0.0
+    export: str | None = None  # the path of what was exported
+    ollama: str | None = None  # the name it was registered under
 
 
 Event = (
@@ -197,5 +250,9 @@ Event = (
     | Recovering
     | Heat
     | StopRequested
+    | StageStarted
+    | StageEnded
+    | ExportProved
+    | Exported
     | RunEnded
 )

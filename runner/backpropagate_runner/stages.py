@@ -1,0 +1,81 @@
+"""A stage's Job to the function that does it. What a stage needs is imported only when it is the one."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from backpropagate_protocol.jobs import (
+    ConvertAdapterJob,
+    ConvertJob,
+    MergeJob,
+    PlaceJob,
+    PreflightJob,
+    ProveJob,
+    PushJob,
+    QuantizeJob,
+    ReferenceJob,
+    RegisterJob,
+    StageJob,
+)
+from backpropagate_protocol.messages import ExportRoute, Made, Phase, Proof, Pushed, Registered
+from backpropagate_runner.channel import Channel
+from backpropagate_runner.control import Control
+from backpropagate_runner.drill import Drill
+from backpropagate_runner.export.stage import Stage
+from backpropagate_runner.frameworks import Frameworks
+from backpropagate_runner.session import Voice
+
+StageResult = ExportRoute | Made | Proof | Registered | Pushed
+
+
+def do(job: StageJob, channel: Channel, control: Control, voice: Voice, frameworks: Frameworks) -> StageResult:
+    """Does the Job. Raises whatever went wrong. A stop ends the process wherever it is: a stage keeps nothing half-made."""
+
+    def stage(phase: Phase) -> Stage:
+        made = Stage(phase, voice, Drill(job.faults, job.attempt, channel, control, phase.value).before_step)
+        made.advance()
+        return made
+
+    match job:
+        case PreflightJob():
+            from backpropagate_runner.export.preflight import preflight
+
+            return preflight(job, stage(Phase.PREFLIGHT))
+        case ReferenceJob():
+            voice.phase(Phase.IMPORT)
+            backend = frameworks.backend(job.backend)
+            return backend.reference(job, stage(Phase.REFERENCE))
+        case MergeJob():
+            from backpropagate_runner.export.merge import merge
+
+            return merge(job, stage(Phase.MERGE))
+        case ConvertJob():
+            from backpropagate_runner.export.convert import convert
+
+            return convert(job, stage(Phase.CONVERT))
+        case ConvertAdapterJob():
+            from backpropagate_runner.export.convert_adapter import convert_adapter
+
+            return convert_adapter(job, stage(Phase.CONVERT))
+        case QuantizeJob():
+            from backpropagate_runner.export.quantize import quantize
+
+            return quantize(job, stage(Phase.QUANTIZE))
+        case ProveJob():
+            from backpropagate_runner.export.prove import prove
+
+            return prove(job, stage(Phase.PROVE))
+        case RegisterJob():
+            from backpropagate_runner.export.register import register
+
+            return register(job, stage(Phase.REGISTER))
+        case PlaceJob():
+            from backpropagate_runner.export.place import place
+
+            return place(job, stage(Phase.PLACE))
+        case PushJob():
+            from backpropagate_runner.export.push import push
+
+            return push(job, stage(Phase.PUSH))
+        case _:
+            assert_never(job)
