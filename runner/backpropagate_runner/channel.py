@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 
 from backpropagate_protocol.framing import ProtocolError, decoder_for_child, encode
-from backpropagate_protocol.messages import Ping, Progress, RunJob, Save, Stop, ToChild, ToParent
+from backpropagate_protocol.messages import Ping, Progress, RunJob, Save, Say, Stop, ToChild, ToParent
 
 _READ = 1 << 16
 
@@ -54,6 +54,7 @@ class Channel:
         self._incoming, self._outgoing = incoming, outgoing
         self._heard, self._lost, self._confused = heard, lost, confused
         self._jobs: queue.SimpleQueue[RunJob | None] = queue.SimpleQueue()
+        self._talk: queue.SimpleQueue[Say | None] = queue.SimpleQueue()
         self._events: deque[bytes] = deque()
         self._latest: Progress | None = None
         self._changed = threading.Condition()
@@ -68,6 +69,10 @@ class Channel:
     def job(self) -> RunJob | None:
         """Waits for the Job; None if the parent went away without giving one."""
         return self._jobs.get()
+
+    def say(self) -> Say | None:
+        """Waits for the next thing that is said in a conversation; None if the parent went away."""
+        return self._talk.get()
 
     def send(self, message: ToParent) -> None:
         """Leaves a message that is never dropped."""
@@ -147,6 +152,7 @@ class Channel:
         except OSError as error:
             reason = f"the pipe from the parent broke: {error}"
         self._jobs.put(None)
+        self._talk.put(None)
         self._lost(reason)
 
     def _hear(self, message: ToChild) -> None:
@@ -155,5 +161,7 @@ class Channel:
                 self._jobs.put(message)
             case Stop() | Save():
                 self._heard(message)
+            case Say():
+                self._talk.put(message)
             case Ping():
                 pass  # that it came through is all it says

@@ -11,7 +11,7 @@ from queue import SimpleQueue
 import pytest
 
 from backpropagate_protocol.framing import decoder_for_parent, encode
-from backpropagate_protocol.messages import Notice, Ping, Progress, Save, Stop, ToParent
+from backpropagate_protocol.messages import Notice, Ping, Progress, Save, Say, Stop, ToParent
 from backpropagate_runner.channel import Channel
 
 
@@ -109,6 +109,13 @@ def test_stop_and_save_are_handed_on_and_a_ping_is_not(ends: Ends) -> None:
     os.write(ends.to_child, encode(Ping()) + encode(Save()) + encode(Stop("ctrl-c")))
     assert ends.heard.get(timeout=10) == Save()
     assert ends.heard.get(timeout=10) == Stop("ctrl-c")
+
+
+def test_what_is_said_is_kept_in_order_until_somebody_listens(ends: Ends) -> None:
+    first, second = Say((("user", "a"),)), Say((("user", "a"), ("assistant", "b"), ("user", "c")))
+    os.write(ends.to_child, encode(first) + encode(Ping()) + encode(second))
+    ends.close(ends.to_child)
+    assert [ends.channel.say(), ends.channel.say(), ends.channel.say()] == [first, second, None]
 
 
 def test_the_end_of_the_pipe_means_that_the_parent_is_gone(ends: Ends) -> None:
