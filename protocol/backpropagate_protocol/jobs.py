@@ -120,7 +120,7 @@ class ConvertJob(_StageJob, frozen=True, kw_only=True, tag="convert"):
     model: ModelSpec
     adapter: str | None
     out: str  # a file
-    type: str  # f32, f16, bf16, q8_0
+    type: str = msgspec.field(name="kind")  # f32, f16, bf16, q8_0; on the wire, `type` is the tag
     name: str  # general.name
     converter: str = "own"  # or: official
     converter_folder: str | None = None

@@ -264,7 +264,7 @@ class ExportRoute(msgspec.Struct, frozen=True, array_like=True, tag="route"):
     parameters: int
     converter: str  # own, official; empty if nothing is converted
     converter_folder: str
-    type: str  # what is converted to: f32, f16, bf16, q8_0; empty if nothing is
+    type: str = msgspec.field(name="kind")  # what is converted to: f32, f16, bf16, q8_0; empty if nothing is
     quantizer: str  # llama, ollama; empty if the converter writes what is wanted
     verifier: str  # llama, weights
     bytes: int  # of the result
