@@ -24,8 +24,9 @@ def validate(data: str, max_errors: int, **given: Value) -> int:
     import msgspec
 
     from backpropagate.oneshot import run_job
-    from backpropagate.wishes.build_spec import check_runner, data_spec
+    from backpropagate.wishes.build_spec import data_spec
     from backpropagate.wishes.settings import Settings
+    from backpropagate.wishes.surroundings import check_runner
     from backpropagate_protocol.jobs import ValidateJob
     from backpropagate_protocol.messages import DataReport
 

@@ -36,7 +36,7 @@ def generate(
     unique prefix of one, or `latest`.
     """
     from backpropagate.oneshot import run_job
-    from backpropagate.wishes.build_spec import check_backend, check_runner
+    from backpropagate.wishes.surroundings import check_backend, check_runner
     from backpropagate_protocol.jobs import GenerateJob
     from backpropagate_protocol.messages import Answers
 

@@ -5,9 +5,7 @@ Nothing is written here. What only the child can know (the rows, the weights, th
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
 import sys
 import uuid
 from collections.abc import Sequence
@@ -17,14 +15,12 @@ from pathlib import Path
 from backpropagate.wishes.models import looks_like_path, resolve_model
 from backpropagate.wishes.options import Value
 from backpropagate.wishes.settings import Settings
+from backpropagate.wishes.surroundings import check_backend, check_runner, writable_folder
 from backpropagate_protocol.data_formats import may_be_hub_id
 from backpropagate_protocol.errors import (
     ConfigurationError,
     DatasetError,
     DatasetNotFoundError,
-    DependencyError,
-    DiskFullError,
-    InvalidSettingError,
     UserInputError,
 )
 from backpropagate_protocol.spec import DataSpec, LoraSpec, ModelSpec, PlannedFault, RunSpec, SafetySpec, TrainSpec
@@ -33,7 +29,6 @@ DEFAULT_EFFECTIVE_BATCH = 8
 DEFAULT_STEPS = 100
 # Less than this cannot hold one checkpoint of the smallest real adapter.
 _LEAST_FREE_MIB = 32
-_FRAMEWORKS = ("torch", "transformers", "peft", "trl", "datasets")
 
 
 def build_spec(settings: Settings, *, detached: bool = False, verbose: bool = False, faults: Sequence[PlannedFault] = ()) -> RunSpec:  # fmt: skip
@@ -44,7 +39,7 @@ def build_spec(settings: Settings, *, detached: bool = False, verbose: bool = Fa
     runner_python = check_runner(settings.text_or_none("runner.python"), settings.text("training.backend"))
     model = model_spec(settings)
     train = _train(settings)
-    output = _output(settings.text("training.output_dir"), least_mib=1 if toy else _LEAST_FREE_MIB)
+    output = writable_folder(settings.text("training.output_dir"), least_mib=1 if toy else _LEAST_FREE_MIB)
     return RunSpec(
         run_id=str(uuid.uuid4()),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -236,64 +231,3 @@ def _safety(settings: Settings) -> SafetySpec:
         temperature_kill=kill,
         wait_for_lock=settings.flag("safety.wait"),
     )
-
-
-# --- the surroundings -----------------------------------------------------------------------------------------------
-
-
-def check_backend(backend: str) -> None:
-    if backend != "mlx":
-        return
-    if sys.platform != "darwin":
-        raise InvalidSettingError("--backend mlx needs Apple silicon", suggestion="Use --backend auto, cuda or cpu.")
-    raise DependencyError(
-        "the MLX backend is not part of this release yet",
-        code="DEP_MLX_UNAVAILABLE",
-        suggestion="Use --backend cpu.",
-    )
-
-
-def check_runner(python: str | None, backend: str) -> str | None:
-    """The absolute path of the interpreter that shall run the child; None for our own, which then has the frameworks."""
-    if python is not None:
-        found = shutil.which(os.path.expanduser(python))
-        if found is None:
-            raise InvalidSettingError(
-                f"--runner-python: {python} is not a program that can be run",
-                suggestion="Name a Python interpreter that has the training packages, such as /path/to/.venv/bin/python.",
-            )
-        return os.path.abspath(found)
-    if backend == "toy":
-        return None
-    missing = [name for name in _FRAMEWORKS if not _installed(name)]
-    if missing:
-        raise DependencyError(f"training needs {', '.join(missing)}, not installed here")
-    return None
-
-
-def _installed(name: str) -> bool:
-    """Looked up, not imported: the parent never loads a framework."""
-    try:
-        return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
-
-
-def _output(name: str, *, least_mib: int) -> str:
-    """The absolute output folder, which need not exist yet but must be possible to write."""
-    path = Path(os.path.abspath(os.path.expanduser(name)))
-    nearest = path
-    while not os.path.lexists(nearest):
-        nearest = nearest.parent
-    if not nearest.is_dir():
-        raise ConfigurationError(f"{nearest} is not a folder", code="CONFIG_OUTPUT_UNWRITABLE")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ConfigurationError(f"{nearest} cannot be written", code="CONFIG_OUTPUT_UNWRITABLE")
-    usage = shutil.disk_usage(nearest)
-    free = usage.free // 2**20
-    if usage.total and free < least_mib:  # a file system that states no size at all is no full disk
-        raise DiskFullError(
-            f"the disk of {path} has {free} MiB free; a run needs at least {least_mib} MiB",
-            suggestion="Free space, or choose another folder with --output.",
-        )
-    return str(path)
