@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,15 @@ OLDEST = (3, 11)
 
 # The newest version whose plain install is known to work on CPU-only machines; every extra accepts it.
 TORCH = "torch==2.13.0"
+
+# llama.cpp is compiled on the spot: only the library itself, without what its Python package never loads. That is a minute
+# and a half on two cores instead of four and a half. Whoever sets CMAKE_ARGS has the last word.
+_LLAMA = (
+    f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={(ROOT / 'scripts' / 'llama_only.cmake').as_posix()}",
+    "-DLLAVA_BUILD=OFF",
+    "-DGGML_LLAMAFILE=OFF",
+    "-DGGML_CPU_REPACK=OFF",
+)
 
 
 class Refusal(Exception):
@@ -33,6 +43,16 @@ def check_python() -> None:
         found = ".".join(str(part) for part in sys.version_info[:3])
         raise Refusal(
             f"Python {found} is too old. Run this with Python 3.11 or newer, for example: python3.11 {sys.argv[0]}"
+        )
+
+
+def check_compiler() -> None:
+    """The tests run what was exported in llama.cpp itself, so without a compiler there is nothing to go on with."""
+    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
+    if sys.platform != "win32" and not any(shutil.which(name) for name in names if name):  # cmake finds Visual Studio
+        raise Refusal(
+            "llama.cpp has to be compiled for the tests, and there is no C++ compiler here. Debian and Ubuntu: "
+            "apt install g++; macOS: xcode-select --install; elsewhere set CXX. Then run this again."
         )
 
 
@@ -84,7 +104,9 @@ def _pip(*arguments: str) -> None:
     command = [str(venv_python()), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
     if not sys.stdout.isatty():
         command.append("--quiet")
-    done = subprocess.run([*command, *arguments], stdin=subprocess.DEVNULL, cwd=ROOT, check=False)
+    cmake = f"{shlex.join(_LLAMA)} {os.environ.get('CMAKE_ARGS', '')}"
+    environment = {**os.environ, "CMAKE_ARGS": cmake.strip()}
+    done = subprocess.run([*command, *arguments], stdin=subprocess.DEVNULL, cwd=ROOT, env=environment, check=False)
     if done.returncode != 0:
         raise Refusal(
             f"pip could not install {arguments[-1]}; its last lines above say why. Is the network there? Is there space?"
@@ -104,6 +126,8 @@ def ensure(extra: str) -> Path:
     stamp = VENV / f".backpropagate-{extra}"
     if stamp.exists() and stamp.read_text(encoding="utf-8") == _wanted(extra):
         return venv_python()
+    if extra == "dev":
+        check_compiler()
     say(f"installing backpropagate[{extra}] (some minutes the first time)")
     if extra != "cuda":
         if sys.platform == "linux" and not has_nvidia() and not _has_extra_index():
