@@ -92,6 +92,8 @@ def _setting(option: Option) -> str:
         names.append("flag " + ", ".join(f"`{flag}`" for flag in option.flags))
     if option.variables:
         names.append("also " + ", ".join(f"`{name}`" for name in option.all_variables[1:]))
+    if option.foreign:
+        names.append("else " + ", ".join(f"`{name}`" for name in option.foreign))
     default = "" if option.default is None else f" Default: `{_shown(option.default)}`."
     now = [choice for choice in option.shown_choices if choice not in option.later]
     later = f" In this release: {', '.join(now)}." if option.choices and option.later else ""

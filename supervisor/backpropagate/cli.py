@@ -31,6 +31,7 @@ COMMANDS: dict[str, _Entry] = {
     "train": _Entry("train", "train", "Fine-tune a model under supervision.", "Training"),
     "resume": _Entry("train", "resume", "Go on with an interrupted or failed run.", "Training"),
     "generate": _Entry("generate", "generate", "Ask a trained run, an adapter or a base model.", "Training"),
+    "export": _Entry("export", "export", "Export a run, an adapter or a model: GGUF, merged, LoRA.", "Shipping"),
     "list-runs": _Entry("runs", "list_runs", "List the runs of an output folder.", "Runs"),
     "show-run": _Entry("runs", "show_run", "Show everything about one run.", "Runs"),
     "validate": _Entry("data", "validate", "Check a data set without training.", "Data"),

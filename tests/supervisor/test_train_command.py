@@ -286,8 +286,8 @@ def test_a_detached_supervisor_that_is_given_up_is_gone_before_its_run_is_discar
     program = (
         "import sys\n"
         "from backpropagate import cli\n"
-        "from backpropagate.commands import train\n"
-        "train._DETACH_PATIENCE = -1.0\n"
+        "from backpropagate.commands import supervising\n"
+        "supervising._DETACH_PATIENCE = -1.0\n"
         "sys.exit(cli.run(sys.argv[1:]))\n"
     )
     flags = ["train", "-d", "d.jsonl", "--backend", "toy", "--steps", ENDLESS, "--detach"]

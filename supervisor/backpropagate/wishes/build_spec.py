@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from backpropagate.wishes.models import looks_like_path, resolve_model
+from backpropagate.wishes.export_spec import after_training
+from backpropagate.wishes.models import last_part, looks_like_path, resolve_model
 from backpropagate.wishes.options import Value
 from backpropagate.wishes.settings import Settings
 from backpropagate.wishes.surroundings import check_backend, check_runner, writable_folder
@@ -23,6 +24,7 @@ from backpropagate_protocol.errors import (
     DatasetNotFoundError,
     UserInputError,
 )
+from backpropagate_protocol.rundir import OutputDir
 from backpropagate_protocol.spec import DataSpec, LoraSpec, ModelSpec, PlannedFault, RunSpec, SafetySpec, TrainSpec
 
 DEFAULT_EFFECTIVE_BATCH = 8
@@ -40,8 +42,10 @@ def build_spec(settings: Settings, *, detached: bool = False, verbose: bool = Fa
     model = model_spec(settings)
     train = _train(settings)
     output = writable_folder(settings.text("training.output_dir"), least_mib=1 if toy else _LEAST_FREE_MIB)
+    run_id = str(uuid.uuid4())
+    label = settings.text_or_none("training.name")
     return RunSpec(
-        run_id=str(uuid.uuid4()),
+        run_id=run_id,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         backend=settings.text("training.backend"),
         output=output,
@@ -49,12 +53,15 @@ def build_spec(settings: Settings, *, detached: bool = False, verbose: bool = Fa
         data=data,
         lora=_lora(settings),
         train=train,
-        safety=_safety(settings),
+        safety=safety_spec(settings),
         runner_python=runner_python,
         detached=detached,
-        name=settings.text_or_none("training.name"),
+        name=label,
         verbose=verbose,
         faults=tuple(faults),
+        export=after_training(
+            settings, name=label or result_name(model, run_id), folder=str(OutputDir(Path(output)).exports / run_id[:8])
+        ),
     )
 
 
@@ -65,6 +72,11 @@ def notices(settings: Settings) -> list[str]:
         note = resolve_model(settings.text("model.name")).note
         said += [f"{settings.text('model.name')}: {note}"] if note else []
     return said
+
+
+def result_name(model: ModelSpec, run_id: str) -> str:
+    """What the exports of a run without a label are called: `Qwen2.5-7B-Instruct-1f2e3d4c`."""
+    return f"{last_part(model.name)}-{run_id[:8]}"
 
 
 # --- parts of the spec ----------------------------------------------------------------------------------------------
@@ -211,7 +223,7 @@ def _train(settings: Settings) -> TrainSpec:
     )
 
 
-def _safety(settings: Settings) -> SafetySpec:
+def safety_spec(settings: Settings) -> SafetySpec:
     warn, pause, kill = (settings.whole(f"safety.temperature_{level}") for level in ("warn", "pause", "kill"))
     if not warn <= pause <= kill:
         raise ConfigurationError(f"the temperatures {warn} (warn), {pause} (pause) and {kill} (kill) °C are not in rising order")  # fmt: skip

@@ -71,6 +71,11 @@ def resolve_model(name: str) -> Model:
     return Model(name, known.note if known else "")
 
 
+def last_part(name: str) -> str:
+    """`Qwen/Qwen2.5-7B-Instruct` → `Qwen2.5-7B-Instruct`; of a folder, its own name."""
+    return name.replace("\\", "/").rstrip("/").rpartition("/")[2] or name
+
+
 class _AdapterConfig(msgspec.Struct):
     base_model_name_or_path: str | None = None
 

@@ -11,7 +11,8 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from backpropagate_protocol import data_formats
+from backpropagate_protocol import data_formats, export_formats
+from backpropagate_protocol.ollama_names import DEFAULT_HOST
 
 Value = str | int | float | bool | tuple[str, ...] | None
 Kind = Literal["str", "int", "float", "bool", "list"]
@@ -28,6 +29,8 @@ class Option:
     flags      as the command line declares them; empty: only by variable, file or Python
     aliases    other spellings of the flag (those of Hugging Face and TRL), accepted and not shown
     variables  other names of the field in the environment, without the prefix
+    foreign    variables of other programs that say the same, with their full names; read after ours
+    any_case   choices are understood in capitals, too
     least      smallest value accepted; `above` is the same with the bound itself left out
     later      values that this release cannot serve yet; asking for one is an error
     fixed      why it can only have its default; asking for another value is an error
@@ -41,6 +44,8 @@ class Option:
     flags: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     variables: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
+    any_case: bool = False
     choices: tuple[str, ...] = ()
     least: float | None = None
     above: float | None = None
@@ -141,6 +146,15 @@ OPTIONS: tuple[Option, ...] = (
     Option(key="training.logging_steps", kind="int", default=1, argument="logging_steps", flags=("--logging-steps",), least=1, hidden=True, fixed="every step is reported", help="The interval of progress: every step is reported."),
     Option(key="training.output_dir", kind="str", default="./output", argument="output_dir", flags=("-o", "--output"), aliases=("--output-dir",), help="Folder for runs, history and the finished adapter."),
     Option(key="training.name", kind="str", default=None, argument="run_name", flags=("--name",), aliases=("--run-name",), help="A label of your own for the run."),
+    # export
+    Option(key="export.after_training", kind="str", default=None, argument="export", flags=("--export",), choices=(*export_formats.FORMATS, *export_formats.QUANTIZATIONS), any_case=True, help="What is made of the result when it is trained: a quantization (a GGUF of it), or a format. Default: nothing."),
+    Option(key="export.quantization", kind="str", default=export_formats.DEFAULT_QUANTIZATION, argument="quantization", flags=("-q", "--quantization"), choices=tuple(export_formats.QUANTIZATIONS), any_case=True, help="Of a GGUF."),
+    Option(key="export.directory", kind="str", default=None, argument="export_dir", flags=("--export-dir",), help="Folder for what is exported. Default: exports/RUN in the output folder."),
+    Option(key="export.ollama_name", kind="str", default=None, argument="ollama_name", flags=("--ollama-name",), help="Register the GGUF with Ollama under this name."),
+    Option(key="export.ollama_host", kind="str", default=DEFAULT_HOST, argument="ollama_host", flags=("--ollama-host",), foreign=("OLLAMA_HOST",), help="Where Ollama listens."),
+    Option(key="export.lmstudio_dir", kind="str", default=None, argument="lmstudio_dir", flags=("--lmstudio-dir",), help="Models folder of LM Studio. Default: its own."),
+    Option(key="export.memory", kind="int", default=256, argument="export_memory", flags=("--memory",), least=16, most=2**20, help="MiB that merging and converting may take beside the interpreter."),
+    Option(key="export.llama_cpp_dir", kind="str", default=None, argument="llama_cpp_dir", flags=("--llama-cpp-dir",), foreign=("LLAMA_CPP_DIR",), help="Folder of llama.cpp with its converter, for models that ours does not cover. Default: what `backprop setup --converter` fetched."),
     # safety
     Option(key="safety.oom_recovery", kind="bool", default=True, argument="oom_recovery", flags=("--oom-recovery/--no-oom-recovery",), help="Out of GPU memory: halve the batch, keep the effective batch, go on from the newest checkpoint."),
     Option(key="safety.max_halvings", kind="int", default=3, argument="max_halvings", least=0, most=16, help="How often the batch may be halved."),
@@ -181,6 +195,8 @@ def parse(option: Option, raw: object) -> Value:
         value = _typed(option.kind, raw)
     except (TypeError, ValueError):
         raise NotAccepted(f"{raw!r} is not {option.accepted}") from None
+    if option.any_case and isinstance(value, str):
+        value = value.lower()
     if option.choices and value not in option.choices:
         raise NotAccepted(f"{raw!r} is not {option.accepted}")
     if isinstance(value, int | float) and not isinstance(value, bool):

@@ -6,6 +6,7 @@ A value is looked up and checked when it is asked for, so that a wrong learning 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ _OTHER_VARIABLES = (CONFIG_VARIABLE, PREFIX + "RUN_ID")
 _LATER_VARIABLES = (PREFIX + "LOG_LEVEL", PREFIX + "LOG_JSON", PREFIX + "UI__OUTPUT_DIR")
 
 _BY_VARIABLE = {name: option for option in OPTIONS for name in option.all_variables}
+_BY_FOREIGN_VARIABLE = {name: option for option in OPTIONS for name in option.foreign}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,11 @@ class Setting:
     def explicit(self) -> bool:
         """The user set it, rather than a preset or the default."""
         return self.rank < _PRESETS
+
+    @property
+    def given(self) -> bool:
+        """The user said it now, as a flag or an argument."""
+        return self.rank == _ARGUMENTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +77,19 @@ class Settings:
         environ = environment() if environ is None else environ
         folder = Path.cwd() if folder is None else folder
         self.warnings: list[str] = []
-        self._layers = (
+        self._layers: tuple[_Layer, ...] = (
             _Layer("argument", _from_arguments(arguments or {})),
             _Layer("environment", self._from_variables(environ, "")),
             _Layer(DOTENV_FILE, self._from_variables(_read_dotenv(folder / DOTENV_FILE), f"{DOTENV_FILE}: ")),
             _Layer(CONFIG_FILE, _from_toml(folder, environ.get(CONFIG_VARIABLE))),
         )
+
+    def with_argument(self, name: str, value: object) -> Settings:
+        """The same, but for one argument."""
+        other = copy.copy(self)
+        arguments = _Layer("argument", {**self._layers[_ARGUMENTS].values, **_from_arguments({name: value})})
+        other._layers = (arguments, *self._layers[1:])
+        return other
 
     def _from_variables(self, variables: Mapping[str, str], place: str) -> dict[str, tuple[object, str]]:
         found: dict[str, tuple[object, str]] = {}
@@ -86,6 +100,8 @@ class Settings:
                 # The field's own name wins over its older ones.
                 if option.key not in found or upper == option.variable:
                     found[option.key] = (text, place + upper)
+            elif upper in _BY_FOREIGN_VARIABLE and text:
+                found.setdefault(_BY_FOREIGN_VARIABLE[upper].key, (text, place + upper))
             elif upper in _LATER_VARIABLES:
                 self.warnings.append(f"{place}{upper} has no effect in this release")
             elif upper.startswith(PREFIX) and upper not in _OTHER_VARIABLES:

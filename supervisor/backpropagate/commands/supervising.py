@@ -1,0 +1,154 @@
+"""What `train`, `resume`, `export` and `push` have in common: this process becomes the supervisor of a run, or starts one."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from backpropagate.screen import Screen
+from backpropagate_protocol.errors import CATALOGUE, BackpropagateError, ExitCode, error_for
+from backpropagate_protocol.rundir import RunDir
+from backpropagate_protocol.spec import RunSpec
+
+if TYPE_CHECKING:
+    from backpropagate.export_result import ExportSummary
+    from backpropagate.outcome import Outcome
+    from backpropagate.watch.sinks import Sink
+
+_DETACH_PATIENCE = 20.0  # seconds until a detached supervisor must have said that it began
+
+
+def begin(screen: Screen, spec: RunSpec, detach: bool) -> int:
+    """Makes the run's directory and supervises it; if it cannot even begin, nothing of it stays."""
+    from backpropagate.keep import runs
+
+    run_dir = runs.create(spec)
+    with runs.beginning(run_dir):
+        return _supervised(screen, run_dir, detach, resumed=False, wait=spec.safety.wait_for_lock)
+
+
+def go_on(screen: Screen, run_dir: RunDir, detach: bool, wait: bool) -> int:
+    """The same for a run that was interrupted or failed. Raises STATE_RUN_FINISHED for one that is complete."""
+    from backpropagate.keep import history
+
+    if history.show(run_dir).status == "completed":
+        raise error_for("STATE_RUN_FINISHED", "the run is complete", run_id=run_dir.run_id)
+    return _supervised(screen, run_dir, detach, resumed=run_dir.events.exists(), wait=wait)
+
+
+def _supervised(screen: Screen, run_dir: RunDir, detach: bool, *, resumed: bool, wait: bool) -> int:
+    return _detached(screen, run_dir, wait) if detach else _in_foreground(screen, run_dir, resumed, wait)
+
+
+def _in_foreground(screen: Screen, run_dir: RunDir, resumed: bool, wait: bool) -> int:
+    import msgspec
+
+    from backpropagate.export_result import ExportSummary
+    from backpropagate.keep import journal, runs
+    from backpropagate.result import Summary
+    from backpropagate.waiting import supervise_when_free
+    from backpropagate.watch.console import sink_for
+    from backpropagate.wishes.environ import environment
+
+    summary, exported = Summary(run_dir), ExportSummary(run_dir)
+    for event in journal.read(run_dir.events) if resumed else ():
+        exported.event(event)  # what earlier supervisors of this run have done already
+    sinks: list[Sink] = [summary, exported]
+    if not screen.json:
+        sinks.append(sink_for(sys.stderr, environment(), verbose=screen.verbose))
+    try:
+        outcome = supervise_when_free(run_dir, sinks, screen.note, resumed=resumed, wait=wait)
+    finally:
+        for sink in sinks:
+            sink.close()
+    advice = outcome.suggestion or (CATALOGUE[outcome.code].remedy if outcome.code else "")
+    outcome = msgspec.structs.replace(outcome, suggestion=advice.replace("backprop resume RUN", runs.resuming(run_dir)))
+    document: dict[str, object] = {
+        **msgspec.to_builtins(outcome),
+        "recovered": summary.view.recoveries,
+        "run_dir": str(run_dir.path),
+        **_exported_document(exported),
+    }
+    text = _in_words(outcome, runs.load_spec(run_dir).kind, exported)
+    if outcome.exit_code == ExitCode.DONE:
+        screen.data(document, text)
+    else:
+        code = outcome.code or "RUNTIME_TRAINING_FAILED"
+        message = outcome.message or f"the run is {outcome.status}"
+        error = error_for(code, message, suggestion=outcome.suggestion or None, run_id=outcome.run_id)
+        if outcome.exit_code == ExitCode.PARTIAL and not screen.json:
+            screen.data(None, text)  # what there is, although a later stage failed
+        screen.error(error, document, outcome.exit_code)
+    return outcome.exit_code
+
+
+def _exported_document(summary: ExportSummary) -> dict[str, object]:
+    import msgspec
+
+    made = summary.export
+    document: dict[str, object] = {}
+    if made is not None:
+        document["exported"] = {**msgspec.to_builtins(made, builtin_types=()), "path": str(made.path)}
+    elif summary.proof is not None:
+        document["proof"] = msgspec.to_builtins(summary.proof)
+    if summary.pushed:
+        document["pushed"] = summary.pushed
+    return document
+
+
+def _in_words(outcome: Outcome, kind: str, summary: ExportSummary) -> str:
+    lines = [("run", outcome.run_id), ("status", outcome.status)]
+    if kind == "train":
+        lines.append(("steps", f"{outcome.step}/{outcome.total_steps}"))
+        if outcome.final_loss is not None:
+            lines.append(("loss", f"{outcome.final_loss:.4f}"))
+    if outcome.recoveries:
+        lines.append(("faults", f"recovered from {outcome.recoveries}"))
+    if kind == "train":
+        lines.append(("adapter", str(outcome.adapter)))
+    if summary.pushed:
+        lines.append(("pushed", summary.pushed))
+    lines += _export_in_words(summary)
+    return "\n".join(f"{name:8} {value}" for name, value in lines)
+
+
+def _export_in_words(summary: ExportSummary) -> list[tuple[str, str]]:
+    from backpropagate.export_result import size
+
+    made = summary.export
+    lines = []
+    if made is not None:
+        lines.append(("export", f"{made.path} ({size(made.bytes)})"))
+    if summary.proof is not None:
+        lines.append(("proof", str(summary.proof)))
+    if made is not None and made.ollama_name:
+        lines.append(("ollama", f"ollama run {made.ollama_name}"))
+    if made is not None and made.format == "gguf":
+        quoted = f'"{made.path}"' if " " in str(made.path) else str(made.path)
+        lines.append(("chat", f"backprop chat {quoted}"))
+    return lines
+
+
+def _detached(screen: Screen, run_dir: RunDir, wait: bool) -> int:
+    from backpropagate.keep.journal import Follower
+    from backpropagate.launch import start
+
+    follower = Follower(run_dir.events, from_end=True)
+    supervisor = start(run_dir, owned=False, wait=wait)
+    deadline = time.monotonic() + _DETACH_PATIENCE
+    while not follower.poll() and not wait:  # one that waits for another run says nothing until that is over
+        if supervisor.exit_code is not None and not follower.poll():
+            raise supervisor.last_words()
+        if time.monotonic() > deadline:
+            supervisor.end()  # or it might begin in a directory that is being discarded
+            raise BackpropagateError(
+                "the detached supervisor did not begin",
+                suggestion=f"Look into {run_dir.supervisor_log}.",
+                run_id=run_dir.run_id,
+            )
+        time.sleep(0.02)
+    document = {"run_id": run_dir.run_id, "run_dir": str(run_dir.path), "pid": supervisor.process.pid, "detached": True}
+    screen.data(document, run_dir.run_id)
+    screen.note(f"It runs in the background (process {supervisor.process.pid}). Its log: {run_dir.supervisor_log}")
+    return 0

@@ -1,0 +1,185 @@
+"""What `RUN|PATH|MODEL` means, in every command that takes one: a run first, then the folder of an adapter, then a model."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from backpropagate.keep import runs
+from backpropagate.wishes.build_spec import model_spec
+from backpropagate.wishes.models import TINY, adapter_base, last_part
+from backpropagate.wishes.presets import MODELS
+from backpropagate.wishes.settings import Settings
+from backpropagate_protocol.errors import RunNotFoundError, UserInputError
+from backpropagate_protocol.rundir import ExportDir, OutputDir, RunDir
+from backpropagate_protocol.spec import DataSpec, ModelSpec, RunSpec
+
+_GENERIC = ("lora", "adapter")  # folder names that say nothing about what is in them
+_PERHAPS_A_RUN = re.compile(r"[0-9a-f][0-9a-f-]{3,35}|latest")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A model that is to be asked, exported or pushed, and how it is held unless the command line says otherwise.
+
+    adapter     absolute folder, or None for the model as it is
+    name        what is made of it is called so; folder: the same for a folder in `exports`
+    output      the output folder it belongs to, or else the one of the settings
+    run         the run that trained it; data: what it was trained on
+    exported    the file or folder that the named run made of it, if that is still there
+    """
+
+    model: ModelSpec
+    adapter: str | None
+    backend: str
+    runner_python: str | None
+    name: str
+    folder: str
+    output: str
+    run: RunDir | None = None
+    data: DataSpec | None = None
+    exported: Path | None = None
+
+
+def find(what: str, settings: Settings, base: str | None = None) -> Source:
+    """Raises the coded error of what is nothing, or not finished. base: the model to take instead of the one it names."""
+    try:
+        run_dir = _run(settings.text("training.output_dir"), what)
+    except RunNotFoundError as error:
+        folder = Path(os.path.abspath(os.path.expanduser(what)))
+        if error.code == "INPUT_RUN_AMBIGUOUS" or (_PERHAPS_A_RUN.fullmatch(what) and not folder.exists()):
+            raise
+    else:
+        return _of_run(run_dir, settings, base)
+    for adapter in (folder, folder / "lora", folder / "adapter"):
+        if (adapter / "adapter_config.json").is_file():
+            return _of_adapter(adapter, settings, base)
+    model = model_spec(_for(settings, base or what))
+    return Source(
+        model=model,
+        adapter=None,
+        backend=settings.text("training.backend"),
+        runner_python=settings.text_or_none("runner.python"),
+        name=last_part(model.name),
+        folder=last_part(model.name),
+        output=settings.text("training.output_dir"),
+    )
+
+
+def named_as_model(what: str) -> bool:
+    """Said so that only a model can be meant: a hub id with its owner, a preset, `tiny`, or a folder that is there."""
+    return "/" in what or what == TINY or what.lower() in MODELS or Path(os.path.expanduser(what)).is_dir()
+
+
+def _run(output: str, what: str) -> RunDir:
+    """`latest` is the newest run that trained: what was made of it since does not hide it."""
+    if what == "latest":
+        folder = runs.as_output(output)
+        made = [folder.run(run_id) for run_id in runs.run_ids(folder)]
+        for run_dir in sorted(made, key=lambda run: run.spec.stat().st_mtime_ns, reverse=True):
+            if runs.load_spec(run_dir).kind == "train":
+                return run_dir
+    return runs.find(output, what)
+
+
+def _of_run(run_dir: RunDir, settings: Settings, base: str | None) -> Source:
+    spec = runs.load_spec(run_dir)
+    adapter = _trained(run_dir, spec)
+    model = _with_wishes(spec.model, settings) if base is None else model_spec(_for(settings, base))
+    chosen_backend, chosen_python = settings["training.backend"], settings["runner.python"]
+    short = run_dir.run_id[:8]
+    return Source(
+        model=model,
+        adapter=adapter,
+        backend=settings.text("training.backend") if chosen_backend.explicit else spec.backend,
+        runner_python=settings.text_or_none("runner.python") if chosen_python.explicit else spec.runner_python,
+        name=(spec.export.name if spec.export else None) or spec.name or f"{last_part(spec.model.name)}-{short}",
+        folder=short,
+        output=str(run_dir.output.path),
+        run=run_dir,
+        data=spec.data,
+        exported=_exported(spec),
+    )
+
+
+def _trained(run_dir: RunDir, spec: RunSpec) -> str | None:
+    """The adapter that the run trained, or that it exported."""
+    if spec.kind == "push":
+        raise UserInputError(
+            f"run {run_dir.run_id} was an upload",
+            suggestion="Name the run that trained, or a folder.",
+            run_id=run_dir.run_id,
+        )
+    if spec.kind == "train":
+        if not run_dir.adapter.is_dir():
+            raise UserInputError(
+                f"run {run_dir.run_id} has no finished adapter",
+                suggestion=f"Finish it: {runs.resuming(run_dir)}",
+                run_id=run_dir.run_id,
+            )
+        return str(run_dir.adapter)
+    adapter = spec.export.adapter if spec.export else None
+    if adapter is not None and not Path(adapter).is_dir():
+        raise UserInputError(
+            f"the adapter that run {run_dir.run_id} exported is not there any more: {adapter}", run_id=run_dir.run_id
+        )
+    return adapter
+
+
+def _exported(spec: RunSpec) -> Path | None:
+    """Only what has its report is whole, and what its proof did not reject."""
+    if spec.export is None:
+        return None
+    result = ExportDir(Path(spec.export.destination)).result(
+        spec.export.name, spec.export.format, spec.export.quantization
+    )
+    return result if result.exists() else None
+
+
+def _of_adapter(adapter: Path, settings: Settings, base: str | None) -> Source:
+    try:
+        model = model_spec(_for(settings, base or adapter_base(adapter)))
+    except UserInputError as error:
+        if error.code != "INPUT_MODEL_NOT_FOUND":
+            raise
+        raise UserInputError(
+            f"the base model of {adapter}: {error.message}", code=error.code, suggestion="Name it with --base MODEL."
+        ) from error
+    generic = adapter.name in _GENERIC
+    home = OutputDir(adapter.parent)
+    at_home = adapter == home.lora and home.runs.is_dir()
+    return Source(
+        model=model,
+        adapter=str(adapter),
+        backend=settings.text("training.backend"),
+        runner_python=settings.text_or_none("runner.python"),
+        name=f"{last_part(model.name)}-{adapter.name}" if generic else adapter.name,
+        folder=adapter.parent.name if generic else adapter.name,
+        output=str(home.path)
+        if at_home and not settings["training.output_dir"].explicit
+        else settings.text("training.output_dir"),
+    )
+
+
+def _with_wishes(model: ModelSpec, settings: Settings) -> ModelSpec:
+    """The run's model, held as the command line says if it says so."""
+    if settings["model.load_in_4bit"].explicit:
+        model = msgspec.structs.replace(model, load_in_4bit=settings.flag_or_none("model.load_in_4bit"))
+    if settings["model.trust_remote_code"].explicit:
+        model = msgspec.structs.replace(model, trust_remote_code=settings.flag("model.trust_remote_code"))
+    if settings["model.revision"].explicit:
+        model = msgspec.structs.replace(model, revision=settings.text_or_none("model.revision"))
+    return model
+
+
+def _for(settings: Settings, model: str) -> Settings:
+    """The same wishes for another model."""
+    kept = ("model.load_in_4bit", "model.trust_remote_code", "training.backend")
+    wishes = {settings[key].option.argument: settings[key].value for key in kept}
+    if settings["model.revision"].given:  # one from a file was meant for the model of that file
+        wishes["revision"] = settings["model.revision"].value
+    return Settings({"model": model, **wishes})
