@@ -183,6 +183,12 @@ class PushJob(_StageJob, frozen=True, kw_only=True, tag="push"):
     push: PushSpec
 
 
+class FetchConverterJob(_StageJob, frozen=True, kw_only=True, tag="fetch_converter"):
+    """Fill the user's cache with llama.cpp's own converter, from its pinned source package. Answered by Made."""
+
+    folder: str | None = None  # None: the user's cache
+
+
 StageJob = (
     PreflightJob
     | ReferenceJob
@@ -194,6 +200,7 @@ StageJob = (
     | RegisterJob
     | PlaceJob
     | PushJob
+    | FetchConverterJob
 )
 Job = (
     TrainJob
@@ -210,4 +217,5 @@ Job = (
     | RegisterJob
     | PlaceJob
     | PushJob
+    | FetchConverterJob
 )

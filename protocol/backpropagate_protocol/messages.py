@@ -37,6 +37,7 @@ class Phase(StrEnum):
     REGISTER = "register"
     PLACE = "place"
     PUSH = "push"
+    FETCH = "fetch"
     TEARDOWN = "teardown"
 
 

@@ -7,6 +7,7 @@ from typing import assert_never
 from backpropagate_protocol.jobs import (
     ConvertAdapterJob,
     ConvertJob,
+    FetchConverterJob,
     MergeJob,
     PlaceJob,
     PreflightJob,
@@ -77,5 +78,9 @@ def do(job: StageJob, channel: Channel, control: Control, voice: Voice, framewor
             from backpropagate_runner.export.push import push
 
             return push(job, stage(Phase.PUSH))
+        case FetchConverterJob():
+            from backpropagate_runner.export.fetch_converter import fetch
+
+            return fetch(job, stage(Phase.FETCH))
         case _:
             assert_never(job)
