@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import ClassVar, Literal
 
-from backpropagate_backends.base import Session, Tokenizer
+from backpropagate_backends.base import Conversation, Reporting, Session, Tokenizer
 from backpropagate_backends.torch_warm import warm
-from backpropagate_protocol.jobs import GenerateJob, TrainJob
-from backpropagate_protocol.messages import TrainResult
+from backpropagate_protocol.jobs import ChatJob, GenerateJob, ReferenceJob, TrainJob
+from backpropagate_protocol.messages import Made, TrainResult
 from backpropagate_protocol.prepared import Prepared
 from backpropagate_protocol.spec import ModelSpec
 
@@ -53,3 +53,15 @@ class TorchBackend:
 
         self.check_device()
         return generate(job, self.device)
+
+    def reference(self, job: ReferenceJob, stage: Reporting) -> Made:
+        from backpropagate_backends.torch_reference import write_reference
+
+        self.check_device()
+        return write_reference(job, self.device, stage)
+
+    def chat(self, job: ChatJob) -> Conversation:
+        from backpropagate_backends.torch_chat import TorchConversation
+
+        self.check_device()
+        return TorchConversation(job, self.device)

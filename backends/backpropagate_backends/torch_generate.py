@@ -24,13 +24,13 @@ def generate(job: GenerateJob, device: Literal["cpu", "cuda"]) -> tuple[str, ...
     precision = choose_precision(job.model, device, lambda text, level: None)
     model = load_model(source, precision, tokenizer, lambda text, level: None)
     if job.adapter is not None:
-        model = _with_adapter(model, job.adapter)
+        model = with_adapter(model, job.adapter)
     model.eval()
     set_seed(job.seed)
     return tuple(_answer(job, model, tokenizer, prompt) for prompt in job.prompts)
 
 
-def _with_adapter(model: PreTrainedModel, adapter: str) -> PeftModel:
+def with_adapter(model: PreTrainedModel, adapter: str) -> PeftModel:
     if not (Path(adapter) / "adapter_config.json").is_file():
         raise UserInputError(f"{adapter} holds no adapter", code="INPUT_MODEL_NOT_FOUND")
     try:
@@ -59,13 +59,13 @@ def _answer(
             **inputs,
             max_new_tokens=job.max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=_ends(model, tokenizer),
+            eos_token_id=ends_of(model, tokenizer),
             **sampling,
         )
     return str(tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
 
 
-def _ends(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def ends_of(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every token that ends an answer: the tokenizer's, and those that the model's own configuration adds."""
     own = model.generation_config.eos_token_id
     ends = set(own if isinstance(own, list) else [own])

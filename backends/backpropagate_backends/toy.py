@@ -14,17 +14,17 @@ import struct
 import time
 import zlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from urllib.parse import parse_qsl
 
 import msgspec
 
-from backpropagate_backends.base import Session
-from backpropagate_protocol.errors import InvalidSettingError
-from backpropagate_protocol.jobs import GenerateJob, TrainJob
-from backpropagate_protocol.messages import Progress, Started, TrainResult
+from backpropagate_backends.base import Reporting, Session
+from backpropagate_protocol.errors import InvalidSettingError, UserInputError
+from backpropagate_protocol.jobs import ChatJob, GenerateJob, ReferenceJob, TrainJob
+from backpropagate_protocol.messages import Made, Progress, Started, TrainResult
 from backpropagate_protocol.prepared import Prepared
 from backpropagate_protocol.spec import ModelSpec, TrainSpec
 
@@ -203,10 +203,32 @@ class ToyBackend:
         session.publish(staged, progress)
 
     def generate(self, job: GenerateJob) -> tuple[str, ...]:
-        number = 0.0
-        if job.adapter is not None:
-            (number,) = struct.unpack("<d", Path(job.adapter, "adapter_model.bin").read_bytes())
-        return tuple(f"{number:.6f}" for _ in job.prompts)
+        return tuple(f"{_learnt(job.adapter):.6f}" for _ in job.prompts)
+
+    def reference(self, job: ReferenceJob, stage: Reporting) -> Made:
+        raise UserInputError(
+            "the toy backend's model is one number, which no export format can hold", code="INPUT_MODEL_UNSUPPORTED"
+        )
+
+    def chat(self, job: ChatJob) -> ToyConversation:
+        return ToyConversation(_learnt(job.adapter))
+
+
+class ToyConversation:
+    """Answers with the number that was learnt, digit by digit."""
+
+    def __init__(self, number: float) -> None:
+        self._number = number
+
+    def answer(self, messages: Sequence[tuple[str, str]]) -> Iterator[str]:
+        yield from f"{self._number:.6f}"
+
+
+def _learnt(adapter: str | None) -> float:
+    number = 0.0
+    if adapter is not None:
+        (number,) = struct.unpack("<d", Path(adapter, "adapter_model.bin").read_bytes())
+    return number
 
 
 def _target(data: Prepared, sample: int) -> float:
