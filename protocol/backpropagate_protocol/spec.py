@@ -132,6 +132,7 @@ class PushSpec(msgspec.Struct, frozen=True, kw_only=True):
     message: str = "Upload with backpropagate"
     card: str = ""  # the README.md to go with it; empty: the folder's own, if it has one
     token_file: str | None = None  # absolute path of a file that holds the token
+    files: tuple[str, ...] = ()  # names in the folder, and nothing else of it; empty: all that belongs to a model
 
 
 class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
