@@ -10,10 +10,12 @@ from math import prod
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from backpropagate_protocol.jobs import MergeJob
 from backpropagate_protocol.messages import Made
 from backpropagate_runner.export.adapter import open_adapter
+from backpropagate_runner.export.digests import digest_of, files_below, folder_digest
 from backpropagate_runner.export.float_bits import STORED
 from backpropagate_runner.export.model_files import CONFIG, open_model
 from backpropagate_runner.export.side_files import side_files
@@ -63,13 +65,11 @@ def merge(job: MergeJob, stage: Stage, shard_bytes: int = SHARD) -> Made:
             (folder / CONFIG).write_bytes(msgspec.json.format(msgspec.json.encode(weights.config), indent=2) + b"\n")
         if len(shards) > 1:
             (folder / INDEX).write_bytes(_index(weights, shards, total))
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            name = path.relative_to(folder).as_posix()
+        for name, path in files_below(folder).items():
             if name not in digests:
-                digests[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+                digests[name] = digest_of(path)
         size = sum((folder / name).stat().st_size for name in digests)
-    whole = hashlib.sha256("".join(f"{name} {digests[name]}\n" for name in sorted(digests)).encode())
-    return Made(job.out, size, whole.hexdigest(), tuple(weights.notes))
+    return Made(job.out, size, folder_digest(digests), weights.notes)
 
 
 def _shards(weights: MergedWeights, limit: int) -> list[_Shard]:
@@ -102,7 +102,7 @@ def _content(weights: MergedWeights, shard: _Shard, chunk: int) -> Iterator[memo
         rows = weights.shape(name)[0] if weights.shape(name) else 1
         step = max(1, chunk * rows // max(1, size))
         for start in range(0, rows if size else 0, step):
-            yield memoryview(weights.stored(name, start, min(start + step, rows)).reshape(-1)).cast("B")
+            yield weights.stored(name, start, min(start + step, rows)).reshape(-1).view(np.uint8).data
 
 
 def _chunk(memory: int) -> int:

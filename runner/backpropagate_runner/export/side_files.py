@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from backpropagate_runner.export.adapter import Adapter
+from backpropagate_runner.export.digests import files_below
 from backpropagate_runner.export.model_files import TEMPLATE_FILES, TOKENIZER_FILES, ModelFiles
 
 TOKENIZER = "tokenizer.json"
@@ -38,19 +39,15 @@ def side_files(files: ModelFiles, adapter: Adapter | None) -> dict[str, Path]:
     chosen = files.side_files()
     if adapter is None:
         return chosen
-    own = {name: path for name, path in _below(adapter.folder).items() if _is(name, TOKENIZER_FILES)}
+    own = {name: path for name, path in files_below(adapter.folder).items() if _is(name, TOKENIZER_FILES)}
     if TOKENIZER in own and TOKENIZER in chosen and not _same(own[TOKENIZER], chosen[TOKENIZER]):
-        replaced = TOKENIZER_FILES
+        replaced: tuple[str, ...] = TOKENIZER_FILES
     elif any(_is(name, TEMPLATE_FILES) for name in own):
         replaced = TEMPLATE_FILES
     else:
         return chosen
     chosen = {name: path for name, path in chosen.items() if not _is(name, replaced)}
     return chosen | {name: path for name, path in own.items() if _is(name, replaced)}
-
-
-def _below(folder: Path) -> dict[str, Path]:
-    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def _is(name: str, patterns: tuple[str, ...]) -> bool:
