@@ -84,6 +84,11 @@ class RunDir:
         return self.path / "events.jsonl"
 
     @property
+    def lock(self) -> Path:
+        """Held by the supervisor of this run."""
+        return self.path / ".run.lock"
+
+    @property
     def log(self) -> Path:
         return self.path / "runner.log"
 

@@ -123,7 +123,7 @@ class Noticed(_Event, frozen=True, kw_only=True, tag="notice"):
 
 
 class FaultSeen(_Event, frozen=True, kw_only=True, tag="fault"):
-    """A child failed or died. `death` decodes the exit code or signal, if it is known yet."""
+    """A child failed or died. `death` decodes the exit code or signal, if it is known yet. `stage`: other than the training."""
 
     attempt: int
     kind: str  # a FaultKind, or: hang, died, overheat, protocol
@@ -135,10 +135,11 @@ class FaultSeen(_Event, frozen=True, kw_only=True, tag="fault"):
     traceback: str = ""
     needed: int = 0
     free: int = 0
+    stage: str = ""
 
 
 class Recovering(_Event, frozen=True, kw_only=True, tag="recovering"):
-    """What the supervisor does about a fault: respawn after `delay` seconds."""
+    """What the supervisor does about a fault: respawn after `delay` seconds. `stage`: other than the training, and done anew."""
 
     reason: str
     delay: float
@@ -147,6 +148,7 @@ class Recovering(_Event, frozen=True, kw_only=True, tag="recovering"):
     checkpoint: str | None = None
     resume_step: int = 0
     steps_lost: int = 0
+    stage: str = ""
 
 
 class Heat(_Event, frozen=True, kw_only=True, tag="heat"):
@@ -170,6 +172,7 @@ class StageStarted(_Event, frozen=True, kw_only=True, tag="stage_started"):
     stage: str
     attempt: int
     pid: int
+    versions: dict[str, str] = {}  # of the packages that the child will use
 
 
 class StageEnded(_Event, frozen=True, kw_only=True, tag="stage_ended"):
@@ -181,6 +184,23 @@ class StageEnded(_Event, frozen=True, kw_only=True, tag="stage_ended"):
     digest: str = ""
     seconds: float = 0.0
     detail: str = ""  # one line for people
+    notes: tuple[str, ...] = ()
+
+
+class RouteFound(_Event, frozen=True, kw_only=True, tag="export_route"):
+    """The preflight's answer: what the chain will do. Bytes are estimates of what will lie on the disk."""
+
+    architecture: str
+    parameters: int
+    converter: str
+    converter_folder: str
+    type: str
+    quantizer: str
+    verifier: str
+    bytes: int
+    work_bytes: int
+    free_bytes: int
+    ollama_version: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -232,6 +252,7 @@ class RunEnded(_Event, frozen=True, kw_only=True, tag="run_ended"):
     seconds: float = 0.0
     export: str | None = None  # the path of what was exported
     ollama: str | None = None  # the name it was registered under
+    url: str | None = None  # where it was pushed to
 
 
 Event = (
@@ -252,6 +273,7 @@ Event = (
     | StopRequested
     | StageStarted
     | StageEnded
+    | RouteFound
     | ExportProved
     | Exported
     | RunEnded

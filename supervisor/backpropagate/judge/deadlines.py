@@ -13,6 +13,7 @@ IMPORT = 900.0  # frameworks from a cold or slow disk
 DATA = 900.0  # between two reports of progress while rows are read
 CHECKPOINT = 900.0
 FINISH = 1800.0
+STAGE = 900.0  # of an export, between two signs of progress
 TEARDOWN = 15.0  # after Done: the result stands, the process need not
 
 _WINDOW = 256  # step times remembered
@@ -57,8 +58,10 @@ def limit(phase: Phase, safety: SafetySpec, steps: StepTimes) -> float:
             return IMPORT
         case Phase.VALIDATE | Phase.TOKENIZE:
             return DATA
-        case Phase.LOAD | Phase.GENERATE:
-            return safety.load_deadline
+        case Phase.LOAD | Phase.GENERATE | Phase.REFERENCE | Phase.PREFLIGHT | Phase.FETCH:
+            return safety.load_deadline  # a download may be in it
+        case Phase.MERGE | Phase.CONVERT | Phase.QUANTIZE | Phase.PROVE | Phase.REGISTER | Phase.PLACE | Phase.PUSH:
+            return min(STAGE, safety.load_deadline)
         case Phase.FIRST_STEP:
             return safety.first_step_deadline
         case Phase.TRAIN:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from backpropagate.events import Event
 from backpropagate_protocol.errors import ExitCode
-from backpropagate_protocol.jobs import PreparedRef
+from backpropagate_protocol.jobs import PreparedRef, StageJob
 from backpropagate_protocol.messages import Save, Stop, ToParent
 
 
@@ -157,9 +157,13 @@ Input = (
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    """Start a child; answered by RunnerSaid(Hello) or SpawnFailed. Never while another one lives."""
+    """Start a child; answered by RunnerSaid(Hello) or SpawnFailed. Never while another one lives.
+
+    warm: whose frameworks it imports while it waits for its Job, or `none`; None: those that the run trains with.
+    """
 
     attempt: int
+    warm: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +181,14 @@ class Assign:
     gradient_checkpointing: bool | None
     checkpoint: Found | None
     prepared: PreparedRef | None
+
+
+@dataclass(frozen=True, slots=True)
+class Give:
+    """Send the Job of a stage other than the training."""
+
+    stage: str
+    job: StageJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,4 +239,4 @@ class Finish:
     suggestion: str = ""
 
 
-Action = Spawn | FindCheckpoint | Assign | Send | Terminate | DumpStacks | Kill | Quarantine | Emit | Finish
+Action = Spawn | FindCheckpoint | Assign | Give | Send | Terminate | DumpStacks | Kill | Quarantine | Emit | Finish

@@ -50,8 +50,7 @@ class Policy:
         self._tell = telling.Telling(spec.run_id)
         self.effective = spec.train.effective_batch
         self.micro = start.micro_batch
-        self.fitting = start.micro_batch  # the same, but for halvings that were not for want of memory
-        self.shrunk = False  # whether a want of memory found it, rather than a guess or a wish
+        self.fit: int | None = None  # the one that a want of memory found: a guess or a wish is the same next time
         self.gradient_checkpointing = start.gradient_checkpointing
         self.prepared: PreparedRef | None = start.prepared
         self.state = State.NEW
@@ -121,7 +120,7 @@ class Policy:
                 self._stop_asked(input)
             case d.CardKnown():
                 self._card_pending = False
-                self.micro = self.fitting = self.micro if input.micro_batch is None else input.micro_batch
+                self.micro = self.micro if input.micro_batch is None else input.micro_batch
                 self._assign_if_ready(now)
             case d.CardLimits():
                 self._thermal.limits(input.slowdown, input.shutdown)
@@ -235,7 +234,7 @@ class Policy:
         self.recoveries += 1
         self.micro = verdict.micro
         if cause.kind in (Kind.OOM, Kind.HOST_OOM):
-            self.fitting, self.shrunk = verdict.micro, True
+            self.fit = verdict.micro
         if verdict.gradient_checkpointing:
             self.gradient_checkpointing = True
         delay = self._budget.spend(verdict)
@@ -278,8 +277,8 @@ class Policy:
                 self._said_stopped(now)
             case m.Done():
                 self._said_done(now, message)
-            case m.Notice():
-                pass  # for people; supervise passes it on
+            case m.Notice() | m.Said() | m.Turn():
+                pass  # for people
             case _:
                 assert_never(message)
 

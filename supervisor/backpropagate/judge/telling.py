@@ -9,10 +9,10 @@ from backpropagate_protocol.errors import CATALOGUE, ExitCode
 
 
 class Telling:
-    """Makes one run's events."""
+    """Makes one run's events. `stage`: the one it is about, if it is not the training."""
 
-    def __init__(self, run_id: str) -> None:
-        self._run_id = run_id
+    def __init__(self, run_id: str, stage: str = "") -> None:
+        self._run_id, self._stage = run_id, stage
 
     def fault(self, cause: Cause, death: str = "") -> FaultSeen:
         return FaultSeen(
@@ -28,6 +28,7 @@ class Telling:
             traceback=cause.traceback,
             needed=cause.needed,
             free=cause.free,
+            stage=self._stage,
         )
 
     def recovering(
@@ -44,6 +45,7 @@ class Telling:
             checkpoint=found.name if found else None,
             resume_step=resume_step,
             steps_lost=max(0, last_step - resume_step),
+            stage=self._stage,
         )
 
     def heat(self, level: str, celsius: int) -> Heat:
@@ -73,6 +75,11 @@ def stopped(asked: StopAsked, kept: Found | None) -> Finish:
     info = CATALOGUE["RUNTIME_TRAINING_ABORTED"]
     what = f"step {kept.step} is kept" if kept else "nothing was saved yet"
     return Finish("interrupted", asked.exit_code, info.code, f"stopped by {asked.reason}; {what}", info.remedy)
+
+
+def stopped_in(stage: str, asked: StopAsked) -> Finish:
+    code = "RUNTIME_TRAINING_ABORTED"
+    return Finish("interrupted", asked.exit_code, code, f"stopped by {asked.reason} in {stage}", "`backprop resume RUN` goes on with this stage.")  # fmt: skip
 
 
 def unkillable() -> Finish:

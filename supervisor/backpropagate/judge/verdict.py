@@ -71,14 +71,14 @@ def reported(fault: Fault, attempt: int, trained: bool) -> Cause:
     )
 
 
-def of_death(death: Death, *, mute: bool) -> tuple[Kind, str, str]:
+def of_death(death: Death, *, mute: bool, who: str = "the training process") -> tuple[Kind, str, str]:
     """Kind, code and message for a child that died unexplained. `mute`: the run's first, and it never said a word."""
     if death.host_oom:
-        return Kind.HOST_OOM, "RUNTIME_HOST_OOM", f"the training process {death.text}"
+        return Kind.HOST_OOM, "RUNTIME_HOST_OOM", f"{who} {death.text}"
     if mute and (death.code is None or death.code >= 0):
         # What it needs is not there, and will not be there next time.
         return Kind.MISMATCH, "DEP_RUNNER_MISSING", f"the runner {death.text} before it said anything"
-    return Kind.DIED, "RUNTIME_CHILD_DIED", f"the training process {death.text}"
+    return Kind.DIED, "RUNTIME_CHILD_DIED", f"{who} {death.text}"
 
 
 @dataclass(frozen=True, slots=True)
