@@ -1,4 +1,4 @@
-"""Carries out what the policy decides: one run's children, clock, sensors, journal and watchers, in one event loop.
+"""Carries out what a policy decides: children, clock, sensors, journal and watchers of one stage, in one event loop.
 
 Everything happens in the main thread, so nothing here needs a lock: an input is handled to its end, actions included,
 before the next one. What takes time (a child's life, verifying a checkpoint) is a task that ends in an input.
@@ -6,21 +6,19 @@ before the next one. What takes time (a child's life, verifying a checkpoint) is
 
 from __future__ import annotations
 
-import asyncio
 import os
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
-from typing import assert_never
+from typing import Protocol, assert_never
 
 import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
 from backpropagate import checkpoints, process
-from backpropagate.events import AttemptStarted, CheckpointQuarantined, Noticed, Step
+from backpropagate.events import AttemptStarted, CheckpointQuarantined, Noticed, StageStarted, Step
 from backpropagate.judge.decisions import (
     Action,
     Assign,
@@ -30,6 +28,7 @@ from backpropagate.judge.decisions import (
     Emit,
     FindCheckpoint,
     Finish,
+    Give,
     Input,
     Kill,
     Quarantine,
@@ -44,12 +43,12 @@ from backpropagate.judge.decisions import (
     Terminate,
     Tick,
 )
-from backpropagate.judge.policy import Policy
 from backpropagate.judge.states import State
 from backpropagate.keep import userstate
 from backpropagate.narrate import narrate
 from backpropagate.reporter import Reporter
 from backpropagate.sensors.card import Card
+from backpropagate.stops import Stops
 from backpropagate_protocol.errors import ExitCode
 from backpropagate_protocol.framing import ProtocolError
 from backpropagate_protocol.jobs import TrainJob
@@ -62,27 +61,48 @@ _TICK = 1.0
 _PING_EVERY = 5.0
 
 
+class Judge(Protocol):
+    """Whose decisions are carried out: the policy of a training, or that of another stage."""
+
+    state: State
+    attempt: int
+    recoveries: int
+
+    @property
+    def device(self) -> str:
+        """What the newest child trains on, as far as it is known."""
+
+    @property
+    def fit(self) -> int | None:
+        """A micro-batch worth remembering for the next run."""
+
+    @property
+    def wake_at(self) -> float | None: ...
+
+    @property
+    def stop_asked(self) -> bool: ...
+
+    def handle(self, input: Input) -> list[Action]: ...
+
+
 class Driver:
-    """One supervisor's work. `drive` runs it to the end and returns the policy's last word."""
+    """One stage's work. `drive` runs it to the end and returns the policy's last word."""
 
     def __init__(
         self,
         spec: RunSpec,
         run_dir: RunDir,
-        policy: Policy,
+        policy: Judge,
         report: Reporter,
         card: Card,
-        *,
-        owner_pipe: bool,
-        early: Sequence[str] = (),
+        stops: Stops,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`early`: stops that were asked for before `drive` could listen."""
         self._spec, self._run_dir, self._policy, self._report = spec, run_dir, policy, report
-        self._card, self._owner_pipe, self._early, self._clock = card, owner_pipe, early, clock
+        self._card, self._stops, self._clock = card, stops, clock
         self._runner: process.Runner | None = None
         self._kill_at_birth = False
-        self._packages: dict[str, str] = {}
+        self.packages: dict[str, str] = {}  # that the newest child has
         self._finish: Finish | None = None
         self._tasks: TaskGroup
         self._ended = anyio.Event()
@@ -90,25 +110,16 @@ class Driver:
         self._sleeping_until = 0.0
 
     async def drive(self) -> Finish:
-        """Must be called in the main thread: signals go there, and a child follows the thread that started it."""
-        loop = asyncio.get_running_loop()
-
-        def asked(reason: str) -> None:
-            loop.call_soon_threadsafe(self.stop, reason)
-
-        with process.signals(asked):
-            async with anyio.create_task_group() as tasks:
-                self._tasks = tasks
-                self.feed(Begin(self._clock()))
-                for reason in tuple(self._early):
-                    self.stop(reason)
+        """Must be called in the main thread: a child follows the thread that started it."""
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            self.feed(Begin(self._clock()))
+            with self._stops.told(self.stop):
                 tasks.start_soon(self._keep_time)
                 if self._card.wanted:
                     tasks.start_soon(self._card.watch, self.feed, lambda: self._policy.device, self._warn)
-                if self._owner_pipe:
-                    threading.Thread(target=_listen_to_owner, args=(loop, self.stop), daemon=True).start()
                 await self._ended.wait()
-                tasks.cancel_scope.cancel()
+            tasks.cancel_scope.cancel()
         assert self._finish is not None
         return self._finish
 
@@ -133,11 +144,13 @@ class Driver:
         match action:
             case Spawn():
                 self._kill_at_birth = False
-                self._tasks.start_soon(self._child)
+                self._tasks.start_soon(self._child, action.warm or self._spec.backend)
             case FindCheckpoint():
                 self._tasks.start_soon(self._find_checkpoint)
             case Assign():
                 self._assign(action)
+            case Give():
+                self._give(action)
             case Send():
                 self._to_runner(lambda runner: runner.send(action.message))
             case Terminate():
@@ -178,7 +191,7 @@ class Driver:
                 accumulation=job.accumulation,
                 checkpoint=job.checkpoint.name if job.checkpoint else None,
                 resume_step=job.checkpoint.step if job.checkpoint else 0,
-                versions=self._packages,
+                versions=self.packages,
                 gradient_checkpointing=job.gradient_checkpointing,
             )
         )
@@ -192,23 +205,38 @@ class Driver:
             resume_from=folder,
             prepared=job.prepared,
         )
-        self._tasks.start_soon(self._give, self._runner, train)
+        self._tasks.start_soon(self._send_when_free, self._runner, train)
 
-    async def _give(self, runner: process.Runner, job: TrainJob) -> None:
+    async def _send_when_free(self, runner: process.Runner, job: TrainJob) -> None:
         """Sends the Job, after a death only when the dead child's memory is back: the new one imports meanwhile."""
         if self._policy.recoveries:
             await self._card.memory_back()
         if self._policy.state is State.WORKING and self._runner is runner:
             runner.send(RunJob(job))
 
+    def _give(self, work: Give) -> None:
+        if self._runner is None:
+            return  # as above
+        self._report.event(
+            StageStarted(
+                time=time.time(),
+                run_id=self._spec.run_id,
+                stage=work.stage,
+                attempt=work.job.attempt,
+                pid=self._runner.pid,
+                versions=self.packages,
+            )
+        )
+        self._runner.send(RunJob(work.job))
+
     # --- tasks ------------------------------------------------------------------------------------------------------
 
-    async def _child(self) -> None:
+    async def _child(self, warm: str) -> None:
         """One child's life, from spawn to burial."""
         python, run_id = self._spec.runner_python, self._spec.run_id
         log = _open_log(self._run_dir.log)
         try:
-            async with process.running(python, run_id, self._spec.backend, log) as runner:
+            async with process.running(python, run_id, warm, log) as runner:
                 self._runner = runner
                 if self._kill_at_birth:
                     runner.kill()
@@ -238,7 +266,7 @@ class Driver:
 
     def _hear(self, message: ToParent) -> None:
         if isinstance(message, Hello):
-            self._packages = message.packages
+            self.packages = message.packages
         event = narrate(message, time=time.time(), run_id=self._spec.run_id, attempt=self._policy.attempt)
         if isinstance(event, Step) and self._card.latest is not None:
             event = msgspec.structs.replace(event, celsius=self._card.latest.celsius)
@@ -246,13 +274,9 @@ class Driver:
             self._report.event(event)
             self._card.event(event)
         self.feed(RunnerSaid(self._clock(), message))
-        if isinstance(message, CheckpointSaved) and self._card.fit_key and self._fit_is_news:
-            userstate.remember(self._card.fit_key, self._policy.fitting)
-
-    @property
-    def _fit_is_news(self) -> bool:
-        """What the user wished, and what was only guessed, is the same next time; what a want of memory found is not."""
-        return self._policy.shrunk and self._spec.train.batch_size is None
+        fit = self._policy.fit if self._spec.train.batch_size is None else None
+        if isinstance(message, CheckpointSaved) and self._card.fit_key and fit is not None:
+            userstate.remember(self._card.fit_key, fit)
 
     def _warn(self, text: str) -> None:
         self._report.event(Noticed(time=time.time(), run_id=self._spec.run_id, level="warning", text=redact(text)))
@@ -297,22 +321,3 @@ def _open_log(path: Path) -> int:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     except OSError:
         return os.open(os.devnull, os.O_WRONLY)
-
-
-def _listen_to_owner(loop: asyncio.AbstractEventLoop, stop: Callable[[str], None]) -> None:
-    """Reads the owner's wishes from standard input, in a thread of its own, until the owner is gone."""
-    rest = b""
-    while True:
-        try:
-            data = os.read(0, 4096)
-        except OSError:
-            data = b""
-        *lines, rest = (rest + data).split(b"\n")
-        reasons = [{b"stop": "ctrl-c", b"kill": "kill"}[line] for line in lines if line in (b"stop", b"kill")]
-        try:
-            for reason in reasons if data else [*reasons, "owner-gone"]:
-                loop.call_soon_threadsafe(stop, reason)
-        except RuntimeError:
-            return  # the loop is closed: the run is over
-        if not data:
-            return

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import assert_never
 
+import msgspec
+
 from backpropagate.events import (
+    Check,
     CheckpointCommitted,
     CheckpointMissed,
     DataPrepared,
     Event,
+    ExportProved,
     ModelReady,
     Noticed,
     PhaseEntered,
+    RouteFound,
     Step,
 )
 from backpropagate_protocol.messages import (
@@ -19,14 +24,18 @@ from backpropagate_protocol.messages import (
     CheckpointSaved,
     DataReady,
     Done,
+    ExportRoute,
     Fault,
     Hello,
     Notice,
     PhaseChanged,
     Progress,
+    Proof,
+    Said,
     Started,
     Stopped,
     ToParent,
+    Turn,
 )
 from backpropagate_protocol.redact import redact
 
@@ -115,7 +124,19 @@ def narrate(message: ToParent, *, time: float, run_id: str, attempt: int) -> Eve
             )
         case Notice():
             return Noticed(time=time, run_id=run_id, level=message.level, text=redact(message.text))
-        case Hello() | Fault() | Stopped() | Done():
+        case Done(result=ExportRoute() as route):
+            return RouteFound(time=time, run_id=run_id, **msgspec.structs.asdict(route))
+        case Done(result=Proof() as proof):
+            return ExportProved(
+                time=time,
+                run_id=run_id,
+                passed=proof.passed,
+                verifier=proof.verifier,
+                checks=tuple(Check(c.name, c.passed, c.value, c.bound, redact(c.detail)) for c in proof.checks),
+                prompts=proof.prompts,
+                positions=proof.positions,
+            )
+        case Hello() | Fault() | Stopped() | Done() | Said() | Turn():
             return None
         case _:
             assert_never(message)

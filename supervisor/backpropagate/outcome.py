@@ -24,3 +24,6 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     samples_seen: int = 0
     order: int = 0
     recoveries: int = 0
+    export: str | None = None  # the path of what was exported
+    ollama: str | None = None  # the name it was registered under
+    url: str | None = None  # where it was pushed to

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from filelock import Timeout
 
-from backpropagate.events import Event, ModelReady, Noticed, PhaseEntered, Recovering, RunCreated, RunEnded, RunResumed
+from backpropagate.events import (
+    Event,
+    Exported,
+    ModelReady,
+    Noticed,
+    PhaseEntered,
+    Recovering,
+    RunCreated,
+    RunEnded,
+    RunResumed,
+)
 from backpropagate.keep import history
 from backpropagate.keep.journal import Journal
 from backpropagate.keep.record import Record
@@ -18,7 +29,7 @@ from backpropagate_protocol.rundir import RunDir
 _PHASE_EVERY = 5.0  # seconds between two journal lines of one phase
 # They alternate for as long as a run trains; the checkpoint's own event tells it better.
 _EVERYDAY = frozenset({Phase.TRAIN.value, Phase.CHECKPOINT.value})
-_ROW_CHANGES = (RunCreated, RunResumed, ModelReady, Recovering, RunEnded)
+_ROW_CHANGES = (RunCreated, RunResumed, ModelReady, Recovering, Exported, RunEnded)
 
 
 class Reporter:
@@ -37,36 +48,59 @@ class Reporter:
         self._clock = clock
         self._phase, self._phase_at = "", 0.0
         self._index_failed = False
-        self._first: Event | None = None
+        self._kept_back: list[tuple[Event, bool]] = []  # and whether those who watch know it already
+        self._rehearsing = False
 
     def begin(self, event: RunCreated | RunResumed, *, now: bool) -> None:
         """The first event. Not `now`: told before the next one, so that a run that never begins leaves nothing."""
-        self._first = event
+        self._kept_back.append((event, False))
         if now:
-            self._tell_first()
+            self._tell_kept_back()
 
     @property
     def begun(self) -> bool:
         """Whether anything was told."""
-        return self._first is None
+        return not self._kept_back
 
-    def _tell_first(self) -> None:
-        first, self._first = self._first, None
-        if first is not None:
-            self.event(first)
+    @contextmanager
+    def rehearsing(self) -> Iterator[None]:
+        """What happens meanwhile is seen by those who watch; it is written down only if anything follows."""
+        self._rehearsing = not self.begun
+        try:
+            yield
+        finally:
+            self._rehearsing = False
 
     def event(self, event: Event) -> None:
-        self._tell_first()
+        if self._rehearsing:
+            self._kept_back.append((event, True))
+            self._show(event)
+            return
+        self._tell_kept_back()
+        self._keep(event)
+        self._show(event)
+        self._index_if_it_changes(event)
+
+    def _tell_kept_back(self) -> None:
+        kept_back, self._kept_back = self._kept_back, []
+        for event, known in kept_back:
+            self._keep(event)
+            if not known:
+                self._show(event)
+        if kept_back:
+            self._index_if_it_changes(kept_back[0][0])
+
+    def _keep(self, event: Event) -> None:
         if not isinstance(event, PhaseEntered) or self._worth_a_line(event):
             self._journal.append(event)
         self.record.fold(event)
+
+    def _show(self, event: Event) -> None:
         for sink in list(self._sinks):
             try:
                 sink.event(event)
             except Exception:  # noqa: BLE001 - a sink's failure, whatever it is, never stops a run
                 self._sinks.remove(sink)
-        if isinstance(event, _ROW_CHANGES):
-            self._index(event)
 
     def _worth_a_line(self, event: PhaseEntered) -> bool:
         now = self._clock()
@@ -77,7 +111,9 @@ class Reporter:
         self._phase, self._phase_at = event.phase, now
         return True
 
-    def _index(self, event: Event) -> None:
+    def _index_if_it_changes(self, event: Event) -> None:
+        if not isinstance(event, _ROW_CHANGES):
+            return
         try:
             # While it trains the event loop must not stand still, and the next change writes the row; the last has none.
             patience = 30.0 if isinstance(event, RunEnded) else 2.0

@@ -24,6 +24,8 @@ class TrainingRun:
     recoveries        in words, one for each fault that was recovered from; recovery_count: how many (in --json documents,
                       `recovered` and `recoveries`)
     duration_seconds  of supervision, from the first to the last event
+    export_path       the exported file or folder, or None; ollama_name: the name Ollama has it under; url: where it was pushed
+    proof             how the exported model was compared with the trained one: `passed`, and `checks` with value and bound
     """
 
     run_id: str
@@ -38,6 +40,10 @@ class TrainingRun:
     recoveries: list[str] = field(default_factory=list)
     duration_seconds: float = 0.0
     samples_seen: int = 0
+    export_path: Path | None = None
+    ollama_name: str | None = None
+    url: str | None = None
+    proof: events.ExportProved | None = None
 
     @property
     def completed(self) -> bool:
@@ -94,4 +100,8 @@ class Summary:
             recoveries=list(self.view.recoveries),
             duration_seconds=round(self._earlier_seconds, 3),
             samples_seen=ended.samples_seen or self._samples,
+            export_path=Path(ended.export) if ended.export else None,
+            ollama_name=ended.ollama,
+            url=ended.url,
+            proof=self.view.proof,
         )

@@ -1,40 +1,43 @@
-"""One run from its spec to its end: takes the folder, finds out where it stood, drives it, and says how it ended."""
+"""One run from its spec to its end: takes its locks, finds out where it stood, has it done, and says how it ended."""
 
 from __future__ import annotations
 
 import errno
 import platform
-import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
+import msgspec
 
 from backpropagate import __version__, checkpoints, process
-from backpropagate.driver import Driver
+from backpropagate.chain import Chain
 from backpropagate.events import AttemptStarted, DataPrepared, RunCreated, RunEnded, RunResumed
 from backpropagate.judge import plan
 from backpropagate.judge.decisions import Finish
-from backpropagate.judge.policy import Policy
-from backpropagate.keep import journal, locks, results, runs
+from backpropagate.keep import exports, journal, locks, runs
 from backpropagate.keep.journal import Journal
-from backpropagate.keep.record import Record, finite
+from backpropagate.keep.past import Past
+from backpropagate.keep.record import Record
 from backpropagate.outcome import Outcome
 from backpropagate.reporter import Reporter
-from backpropagate.sensors.card import Card
+from backpropagate.stops import Stops
+from backpropagate.training import Training, finished, from_row, published
 from backpropagate.watch.sinks import Sink
-from backpropagate_protocol.errors import CATALOGUE, ExitCode, error_for
+from backpropagate_protocol.errors import CATALOGUE, ExitCode, Retry, error_for
 from backpropagate_protocol.jobs import PreparedRef
 from backpropagate_protocol.redact import redact
-from backpropagate_protocol.rundir import RunDir
+from backpropagate_protocol.rundir import ExportDir, RunDir
 from backpropagate_protocol.spec import RunSpec
 
 __all__ = ["Outcome", "supervise"]
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # a matter of time, not of the wrong folder
+_BY_WISH = "RUNTIME_TRAINING_ABORTED"  # the code of a run that was stopped
 
 
 def supervise(
@@ -48,34 +51,61 @@ def supervise(
     """Runs it to its end and says how it ended. Blocks; must be called in the main thread of the process.
 
     owner_pipe: standard input is the owner's control pipe (lines `stop`, `kill`; end of file: the owner is gone).
-    resumed: an earlier supervisor of this run ended; go on from the newest checkpoint.
+    resumed: an earlier supervisor of this run ended; go on from the newest checkpoint, and after the training with the
+    first stage that is not done.
     gpu_script: a series of sensor readings to play instead of the card's own (drills; see gpu_script.py).
 
-    Raises BusyError (STATE_BUSY) if the output folder or the GPU is taken before anything began, RunNotFoundError, STATE_RUN_FINISHED as UserInputError,
-    and RUNTIME_DISK_FULL or CONFIG_OUTPUT_UNWRITABLE if the run directory takes no line; whatever happens later is in
-    the Outcome.
+    Raises BusyError (STATE_BUSY) if the output folder, the export's destination or the GPU is taken before anything began,
+    RunNotFoundError, STATE_RUN_FINISHED as UserInputError, RUNTIME_DISK_FULL or CONFIG_OUTPUT_UNWRITABLE if the run
+    directory takes no line, and what keeps an export that was asked for from working, before anything else is done;
+    whatever happens later is in the Outcome.
     """
     spec = runs.load_spec(run_dir)
-    lock = locks.output_lock(run_dir.output)
     with ExitStack() as held:
         with _writable(run_dir, spec.run_id):
-            held.enter_context(locks.hold(lock, spec.run_id, f"the output folder {run_dir.output.path}"))
-            checkpoints.sweep(run_dir)
+            _take_locks(held, spec, run_dir)
+            _sweep(spec, run_dir)
             resumed = resumed or run_dir.events.exists()
-            record, start, previous = _where_it_stood(spec, run_dir)
-            if previous == "completed":
+            stood = _where_it_stood(spec, run_dir)
+            if stood.status == "completed":
                 raise error_for("STATE_RUN_FINISHED", f"run {spec.run_id} is finished", run_id=spec.run_id)
             held.callback(_drop_if_empty, run_dir.events)
             lines = held.enter_context(Journal(run_dir.events))
-        report = Reporter(run_dir, lines, record, sinks)
+        report = Reporter(run_dir, lines, stood.record, [stood.past, *sinks])
         held.callback(report.close)
-        # A signal before the driver listens is kept for it. Once the driver is done, what remains is short and must not
+        # A signal before the event loop listens is kept for it. Once the run is done, what remains is short and must not
         # be cut off: nobody looks into the list any more.
         early: list[str] = []
         with process.signals(early.append):
-            return _supervise(
-                spec, run_dir, report, start, previous if resumed else None, owner_pipe, gpu_script, early
-            )
+            stops = Stops(early, owner_pipe=owner_pipe)
+            return _Supervision(spec, run_dir, report, stops, stood, resumed=resumed, gpu_script=gpu_script).outcome()
+
+
+def _take_locks(held: ExitStack, spec: RunSpec, run_dir: RunDir) -> None:
+    """A training has its output folder to itself. What only exports or pushes has its own run, and its result's name."""
+    if spec.kind == "train":
+        held.enter_context(locks.hold(run_dir.output.lock, spec.run_id, f"the output folder {run_dir.output.path}"))
+    else:
+        held.enter_context(locks.hold(run_dir.lock, spec.run_id, f"the run {spec.run_id}"))
+    if spec.export is not None:
+        result = _result(spec)
+        with suppress(OSError):  # no place for the user's locks: nobody can be kept away, and the export goes on
+            held.enter_context(locks.hold(locks.export_lock(result), spec.run_id, f"the export to {result}"))
+
+
+def _result(spec: RunSpec) -> Path:
+    """The name that the export asks for."""
+    wish = spec.export
+    assert wish is not None
+    return ExportDir(Path(wish.destination)).result(wish.name, wish.format, wish.quantization)
+
+
+def _sweep(spec: RunSpec, run_dir: RunDir) -> None:
+    if spec.kind == "train":
+        checkpoints.sweep(run_dir)
+    if spec.export is not None:
+        with suppress(OSError):
+            exports.sweep(ExportDir(Path(spec.export.destination)).work(spec.run_id), _result(spec))
 
 
 def _drop_if_empty(events: Path) -> None:
@@ -96,13 +126,23 @@ def _writable(run_dir: RunDir, run_id: str) -> Iterator[None]:
         raise error_for(code, text, run_id=run_id) from error
 
 
-def _where_it_stood(spec: RunSpec, run_dir: RunDir) -> tuple[Record, plan.Start, str]:
-    """The record so far, how the next child begins, and the status that an earlier supervisor left."""
-    record = Record(spec, run_dir)
+@dataclass(frozen=True, slots=True)
+class _Stood:
+    """What earlier supervisors left: the record so far, how the next child of the training begins, what stages are done."""
+
+    record: Record
+    start: plan.Start
+    past: Past
+    status: str
+
+
+def _where_it_stood(spec: RunSpec, run_dir: RunDir) -> _Stood:
+    record, past = Record(spec, run_dir), Past()
     attempts, micro, prepared = 0, None, None
     checkpointing = spec.train.gradient_checkpointing
     for event in journal.read(run_dir.events):
         record.fold(event)
+        past.event(event)
         if isinstance(event, AttemptStarted):
             attempts, micro = max(attempts, event.attempt), event.micro_batch
             checkpointing = checkpointing if event.gradient_checkpointing is None else event.gradient_checkpointing
@@ -115,89 +155,111 @@ def _where_it_stood(spec: RunSpec, run_dir: RunDir) -> tuple[Record, plan.Start,
         attempts=attempts,
     )
     status = record.row().status
-    return record, start, "interrupted" if status == "running" and attempts else status
+    begun = attempts or past.attempts
+    return _Stood(record, start, past, "interrupted" if status == "running" and begun else status)
 
 
-def _supervise(
-    spec: RunSpec,
-    run_dir: RunDir,
-    report: Reporter,
-    start: plan.Start,
-    previous: str | None,
-    owner_pipe: bool,
-    gpu_script: Path | None,
-    early: list[str],
-) -> Outcome:
-    began = time.monotonic()
-    card = Card(spec, gpu_script, start.micro_batch if start.attempts else None)
-    policy = Policy(spec, replace(start, wait_for_card=card.wanted), random.random())
-    if previous is None:
+class _Supervision:
+    """One supervisor's work on a run that is ours."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        run_dir: RunDir,
+        report: Reporter,
+        stops: Stops,
+        stood: _Stood,
+        *,
+        resumed: bool,
+        gpu_script: Path | None,
+    ) -> None:
+        self._spec, self._run_dir, self._report, self._stops = spec, run_dir, report, stops
+        self._previous = stood.status if resumed else None
+        self._training = Training(spec, run_dir, report, stops, stood.start, gpu_script)
+        self._chain = Chain(spec, run_dir, report, stops, stood.past)
+        self._kept = from_row(stood.record.row())
+
+    def outcome(self) -> Outcome:
+        """Does it, and tells how it ended."""
+        began = time.monotonic()
+        self._begin()
+        finish = anyio.run(self._work)
+        _sweep(self._spec, self._run_dir)
+        outcome = self._outcome(finish)
+        told = {name: value for name, value in msgspec.structs.asdict(outcome).items() if name != "recoveries"}
+        self._report.event(RunEnded(time=time.time(), seconds=round(time.monotonic() - began, 3), **told))
+        return outcome
+
+    def _begin(self) -> None:
+        now, run_id = time.time(), self._spec.run_id
+        if self._previous is not None:
+            at_once = self._spec.kind != "train" or not self._training.card.wanted
+            self._report.begin(RunResumed(time=now, run_id=run_id, previous=self._previous), now=at_once)
+            return
         versions = {"backpropagate": __version__, "python": platform.python_version()}
-        report.begin(RunCreated(time=time.time(), run_id=spec.run_id, versions=versions), now=not card.wanted)
-    else:
-        report.begin(RunResumed(time=time.time(), run_id=spec.run_id, previous=previous), now=not card.wanted)
-    driver = Driver(spec, run_dir, policy, report, card, owner_pipe=owner_pipe, early=early)
-    try:
-        finish = anyio.run(driver.drive)
-    finally:
-        card.release()
-    if card.busy is not None:
-        if not report.begun:
-            raise card.busy
-        info = card.busy.info
-        finish = Finish("interrupted", info.exit, info.code, card.busy.message, card.busy.suggestion)
-    finish = _published(finish, run_dir)
-    checkpoints.sweep(run_dir)
-    outcome = _outcome(spec, run_dir, policy, finish)
-    report.event(
-        RunEnded(
-            time=time.time(),
-            run_id=spec.run_id,
-            status=outcome.status,
-            exit_code=outcome.exit_code,
-            step=outcome.step,
-            total_steps=outcome.total_steps,
-            code=outcome.code,
-            message=outcome.message,
-            suggestion=outcome.suggestion,
-            adapter=outcome.adapter,
-            final_loss=outcome.final_loss,
-            samples_seen=outcome.samples_seen,
-            order=outcome.order,
-            seconds=round(time.monotonic() - began, 3),
+        at_once = self._spec.export is None and (self._spec.kind != "train" or not self._training.card.wanted)
+        self._report.begin(RunCreated(time=now, run_id=run_id, versions=versions), now=at_once)
+
+    async def _work(self) -> Finish:
+        with self._stops.heard():
+            trains = self._spec.kind == "train"
+            done = await anyio.to_thread.run_sync(finished, self._run_dir) if trains else None
+            self._kept = done or self._kept
+            unfit = await self._preflight(trained=done is not None)
+            if unfit is not None:
+                return self._advised(unfit)
+            finish = await self._train() if trains and done is None else None
+            if finish is None and trains:
+                finish = published(self._run_dir)
+            return finish or self._advised(await self._chain.run(self._kept.revision))
+
+    async def _preflight(self, *, trained: bool) -> Finish | None:
+        """Before anything that takes long. A run that only now begins leaves nothing if its export cannot work."""
+        if self._previous is not None:
+            return await self._chain.preflight(trained=trained)
+        with self._report.rehearsing():
+            finish = await self._chain.preflight(trained=trained)
+        if finish is None or finish.code is None or finish.code == _BY_WISH:
+            return finish
+        raise error_for(finish.code, redact(finish.message), suggestion=finish.suggestion, run_id=self._spec.run_id)
+
+    async def _train(self) -> Finish | None:
+        finish = await self._training.run()
+        self._kept = self._training.kept(finish)
+        return finish if finish.exit_code is not ExitCode.DONE else None
+
+    def _advised(self, finish: Finish) -> Finish:
+        """A stage that fails does not undo what was reached before it; the advice names the one command that goes on."""
+        if finish.exit_code is ExitCode.DONE or finish.code is None:
+            return finish
+        reached = self._kept.adapter is not None or self._chain.export is not None
+        status, exit_code, message = finish.status, finish.exit_code, finish.message
+        if reached and finish.code != _BY_WISH:
+            status, exit_code = "partial", ExitCode.PARTIAL
+        command = f"`{runs.resuming(self._run_dir)}`"
+        advice = (finish.suggestion or CATALOGUE[finish.code].remedy).replace("`backprop resume RUN`", command)
+        worth_it = CATALOGUE[finish.code].retry is not Retry.NEVER or reached
+        if command not in advice and worth_it and finish.code != "RUNTIME_EXPORT_MISMATCH":
+            advice = f"{advice} {command} goes on from there.".strip()
+        return Finish(status, exit_code, finish.code, message, advice)
+
+    def _outcome(self, finish: Finish) -> Outcome:
+        kept, chain = self._kept, self._chain
+        return Outcome(
+            run_id=self._spec.run_id,
+            status=finish.status,
+            exit_code=int(finish.exit_code),
+            code=finish.code,
+            message=redact(finish.message),
+            suggestion=finish.suggestion,
+            step=kept.step,
+            total_steps=kept.total_steps,
+            adapter=kept.adapter,
+            final_loss=kept.loss,
+            samples_seen=kept.samples_seen,
+            order=kept.order,
+            recoveries=self._training.recoveries + chain.recoveries,
+            export=chain.export,
+            ollama=chain.ollama,
+            url=chain.url,
         )
-    )
-    return outcome
-
-
-def _published(finish: Finish, run_dir: RunDir) -> Finish:
-    """A finished adapter gets its second place, `<output>/lora`; if that fails, the run is partial."""
-    if finish.exit_code is not ExitCode.DONE:
-        return finish
-    try:
-        results.publish_adapter(run_dir.adapter, run_dir.output)
-    except OSError as error:
-        info = CATALOGUE["RUNTIME_LORA_EXPORT_FAILED"]
-        text = f"the adapter is in {run_dir.adapter}, but could not be copied: {error.strerror or error}"
-        return Finish("partial", info.exit, info.code, text, info.remedy)
-    return finish
-
-
-def _outcome(spec: RunSpec, run_dir: RunDir, policy: Policy, finish: Finish) -> Outcome:
-    kept = policy.committed
-    done = policy.result if finish.exit_code in (ExitCode.DONE, ExitCode.PARTIAL) else None
-    return Outcome(
-        run_id=spec.run_id,
-        status=finish.status,
-        exit_code=int(finish.exit_code),
-        code=finish.code,
-        message=redact(finish.message),
-        suggestion=finish.suggestion,
-        step=done.step if done else kept.step if kept else 0,
-        total_steps=policy.total_steps,
-        adapter=str(run_dir.adapter) if done else None,
-        final_loss=finite(done.final_loss if done else kept.loss if kept else None),
-        samples_seen=done.samples_seen if done else kept.samples_seen if kept else 0,
-        order=done.order if done else kept.order if kept else 0,
-        recoveries=policy.recoveries,
-    )

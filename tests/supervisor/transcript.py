@@ -158,7 +158,7 @@ def _checkpoint(step: int) -> d.Found:
 def _told(action: d.Action) -> str:
     match action:
         case d.Spawn():
-            return f"spawn {action.attempt}"
+            return f"spawn {action.attempt}{f', warm {action.warm}' if action.warm else ''}"
         case d.FindCheckpoint():
             return "find checkpoint"
         case d.Assign():
@@ -166,6 +166,11 @@ def _told(action: d.Action) -> str:
             extra = " with gradient checkpointing" if action.gradient_checkpointing else ""
             data = " on prepared data" if action.prepared else ""
             return f"assign {action.attempt}: {action.micro_batch} x {action.accumulation} from {begin}{data}{extra}"
+        case d.Give():
+            memory = getattr(action.job, "memory", None)
+            backend = getattr(action.job, "backend", "")
+            extra = f" within {memory} MiB" if memory else f" on {backend}" if backend else ""
+            return f"give {action.stage}, attempt {action.job.attempt}{extra}"
         case d.Send():
             return f"send {action.message}"
         case d.Terminate():

@@ -140,7 +140,7 @@ def list_rows(output: Output, status: str | None = None, limit: int | None = Non
     With a limit, only as much of the file's end is read as is needed, however many runs there are.
     """
     output = as_output(output)
-    alive = _alive(output)
+    alive = _training_here(output)
     try:
         return _select(output, _from_end(output.history), alive, status, limit)
     except FileNotFoundError:
@@ -188,7 +188,7 @@ def _select(
     for line in newest_first:
         if limit is not None and len(found) >= limit:
             break
-        row = seen(_current(output, _decoder.decode(line)), alive)
+        row = _as_it_is(output, _current(output, _decoder.decode(line)), alive)
         if status is None or row.status == status:
             found.append(row)
     return found
@@ -207,10 +207,18 @@ def _current(output: OutputDir, row: RunRow) -> RunRow:
 
 def show(run_dir: RunDir) -> RunRow:
     """The row of one run as it stands now, from its journal. Raises RunNotFoundError."""
-    return seen(row_of(run_dir), _alive(run_dir.output))
+    return _as_it_is(run_dir.output, row_of(run_dir), _training_here(run_dir.output))
 
 
-def _alive(output: OutputDir) -> str | None:
+def _as_it_is(output: OutputDir, row: RunRow, training: str | None) -> RunRow:
+    """An export does not need the folder to itself: the lock of its own directory tells whether it runs."""
+    if row.status == "running" and row.session_kind != "single_run":
+        holder = locks.holder_of(output.run(row.run_id).lock)
+        training = holder.run_id if holder else None
+    return seen(row, training)
+
+
+def _training_here(output: OutputDir) -> str | None:
     holder = locks.holder_of(locks.output_lock(output))
     return holder.run_id if holder else None
 

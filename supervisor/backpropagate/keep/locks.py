@@ -5,6 +5,7 @@ The kernel releases such a lock when its holder dies, however it dies; the ident
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import time
@@ -43,6 +44,12 @@ def gpu_lock(uuid: str) -> Path:
     """One lock per card and user; the name of the card is part of the file's name."""
     safe = "".join(c if c.isalnum() or c == "-" else "_" for c in uuid)
     return state_dir() / f"{safe}.lock"
+
+
+def export_lock(result: Path) -> Path:
+    """One lock per result and user: the folder of an export is the user's own, and stays free of our files."""
+    name = hashlib.sha256(str(result).encode()).hexdigest()[:16]
+    return state_dir() / f"export-{name}.lock"
 
 
 def _identity(path: Path) -> Path:

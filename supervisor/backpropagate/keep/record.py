@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from typing import assert_never
 
 import msgspec
 
@@ -12,12 +13,16 @@ from backpropagate.events import (
     CheckpointCommitted,
     DataPrepared,
     Event,
+    Exported,
+    ExportProved,
     FaultSeen,
     ModelReady,
     Recovering,
     RunCreated,
     RunEnded,
     RunResumed,
+    StageEnded,
+    StageStarted,
     Step,
 )
 from backpropagate_protocol.rundir import RunDir
@@ -32,7 +37,7 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str
     name: str | None = None
     status: str = "running"  # running, completed, failed, interrupted, partial
-    session_kind: str = "single_run"
+    session_kind: str = "single_run"  # or: export, push
     model_name: str = ""
     dataset_info: str = ""
     dataset_digest: str = ""
@@ -58,6 +63,11 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int | None = None
     code: str | None = None
     failure_reason: str | None = None
+    export_paths: list[str] = []
+    ollama_name: str | None = None
+    url: str | None = None  # where it was pushed to
+    proof: dict[str, object] = {}  # passed, verifier, prompts, positions, and value by check
+    stages: list[dict[str, object]] = []  # that are done, besides the training, each with seconds and bytes
     schema_version: str = "1.0"
 
 
@@ -66,7 +76,13 @@ def iso(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
+_KINDS = {"export": "export", "push": "push"}
+
+
 def _hyperparameters(spec: RunSpec) -> dict[str, object]:
+    if spec.kind != "train":
+        wishes = msgspec.to_builtins(spec.export if spec.kind == "export" else spec.push)
+        return {name: value for name, value in wishes.items() if value not in (None, "", [], ())} if wishes else {}
     shown: dict[str, object] = dict(msgspec.to_builtins(spec.train))
     shown.update({f"lora_{key}": value for key, value in msgspec.to_builtins(spec.lora).items()})
     shown.update(max_length=spec.data.max_length, samples=spec.data.samples, train_on=spec.data.train_on)
@@ -81,6 +97,7 @@ class Record:
         self._row = RunRow(
             run_id=spec.run_id,
             name=spec.name,
+            session_kind=_KINDS.get(spec.kind, "single_run"),
             model_name=spec.model.name,
             dataset_info=spec.data.source,
             hyperparameters=_hyperparameters(spec),
@@ -146,6 +163,8 @@ class Record:
             row = msgspec.structs.replace(row, faults=[*row.faults, fault][-50:])
         elif isinstance(event, Recovering):
             row = msgspec.structs.replace(row, recoveries=row.recoveries + 1)
+        elif isinstance(event, StageStarted | StageEnded | ExportProved | Exported):
+            row = _staged(row, event)
         elif isinstance(event, RunEnded):
             row = self._ended(event)
         self._row = row
@@ -179,10 +198,36 @@ class Record:
             samples_seen=event.samples_seen,
             order=event.order,
             adapter_path=event.adapter,
+            ollama_name=event.ollama or self._row.ollama_name,
+            url=event.url or self._row.url,
             exit_code=event.exit_code,
             code=event.code,
             failure_reason=event.message or None if event.exit_code else None,
         )
+
+
+def _staged(row: RunRow, event: StageStarted | StageEnded | ExportProved | Exported) -> RunRow:
+    match event:
+        case StageStarted():
+            return msgspec.structs.replace(row, packages={**row.packages, **event.versions})
+        case StageEnded():
+            done: dict[str, object] = {"stage": event.stage, "seconds": event.seconds, "bytes": event.bytes}
+            stages = [stage for stage in row.stages if stage["stage"] != event.stage]
+            return msgspec.structs.replace(row, stages=[*stages, done])
+        case ExportProved():
+            told: dict[str, object] = {
+                "passed": event.passed,
+                "verifier": event.verifier,
+                "prompts": event.prompts,
+                "positions": event.positions,
+            }
+            measured = {c.name: c.passed if finite(c.value) is None else c.value for c in event.checks}
+            return msgspec.structs.replace(row, proof={**told, **measured})
+        case Exported():
+            paths = [path for path in row.export_paths if path != event.path]
+            return msgspec.structs.replace(row, export_paths=[*paths, event.path])
+        case _:
+            assert_never(event)
 
 
 def finite(value: float | None) -> float | None:

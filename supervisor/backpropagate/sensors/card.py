@@ -35,10 +35,14 @@ class Card:
         script: Path | None,
         known_micro_batch: int | None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        wanted: bool = True,
     ) -> None:
+        """`wanted` False: nobody looks at the card, whatever the spec says."""
         self._spec, self._script, self._known, self._clock = spec, script, known_micro_batch, clock
         self._device = visible_device(environment().get("CUDA_VISIBLE_DEVICES"))
-        self.wanted = script is not None or (spec.backend in ("auto", "cuda") and self._device not in ("", "-1"))
+        there = spec.backend in ("auto", "cuda") and self._device not in ("", "-1")
+        self.wanted = wanted and (script is not None or there)
         self.fit_key: str | None = None
         self.latest: gpu.Sample | None = None
         self.busy: BusyError | None = None

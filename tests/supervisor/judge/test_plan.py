@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from backpropagate.judge.plan import Stage, first_micro_batch, stages
+from backpropagate.judge.plan import first_micro_batch
 from backpropagate_protocol.spec import RunSpec
 from tests.supervisor.transcript import spec
 
@@ -28,7 +28,3 @@ def test_what_fitted_before_is_better_than_a_guess_and_a_wish_is_better_than_bot
 @pytest.mark.parametrize(("wish", "effective", "micro"), [(5, 12, 4), (100, 8, 8), (3, 8, 2), (7, 7, 7), (6, 7, 1)])
 def test_it_divides_the_effective_batch(wish: int, effective: int, micro: int) -> None:
     assert first_micro_batch(asking(wish, effective)) == micro
-
-
-def test_a_run_is_a_chain_of_stages() -> None:
-    assert stages(spec()) == (Stage.TRAIN,)

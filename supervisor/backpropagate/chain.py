@@ -1,0 +1,208 @@
+"""What follows a training, or comes instead of one: the stages of an export, each a child, one after the other.
+
+What is done is in the journal and is not done again, as long as its output is there. The result gets its final name only
+after the proof.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import time
+from pathlib import Path
+
+import anyio.to_thread
+
+from backpropagate import __version__
+from backpropagate.driver import Driver
+from backpropagate.events import Exported, StageEnded
+from backpropagate.judge import plan, telling
+from backpropagate.judge.decisions import Finish
+from backpropagate.judge.plan import Plan, Stage
+from backpropagate.judge.stage import StagePolicy, StageResult
+from backpropagate.keep import exports
+from backpropagate.keep.exports import ExportReport, ProofReport
+from backpropagate.keep.past import Past
+from backpropagate.keep.record import iso
+from backpropagate.reporter import Reporter
+from backpropagate.sensors.card import Card
+from backpropagate.stops import Stops
+from backpropagate_protocol import durable
+from backpropagate_protocol.errors import CATALOGUE, ExitCode
+from backpropagate_protocol.messages import ExportRoute, Made, Proof, Pushed, Registered
+from backpropagate_protocol.rundir import ExportDir, RunDir
+from backpropagate_protocol.spec import RunSpec
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Chain:
+    """One run's stages besides its training. After `run`: what came of them."""
+
+    def __init__(self, spec: RunSpec, run_dir: RunDir, report: Reporter, stops: Stops, past: Past) -> None:
+        """`past` must be among those that `report` tells."""
+        self._spec, self._run_dir, self._report, self._stops, self._past = spec, run_dir, report, stops, past
+        self._card = Card(spec, None, None, wanted=False)  # a reference may use it, but reserves it not
+        self.recoveries = 0
+        self.export = past.exported.path if past.exported and Path(past.exported.path).exists() else None
+        self.ollama: str | None = None
+        self.url: str | None = None
+
+    async def preflight(self, *, trained: bool) -> Finish | None:
+        """Whether all of it can work; None if so. Not asked again where something of it is done."""
+        if self._spec.export is None or self._under_way():
+            return None
+        return await self._do(plan.preflight(self._spec, trained=trained))
+
+    def _under_way(self) -> bool:
+        if self._past.route is None:
+            return False
+        first, *_ = plan.stages(self._spec, self._past.route)
+        return self.export is not None or self._has(first)
+
+    async def run(self, revision: str) -> Finish:
+        """Does what is left to do. `revision`: the base's commit that was trained on; empty: not known."""
+        finish = None
+        if self._spec.kind == "push":
+            finish = await self._do(plan.push(self._spec))
+        elif self._spec.export is not None:
+            assert self._past.route is not None
+            finish = await self._export(plan.export(self._spec, self._past.route, revision or None))
+        return finish or telling.completed()
+
+    async def _export(self, chain: Plan) -> Finish | None:
+        made, result = Path(chain.made), Path(chain.result)
+        if self.export != chain.result and not exports.is_published(self._spec.run_id, made, result):
+            finish = await self._make(chain) or await self._give_its_name(chain)
+            if finish is not None:
+                return finish
+        self.export = chain.result
+        for stage in chain.using:
+            if self._has(stage):
+                continue
+            finish = await self._do(stage)
+            if finish is not None:
+                return finish
+        if self._spec.export is not None:
+            self.ollama = self._spec.export.ollama_name
+        durable.discard(made.parent)
+        return None
+
+    async def _make(self, chain: Plan) -> Finish | None:
+        done = 0
+        while done < len(chain.making) and self._has(chain.making[done]):
+            done += 1
+        for stage in chain.making[done:]:  # what follows the first that is missing was made of something else
+            finish = await self._do(stage)
+            if finish is not None:
+                return finish
+        return None
+
+    def _has(self, stage: Stage) -> bool:
+        return self._past.has(stage.name, stage.output)
+
+    async def _do(self, stage: Stage) -> Finish | None:
+        """Drives one stage to its end; None if all went well."""
+        attempts = self._past.attempts.get(stage.name, 0)
+        policy = StagePolicy(self._spec.run_id, self._spec.safety, stage, attempts=attempts, jitter=random.random())
+        driver = Driver(self._spec, self._run_dir, policy, self._report, self._card, self._stops)
+        began = time.monotonic()
+        finish = await driver.drive()
+        self.recoveries += policy.recoveries
+        if finish.exit_code is not ExitCode.DONE or policy.result is None:
+            return finish
+        ended = self._ended(stage, policy.result, round(time.monotonic() - began, 3))
+        if ended is not None:
+            self._report.event(ended)
+        return None
+
+    def _ended(self, stage: Stage, answer: StageResult, seconds: float) -> StageEnded | None:
+        """The event of a stage that is done; None for a proof that failed, which has to be made again."""
+        now, run_id, name = time.time(), self._spec.run_id, stage.name
+        match answer:
+            case ExportRoute(notes=notes):
+                return StageEnded(time=now, run_id=run_id, stage=name, seconds=seconds, notes=notes)
+            case Made(path, size, digest, notes):
+                return StageEnded(time=now, run_id=run_id, stage=name, seconds=seconds, path=path, bytes=size, digest=digest, notes=notes)  # fmt: skip
+            case Proof(passed=passed):
+                return StageEnded(time=now, run_id=run_id, stage=name, seconds=seconds) if passed else None
+            case Registered(registered, digest, uploaded=size):
+                detail = f"ollama run {registered}"
+                return StageEnded(time=now, run_id=run_id, stage=name, seconds=seconds, bytes=size, digest=digest, detail=detail)  # fmt: skip
+            case Pushed(url, _, files):
+                self.url = url
+                size = sum(size for _, size in files)
+                return StageEnded(time=now, run_id=run_id, stage=name, seconds=seconds, bytes=size, detail=url)
+
+    # --- the result -------------------------------------------------------------------------------------------------
+
+    async def _give_its_name(self, chain: Plan) -> Finish | None:
+        """To what is proven its final one, with its report beside it; to what is not, another."""
+        failed = self._past.proof is not None and not self._past.proof.passed
+        try:
+            report = await anyio.to_thread.run_sync(self._written, chain)
+            if failed:
+                return await self._reject(chain, report)
+            await anyio.to_thread.run_sync(exports.publish, Path(chain.made), Path(chain.result), report)
+        except OSError as error:
+            info = CATALOGUE["RUNTIME_DISK_FULL" if error.errno in _NO_ROOM else chain.making[-1].failed]
+            text = f"{chain.result} cannot be written: {error.strerror or error}"
+            return Finish("failed", info.exit, info.code, text, info.remedy)
+        self._report.event(
+            Exported(
+                time=time.time(),
+                run_id=self._spec.run_id,
+                path=chain.result,
+                bytes=report.bytes,
+                format=report.format,
+                quantization=report.quantization,
+                digest=report.digest,
+                report=str(ExportDir.report(Path(chain.result))),
+            )
+        )
+        return None
+
+    async def _reject(self, chain: Plan, report: ExportReport) -> Finish:
+        made = Path(chain.made)
+        aside = await anyio.to_thread.run_sync(exports.reject, made, Path(chain.result), report)
+        durable.discard(made.parent)
+        missed = ", ".join(check.name for check in report.proof.checks if not check.passed) if report.proof else ""
+        info = CATALOGUE["RUNTIME_EXPORT_MISMATCH"]
+        text = f"the exported model does not answer as the trained one ({missed}); it is in {aside}"
+        return Finish("failed", info.exit, info.code, text, info.remedy)
+
+    def _written(self, chain: Plan) -> ExportReport:
+        """The report. Reads the adapter's weights for their digest."""
+        export, route, proof = self._spec.export, self._past.route, self._past.proof
+        assert export is not None
+        assert route is not None
+        maker = next(self._past.ended[stage.name] for stage in chain.making if stage.output == chain.made)
+        model, adapter = plan.subject(self._spec)
+        return ExportReport(
+            run_id=self._spec.run_id,
+            created=iso(time.time()),
+            result=Path(chain.result).name,
+            bytes=maker.bytes,
+            digest=maker.digest,
+            format=export.format,
+            quantization=chain.quantization,
+            base_model=model.name,
+            base_path=model.path,
+            base_revision=model.revision,
+            adapter=adapter,
+            adapter_digest=exports.weights_digest(Path(adapter)) if adapter else "",
+            architecture=route.architecture,
+            parameters=route.parameters,
+            route={"converter": route.converter, "type": route.type, "quantizer": route.quantizer},
+            proof=ProofReport(
+                passed=proof.passed,
+                verifier=proof.verifier,
+                checks=proof.checks,
+                prompts=proof.prompts,
+                positions=proof.positions,
+            )
+            if proof
+            else None,
+            versions={"backpropagate": __version__, **self._past.versions},
+            notes=(*route.notes, *maker.notes),
+        )

@@ -1,0 +1,60 @@
+"""What is done of a run's stages besides the training, from its events: those of earlier supervisors, then our own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from backpropagate.events import Event, Exported, ExportProved, RouteFound, StageEnded, StageStarted
+from backpropagate_protocol.messages import ExportRoute
+
+
+@dataclass(slots=True)
+class Past:
+    """Feed it every event, in order; it may watch a run as a sink."""
+
+    ended: dict[str, StageEnded] = field(default_factory=dict)
+    attempts: dict[str, int] = field(default_factory=dict)  # children, by stage
+    versions: dict[str, str] = field(default_factory=dict)
+    route: ExportRoute | None = None
+    proof: ExportProved | None = None
+    exported: Exported | None = None
+
+    def event(self, event: Event) -> None:
+        match event:
+            case StageStarted():
+                self.attempts[event.stage] = max(event.attempt, self.attempts.get(event.stage, 0))
+                self.versions |= event.versions
+            case StageEnded():
+                self.ended[event.stage] = event
+            case RouteFound():
+                self.route = _route(event)
+            case ExportProved():
+                self.proof = event
+            case Exported():
+                self.exported = event
+            case _:
+                pass
+
+    def close(self) -> None: ...
+
+    def has(self, stage: str, output: str | None) -> bool:
+        """Whether the stage is done and its output, if it has one, is still there."""
+        return stage in self.ended and (output is None or Path(output).exists())
+
+
+def _route(event: RouteFound) -> ExportRoute:
+    return ExportRoute(
+        architecture=event.architecture,
+        parameters=event.parameters,
+        converter=event.converter,
+        converter_folder=event.converter_folder,
+        type=event.type,
+        quantizer=event.quantizer,
+        verifier=event.verifier,
+        bytes=event.bytes,
+        work_bytes=event.work_bytes,
+        free_bytes=event.free_bytes,
+        ollama_version=event.ollama_version,
+        notes=event.notes,
+    )

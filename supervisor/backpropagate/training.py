@@ -1,0 +1,120 @@
+"""The training of a run: its policy, its card and its children, and what is kept of it."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from backpropagate.driver import Driver
+from backpropagate.judge import plan
+from backpropagate.judge.decisions import Finish
+from backpropagate.judge.policy import Policy
+from backpropagate.keep import results
+from backpropagate.keep.record import RunRow, finite
+from backpropagate.reporter import Reporter
+from backpropagate.sensors.card import Card
+from backpropagate.stops import Stops
+from backpropagate_protocol import durable
+from backpropagate_protocol.durable import NotWhole
+from backpropagate_protocol.errors import CATALOGUE, ExitCode
+from backpropagate_protocol.rundir import MANIFEST, Manifest, RunDir
+from backpropagate_protocol.spec import RunSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What there is of a training: its result, or how far it has come. `adapter`: the folder of the result."""
+
+    step: int = 0
+    total_steps: int = 0
+    samples_seen: int = 0
+    order: int = 0
+    loss: float | None = None
+    adapter: str | None = None
+    revision: str = ""  # of a hub's model: the commit that was trained on
+
+
+def from_row(row: RunRow) -> Kept:
+    """As far as an earlier supervisor came."""
+    return Kept(row.steps, row.total_steps, row.samples_seen, row.order, row.final_loss)
+
+
+def finished(run_dir: RunDir) -> Kept | None:
+    """The result of a training that is complete: the adapter appears only then, and only whole. Reads all of it."""
+    try:
+        manifest = durable.verify_dir(run_dir.adapter)
+    except (NotWhole, OSError):
+        return None
+    return _result(run_dir, manifest) if manifest.run_id == run_dir.run_id else None
+
+
+def _result(run_dir: RunDir, m: Manifest) -> Kept:
+    loss = finite(m.loss)
+    return Kept(m.step, m.total_steps, m.samples_seen, m.order, loss, str(run_dir.adapter), m.model_revision)
+
+
+def _revision(adapter: Path) -> str:
+    try:
+        return msgspec.json.decode((adapter / MANIFEST).read_bytes(), type=Manifest).model_revision
+    except (OSError, msgspec.DecodeError):
+        return ""
+
+
+class Training:
+    """One supervisor's share of it. `recoveries`, `kept`: after `run`."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        run_dir: RunDir,
+        report: Reporter,
+        stops: Stops,
+        start: plan.Start,
+        gpu_script: Path | None,
+    ) -> None:
+        self._spec, self._run_dir, self._report, self._stops = spec, run_dir, report, stops
+        self.card = Card(spec, gpu_script, start.micro_batch if start.attempts else None)
+        self._policy = Policy(spec, replace(start, wait_for_card=self.card.wanted), random.random())
+
+    @property
+    def recoveries(self) -> int:
+        return self._policy.recoveries
+
+    async def run(self) -> Finish:
+        """Trains to the end. Raises BusyError if the card is taken and nothing was told of the run yet."""
+        driver = Driver(self._spec, self._run_dir, self._policy, self._report, self.card, self._stops)
+        try:
+            finish = await driver.drive()
+        finally:
+            self.card.release()
+        busy = self.card.busy
+        if busy is None:
+            return finish
+        if not self._report.begun:
+            raise busy
+        return Finish("interrupted", busy.info.exit, busy.info.code, busy.message, busy.suggestion)
+
+    def kept(self, finish: Finish) -> Kept:
+        """What is there now."""
+        kept, done = self._policy.committed, self._policy.result
+        if finish.exit_code is ExitCode.DONE and done is not None:
+            adapter, loss = self._run_dir.adapter, finite(done.final_loss)
+            total, revision = self._policy.total_steps, _revision(adapter)
+            return Kept(done.step, total, done.samples_seen, done.order, loss, str(adapter), revision)
+        if kept is None:
+            return Kept(total_steps=self._policy.total_steps)
+        return Kept(kept.step, self._policy.total_steps, kept.samples_seen, kept.order, finite(kept.loss))
+
+
+def published(run_dir: RunDir) -> Finish | None:
+    """A finished adapter gets its second place, `<output>/lora`; the end of the run if that fails: partial."""
+    try:
+        results.publish_adapter(run_dir.adapter, run_dir.output)
+    except OSError as error:
+        info = CATALOGUE["RUNTIME_LORA_EXPORT_FAILED"]
+        text = f"the adapter is in {run_dir.adapter}, but could not be copied: {error.strerror or error}"
+        return Finish("partial", info.exit, info.code, text, info.remedy)
+    return None
