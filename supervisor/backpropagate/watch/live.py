@@ -52,7 +52,7 @@ class LiveDisplay:
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
             Text(view.run_id[:8], style="dim"),
-            ProgressBar(total=max(view.total_steps, 1), completed=view.step, width=30),
+            _bar(view),
             Text(f"step {view.step}/{view.total_steps}" if view.phase == "train" else in_phase(view), style="bold"),
             Text(learning_rate(view), style="dim"),
         )
@@ -64,9 +64,9 @@ class LiveDisplay:
         facts = []
         if view.loss is not None:
             facts.append(f"loss {view.loss:.4f} {sparkline(view.losses, bars=_ASCII_BARS if self._ascii else BARS)}")
-        if view.tokens_per_second is not None:
+        if view.tokens_per_second is not None and not view.stage.name:
             facts.append(f"{view.tokens_per_second:,.0f} tokens/s")
-        if view.remaining is not None:
+        if view.remaining is not None and not view.stage.name:
             facts.append(f"{span(*view.remaining)} left")
         if memory(view):
             facts.append(memory(view))
@@ -75,6 +75,13 @@ class LiveDisplay:
         if view.checkpoint_step is not None:
             facts.append(f"saved at step {view.checkpoint_step}, {duration(view.now - view.checkpoint_time)} ago")
         return facts
+
+
+def _bar(view: RunView) -> ProgressBar:
+    """How far the training is, or the stage beside it."""
+    if view.stage.name:
+        return ProgressBar(total=max(view.stage.total, 1), completed=view.stage.done, width=30)
+    return ProgressBar(total=max(view.total_steps, 1), completed=view.step, width=30)
 
 
 def _recovered(view: RunView) -> list[Text]:

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from backpropagate import events
 from backpropagate.events import Event
+from backpropagate.watch.stages import StageView
 
 _WINDOW = 64  # steps that speed and ETA are judged by
 BARS = "▁▂▃▄▅▆▇█"
@@ -43,6 +44,8 @@ class RunView:
     now: float = 0.0
     recoveries: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    stage: StageView = field(default_factory=StageView)  # beside the training
+    proof: events.ExportProved | None = None
     ended: events.RunEnded | None = None
     _losses: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_LOSSES))
     _steps: deque[tuple[float, int, int]] = field(default_factory=lambda: deque(maxlen=_WINDOW))
@@ -51,6 +54,7 @@ class RunView:
 
     def see(self, event: Event) -> None:
         self.run_id, self.now = event.run_id, event.time
+        self.stage.see(event)
         match event:
             case events.Step():
                 self._step(event)
@@ -70,7 +74,7 @@ class RunView:
             case events.CheckpointCommitted():
                 self.checkpoint_step, self.checkpoint_time = event.step, event.time
             case events.FaultSeen():
-                self._fault = f"{event.code} at step {event.step}"
+                self._fault = f"{event.code} {f'in {event.stage}' if event.stage else f'at step {event.step}'}"
             case events.Recovering():
                 self.recoveries.append(_recovery(event, self._fault))
             case events.Heat():
@@ -78,6 +82,8 @@ class RunView:
                 self.notices.append(heat_in_words(event))
             case events.Noticed():
                 self.notices.append(event.text)
+            case events.ExportProved():
+                self.proof = event
             case events.RunEnded():
                 self.ended = event
             case _:
@@ -123,6 +129,8 @@ class RunView:
 
 
 def _recovery(event: events.Recovering, fault: str) -> str:
+    if event.stage:
+        return f"{fault or event.reason} → did {event.stage} once more"
     where = f"from step {event.resume_step}" if event.checkpoint else "from the start"
     return f"{fault or event.reason} → went on {where}, batch {event.micro_batch} × {event.accumulation}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from backpropagate import events
 from backpropagate.events import Event
+from backpropagate.watch import stages
 from backpropagate.watch.view import RunView, duration, heat_in_words, learning_rate, memory, span
 
 
@@ -41,7 +42,10 @@ _REASONS = {"ctrl-c": "as asked", "owner-gone": "(whoever started it is gone)"}
 
 
 def in_phase(view: RunView) -> str:
-    """What the run is busy with before its first step, with a percentage where one is known."""
+    """What the run is busy with beside its steps, with a percentage where one is known."""
+    if view.stage.name:
+        left = view.stage.remaining
+        return str(view.stage) + (f"  {duration(left)} left" if left is not None else "")
     percent = f" {100 * view.phase_done // view.phase_total} %" if view.phase_total else ""
     return _PHASES.get(view.phase, view.phase) + percent
 
@@ -57,6 +61,16 @@ def in_words(event: Event) -> str:
             start = f" from step {event.resume_step}" if event.checkpoint else ""
             saving = ", with gradient checkpointing" if event.gradient_checkpointing else ""
             return f"attempt {event.attempt}{start}, batch {event.micro_batch} × {event.accumulation}{saving}" if event.attempt > 1 else ""  # fmt: skip
+        case events.StageStarted():
+            return stages.begun(event)
+        case events.StageEnded():
+            return stages.ended(event)
+        case events.RouteFound():
+            return stages.route(event)
+        case events.ExportProved():
+            return stages.proof(event)
+        case events.Exported():
+            return f"exported to {event.path}"
         case events.PhaseEntered():
             return _PHASES.get(event.phase, "")
         case events.DataPrepared():
@@ -77,16 +91,21 @@ def in_words(event: Event) -> str:
         case events.FaultSeen():
             death = f" ({event.death})" if event.death and event.death not in event.message else ""
             said, *_ = event.message.split("\n", 1)  # the rows that a data set is refused for are told once, at the end
-            return f"fault at step {event.step}: {event.code}: {said}{death}"
+            where = f"in {event.stage}" if event.stage else f"at step {event.step}"
+            return f"fault {where}: {event.code}: {said}{death}"
         case events.Recovering():
-            where = f"step {event.resume_step}" if event.checkpoint else "the start"
             wait = f" in {duration(event.delay)}" if event.delay >= 1 else ""
+            if event.stage:
+                return f"recovering{wait}: {event.stage}, once more"
+            where = f"step {event.resume_step}" if event.checkpoint else "the start"
             return f"recovering{wait}: from {where}, batch {event.micro_batch} × {event.accumulation}"
         case events.Heat():
             return heat_in_words(event)
         case events.StopRequested():
             return f"stopping {_REASONS.get(event.reason, f'({event.reason})')}{', saving first' if event.save else ''}"
         case events.RunEnded():
+            if not event.total_steps and event.status == "completed":
+                return f"completed after {duration(event.seconds)}"  # no training was asked for
             where = f"at step {event.step}/{event.total_steps}" if event.total_steps else "before the first step,"
             return f"{event.status} {where} after {duration(event.seconds)}"
         case events.Step() | events.CheckpointCommitted():
