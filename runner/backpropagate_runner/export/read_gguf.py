@@ -74,6 +74,14 @@ class GgufFile:
         found = self.fields.get(f"{self.architecture}.{key}")
         return float(found) if isinstance(found, (int, float)) else None
 
+    def token(self, key: str) -> str:
+        """The text of the token whose id the field holds; empty if there is none."""
+        found = self.fields.get(key)
+        tokens = self.fields.get("tokenizer.ggml.tokens")
+        if isinstance(found, int) and isinstance(tokens, list) and 0 <= found < len(tokens):
+            return str(tokens[found])
+        return ""
+
     def texts(self, key: str) -> list[str]:
         found = self.fields.get(key)
         return [str(entry) for entry in found] if isinstance(found, list) else []
