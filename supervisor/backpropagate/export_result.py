@@ -1,4 +1,4 @@
-"""Export and Pushed: what a finished export or upload gives back, made from the run's events."""
+"""Export: what a finished export gives back, made from the run's events."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class ExportSummary:
         self._run_dir = run_dir
         self._exported: events.Exported | None = None
         self.proof: Proof | None = None
-        self.pushed = ""
+        self.url: str | None = None  # where it was pushed to
         self._ollama: str | None = None
 
     def event(self, event: Event) -> None:
@@ -98,10 +98,9 @@ class ExportSummary:
                 )
             case events.Exported():
                 self._exported = event
-            case events.StageEnded(stage="push"):
-                self.pushed = event.detail
             case events.RunEnded():
-                self._ollama = event.ollama
+                self._ollama = event.ollama or self._ollama
+                self.url = event.url or self.url
             case _:
                 pass
 

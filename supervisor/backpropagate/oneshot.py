@@ -1,4 +1,4 @@
-"""One child for one question: validate data or generate answers. No run directory, no recovery; what fails is raised."""
+"""One child for one question: validate data, generate answers, do one stage. No run directory, no recovery; what fails is raised."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from backpropagate_protocol.errors import (
     error_for,
 )
 from backpropagate_protocol.framing import ProtocolError
-from backpropagate_protocol.jobs import GenerateJob, ValidateJob
+from backpropagate_protocol.jobs import GenerateJob, StageJob, ValidateJob
 from backpropagate_protocol.messages import PROTOCOL_VERSION, Done, Fault, Hello, RunJob, ToParent
 from backpropagate_protocol.redact import redact
 
@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 
 
 def run_job(
-    job: ValidateJob | GenerateJob,
+    job: ValidateJob | GenerateJob | StageJob,
     answer: type[Result],
     *,
     backend: str,
@@ -46,7 +46,7 @@ def run_job(
         try:
             result = anyio.run(_ask, job, backend, runner_python, on_message, log)
         except (OSError, ProtocolError, ExceptionGroup) as error:
-            raise _coded(error, runner_python) from error
+            raise coded(error, runner_python) from error
     if isinstance(result, BackpropagateError):
         raise result
     if not isinstance(result, answer):
@@ -54,7 +54,7 @@ def run_job(
     return result
 
 
-def _coded(error: Exception, python: str | None) -> Exception:
+def coded(error: Exception, python: str | None) -> Exception:
     """What the child's end of the pipe did to us, as an error of ours; task groups wrap what went wrong in them."""
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
@@ -66,7 +66,7 @@ def _coded(error: Exception, python: str | None) -> Exception:
 
 
 async def _ask(
-    job: ValidateJob | GenerateJob,
+    job: ValidateJob | GenerateJob | StageJob,
     backend: str,
     python: str | None,
     on_message: Callable[[ToParent], None] | None,
@@ -86,15 +86,15 @@ async def _ask(
         death = await runner.wait(drained)
     if not greeted and python is not None:
         return DependencyError(
-            f"{python} did not start a runner: it {death.text}{_last_words(log)}",
+            f"{python} did not start a runner: it {death.text}{last_words(log)}",
             suggestion="Install backpropagate with its training packages there, or name another --runner-python.",
         )
     return TrainingError(
-        f"the runner {death.text}{_last_words(log)}", code="RUNTIME_CHILD_DIED", suggestion="Run it again."
+        f"the runner {death.text}{last_words(log)}", code="RUNTIME_CHILD_DIED", suggestion="Run it again."
     )
 
 
-def _react(runner: Runner, job: ValidateJob | GenerateJob, message: ToParent) -> object:
+def _react(runner: Runner, job: ValidateJob | GenerateJob | StageJob, message: ToParent) -> object:
     """The end of the conversation, if this message is it: a result, or an error."""
     if isinstance(message, Hello):
         if message.protocol != PROTOCOL_VERSION:
@@ -110,7 +110,7 @@ def _react(runner: Runner, job: ValidateJob | GenerateJob, message: ToParent) ->
     return None
 
 
-def _last_words(log: IO[bytes]) -> str:
+def last_words(log: IO[bytes]) -> str:
     """The last lines that the child wrote to its standard error."""
     log.seek(max(0, log.seek(0, 2) - _LOG_TAIL))
     lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import re
 import sys
 from dataclasses import dataclass
 
@@ -26,6 +27,14 @@ class Screen:
             _write_json(document)
         elif text:
             _write(redact(text))
+
+    def piece(self, text: str) -> None:
+        """A part of an answer that is still being made, as it is; a terminal gets no control characters of a model's."""
+        _write(_CONTROL.sub("", text) if terminal(sys.stdout) else text, end="")
+
+    def line(self, document: object) -> None:
+        """With `json`, one of several answers, on a line of its own."""
+        _write_json(document, indent=False)
 
     def note(self, text: str) -> None:
         """Something that is not the answer."""
@@ -78,21 +87,24 @@ def terminal(stream: object) -> bool:
     return callable(isatty) and bool(isatty())
 
 
-def _write_json(document: object) -> None:
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def _write_json(document: object, *, indent: bool = True) -> None:
     import msgspec
 
     plain = _redacted(msgspec.to_builtins(document, str_keys=True))
-    _write(msgspec.json.format(msgspec.json.encode(plain), indent=2 if terminal(sys.stdout) else 0))
+    _write(msgspec.json.format(msgspec.json.encode(plain), indent=2 if indent and terminal(sys.stdout) else 0))
 
 
 # A reader that went away (`backprop list-runs | head`), as POSIX and Windows say it, and a terminal that was closed.
 _NOBODY_READS = (errno.EPIPE, errno.EINVAL, errno.EIO)
 
 
-def _write(answer: str | bytes) -> None:
+def _write(answer: str | bytes, end: str = "\n") -> None:
     """To stdout. That nobody reads any more does not change how the command ends."""
     try:
-        click.echo(answer)
+        click.echo(answer, nl=bool(end))
     except OSError as error:
         if error.errno not in _NOBODY_READS:
             raise

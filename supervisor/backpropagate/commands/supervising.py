@@ -92,8 +92,6 @@ def _exported_document(summary: ExportSummary) -> dict[str, object]:
         document["exported"] = {**msgspec.to_builtins(made, builtin_types=()), "path": str(made.path)}
     elif summary.proof is not None:
         document["proof"] = msgspec.to_builtins(summary.proof)
-    if summary.pushed:
-        document["pushed"] = summary.pushed
     return document
 
 
@@ -107,8 +105,8 @@ def _in_words(outcome: Outcome, kind: str, summary: ExportSummary) -> str:
         lines.append(("faults", f"recovered from {outcome.recoveries}"))
     if kind == "train":
         lines.append(("adapter", str(outcome.adapter)))
-    if summary.pushed:
-        lines.append(("pushed", summary.pushed))
+    if outcome.url:
+        lines.append(("pushed", outcome.url))
     lines += _export_in_words(summary)
     return "\n".join(f"{name:8} {value}" for name, value in lines)
 

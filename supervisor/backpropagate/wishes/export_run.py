@@ -13,7 +13,7 @@ from backpropagate.wishes.export_spec import ExportWish, export_spec
 from backpropagate.wishes.settings import Settings
 from backpropagate.wishes.sources import Source, find, named_as_model
 from backpropagate.wishes.surroundings import check_backend, check_runner, writable_folder
-from backpropagate_protocol.errors import UserInputError
+from backpropagate_protocol.errors import RunNotFoundError, UserInputError
 from backpropagate_protocol.spec import DataSpec, ExportSpec, ModelSpec, PlannedFault, PushSpec, RunSpec
 
 # A reference is what the trained model says, and to hear that it has to be loaded.
@@ -31,7 +31,7 @@ def export_run(
     faults: Sequence[PlannedFault] = (),
 ) -> RunSpec:
     """Raises a coded error for the first wish that cannot be served; writes nothing."""
-    source = find(what, settings, base)
+    source = _found(settings, what, base)
     if source.adapter is None and not named_as_model(what):
         raise UserInputError(
             f"{what} is no run, no folder of an adapter and no model",
@@ -62,6 +62,15 @@ def export_run(
         verbose=verbose,
         faults=faults,
     )
+
+
+def _found(settings: Settings, what: str, base: str | None = None) -> Source:
+    """As `find`; the folder in which runs are looked up has a flag of its own here, since --output is the result's."""
+    try:
+        return find(what, settings, base)
+    except RunNotFoundError as error:
+        advice = error.suggestion.replace("--output FOLDER", "--runs FOLDER")
+        raise RunNotFoundError(error.message, code=error.code, suggestion=advice, run_id=error.run_id) from None
 
 
 def run_spec(

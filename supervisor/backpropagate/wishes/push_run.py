@@ -1,0 +1,219 @@
+"""What goes to the hub, and where: RUN|PATH and wishes → PushSpec, every check done that needs no network."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from backpropagate.keep import runs
+from backpropagate.wishes.export_run import run_spec
+from backpropagate.wishes.settings import Settings
+from backpropagate.wishes.sources import Source, find
+from backpropagate.wishes.surroundings import check_runner, writable_folder
+from backpropagate_protocol.errors import BackpropagateError, RunNotFoundError, UserInputError, error_for
+from backpropagate_protocol.spec import PlannedFault, PushSpec, RunSpec
+
+_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
+_LONGEST_REPO = 96
+_LARGEST_TOKEN = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushWish:
+    """What one call asked for."""
+
+    repo: str | None
+    private: bool = True
+    dry_run: bool = False
+    revision: str | None = None
+    message: str | None = None
+    token_file: str | None = None
+    card: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What goes up: a folder, or of it only `files`; and the run or adapter it was made from, if that is known."""
+
+    folder: Path
+    files: tuple[str, ...]
+    source: Source | None
+    output: str
+
+
+def push_run(
+    settings: Settings,
+    what: str,
+    wish: PushWish,
+    *,
+    detached: bool = False,
+    verbose: bool = False,
+    faults: Sequence[PlannedFault] = (),
+) -> RunSpec:
+    """Raises a coded error for the first wish that cannot be served; writes nothing."""
+    push_spec(wish, Upload(Path(), (), None, ""), "")  # the wishes themselves, before anything is looked up
+    upload = find_upload(what, settings)
+    output = writable_folder(upload.output, least_mib=1, flag="--runs")
+    chosen = settings.text_or_none("runner.python") or (upload.source.runner_python if upload.source else None)
+    python = check_runner(chosen, "auto", what="pushing", needs=("huggingface_hub",))
+    spec = push_spec(wish, upload, _card(upload, wish) if wish.card else "")
+    return run_spec(
+        settings,
+        upload.source,
+        output,
+        runner_python=python,
+        push=spec,
+        detached=detached,
+        verbose=verbose,
+        faults=faults,
+    )
+
+
+def push_spec(wish: PushWish, upload: Upload, card: str) -> PushSpec:
+    """Raises a coded error for the first wish that cannot be served."""
+    spec = PushSpec(
+        folder=str(upload.folder),
+        files=upload.files,
+        repo=_repo(wish.repo),
+        private=wish.private,
+        dry_run=wish.dry_run,
+        revision=_revision(wish.revision),
+        card=card,
+        token_file=_token_file(wish.token_file),
+    )
+    return spec if wish.message is None else _with_message(spec, wish.message)
+
+
+def find_upload(what: str, settings: Settings) -> Upload:
+    """A path that is there is meant as a path; else it is a run: its adapter, or what it exported."""
+    path = Path(os.path.abspath(os.path.expanduser(what)))
+    output = settings.text("training.output_dir")
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise UserInputError(
+                f"{path} is a file, and of files only a .gguf goes to the hub", suggestion="Name its folder."
+            )
+        return Upload(path.parent, (path.name,), _maker(path, settings), output)
+    if path.is_dir():
+        found = next((place for place in (path, path / "lora", path / "adapter") if _holds_a_model(place)), None)
+        if found is None:
+            raise UserInputError(
+                f"{path} holds no adapter, no model and no GGUF",
+                suggestion="Name a run, an exported file, or a folder with adapter_config.json, config.json or a .gguf file.",
+            )
+        return Upload(found, (), _maker(found, settings), output)
+    source = _of_run(what, settings)
+    if source.exported is not None and source.exported.is_file():
+        return Upload(source.exported.parent, (source.exported.name,), source, source.output)
+    if source.exported is not None:
+        return Upload(source.exported, (), source, source.output)
+    if source.adapter is None:
+        raise UserInputError(f"nothing that run {what} made is there any more")
+    return Upload(Path(source.adapter), (), source, source.output)
+
+
+def _card(upload: Upload, wish: PushWish) -> str:
+    """The README.md that goes with it, made from the run that made it."""
+    return ""
+
+
+def _of_run(what: str, settings: Settings) -> Source:
+    source = None
+    try:
+        source = find(what, settings)
+    except UserInputError as error:
+        if error.code != "INPUT_MODEL_NOT_FOUND":
+            raise
+    if source is None or source.run is None:
+        raise RunNotFoundError(f"{what} is no run and no file or folder")
+    own_export = runs.load_spec(source.run).kind == "export"
+    return source if own_export else replace(source, exported=None)
+
+
+def _holds_a_model(folder: Path) -> bool:
+    named = any((folder / name).is_file() for name in ("adapter_config.json", "config.json"))
+    return named or (folder.is_dir() and any(folder.glob("*.gguf")))
+
+
+def _maker(path: Path, settings: Settings) -> Source | None:
+    """The run that made what lies at `path`, for the card; None if nobody knows."""
+    from backpropagate.keep.exports import read_report
+
+    report = read_report(path)
+    ids = [report.run_id] if report is not None else []
+    if path.parent.parent.name == "runs":  # the adapter in a run's own directory
+        settings, ids = settings.with_argument("output_dir", path.parents[2]), [path.parent.name]
+    for run_id in ids:
+        try:
+            return find(run_id, settings)
+        except BackpropagateError:
+            continue
+    if not (path / "adapter_config.json").is_file():
+        return None
+    try:
+        return find(str(path), settings)
+    except BackpropagateError:
+        return None
+
+
+# --- the wishes -----------------------------------------------------------------------------------------------------
+
+
+def _repo(repo: str | None) -> str:
+    def wrong(text: str) -> BackpropagateError:
+        return error_for("HUB_PUSH_INVALID_REPO", text)
+
+    if repo is None:
+        raise wrong("no repository was named")
+    owner, slash, name = repo.partition("/")
+    if not slash or "/" in name:
+        raise wrong(f"{repo!r} is not of the form owner/name")
+    for part in (owner, name):
+        if not _PART.fullmatch(part) or "--" in part or ".." in part:
+            raise wrong(
+                f"{repo!r}: {part!r} may have letters, digits and `_ . -`, no `--` or `..`, and none of `- .` at its ends"
+            )
+    if len(repo) > _LONGEST_REPO or name.endswith((".git", ".ipynb")):
+        raise wrong(f"{repo!r} is longer than {_LONGEST_REPO} characters or ends in .git")
+    return repo
+
+
+def _revision(revision: str | None) -> str:
+    if revision is None:
+        return "main"
+    if not re.fullmatch(r"[A-Za-z0-9_][\w./-]*", revision) or ".." in revision or revision.endswith(("/", ".lock")):
+        raise UserInputError(
+            f"--revision: {revision!r} cannot be the name of a branch", suggestion="Leave it out for main."
+        )
+    return revision
+
+
+def _with_message(spec: PushSpec, message: str) -> PushSpec:
+    import msgspec
+
+    if not message.strip():
+        raise UserInputError("--message: it is empty", suggestion="Leave it out, or say something.")
+    return msgspec.structs.replace(spec, message=message.strip())
+
+
+def _token_file(name: str | None) -> str | None:
+    """Absolute, with something in it; what that is stays unknown here."""
+    if name is None:
+        return None
+    path = Path(os.path.abspath(os.path.expanduser(name)))
+
+    def wrong(text: str) -> BackpropagateError:
+        return error_for("INPUT_AUTH_REQUIRED", f"--token-file: {path} {text}")
+
+    if not path.is_file():
+        raise wrong("is not a file")
+    try:
+        said = path.read_bytes()
+    except OSError as error:
+        raise wrong(f"cannot be read: {error.strerror or error}") from error
+    if not said.strip() or len(said) > _LARGEST_TOKEN or len(said.split()) != 1:
+        raise wrong("does not hold one token and nothing else")
+    return str(path)
