@@ -22,6 +22,7 @@ from backpropagate_protocol.messages import ExportRoute, Made, Phase, Proof, Pus
 from backpropagate_runner.channel import Channel
 from backpropagate_runner.control import Control
 from backpropagate_runner.drill import Drill
+from backpropagate_runner.export.one_thread import on_one_thread
 from backpropagate_runner.export.stage import Stage
 from backpropagate_runner.frameworks import Frameworks
 from backpropagate_runner.session import Voice
@@ -47,10 +48,12 @@ def do(job: StageJob, channel: Channel, control: Control, voice: Voice, framewor
             backend = frameworks.backend(job.backend)
             return backend.reference(job, stage(Phase.REFERENCE))
         case MergeJob():
+            on_one_thread()
             from backpropagate_runner.export.merge import merge
 
             return merge(job, stage(Phase.MERGE))
         case ConvertJob():
+            on_one_thread()
             from backpropagate_runner.export.convert import convert
 
             return convert(job, stage(Phase.CONVERT))

@@ -111,6 +111,7 @@ _DOORS: dict[str, set[str]] = {
         "supervisor/backpropagate/wishes/environ.py",
         "backends/backpropagate_backends/torch_warm.py",
         "backends/backpropagate_backends/cuda.py",
+        "runner/backpropagate_runner/export/one_thread.py",
     },
     "os.getenv": set(),
     "print()": set(),
