@@ -113,6 +113,14 @@ def _pip(*arguments: str) -> None:
         )
 
 
+def _fetch_llama_sources() -> None:
+    fetched = subprocess.run(
+        [venv_python(), ROOT / "scripts" / "llama_sources.py"], stdin=subprocess.DEVNULL, cwd=ROOT, check=False
+    )
+    if fetched.returncode != 0:
+        raise Refusal("llama.cpp's sources, which the tests are held against, could not be fetched; see above for why.")
+
+
 def _wanted(extra: str) -> str:
     """What an install depends on: if this is unchanged, there is nothing to do."""
     return hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + extra.encode()).hexdigest()
@@ -136,6 +144,8 @@ def ensure(extra: str) -> Path:
             )
         _pip(TORCH)
     _pip("--editable", f".[{extra}]")
+    if extra == "dev":
+        _fetch_llama_sources()
     stamp.write_text(_wanted(extra), encoding="utf-8")
     return venv_python()
 
