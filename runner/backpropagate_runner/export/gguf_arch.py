@@ -68,7 +68,7 @@ class GgufArch:
     def names(self, names: Iterable[str]) -> dict[str, str]:
         """transformers' names to GGUF's, in the given order, without what a GGUF leaves out: a tied output, buffers.
 
-        Raises NotCovered for a tensor that this architecture does not have, and if one is missing.
+        Raises NotCovered for a tensor that this architecture does not have.
         """
         from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
 
@@ -80,8 +80,13 @@ class GgufArch:
                 continue
             mapped = table.get_name(name, try_suffixes=(".weight", ".bias"))
             if mapped is None or not name.endswith((".weight", ".bias")):
-                raise NotCovered(f"the tensor {name} is not one of a {self.name} model")
+                raise NotCovered(f"the tensor {name}, which is none of a {self.name} model")
             found[name] = mapped
+        return found
+
+    def all_names(self, names: Iterable[str]) -> dict[str, str]:
+        """The same of a whole model. Raises NotCovered also if one is missing."""
+        found = self.names(names)
         self._complete(set(found.values()))
         return found
 
@@ -90,7 +95,7 @@ class GgufArch:
         first = {name.removeprefix("blk.0.") for name in names if name.startswith("blk.0.")}
         wanted |= {f"blk.{layer}.{part}" for layer in range(self.layers) for part in first or {"attn_norm.weight"}}
         if missing := sorted(wanted - names):
-            raise NotCovered(f"{len(missing)} of the model's tensors are missing, among them {missing[0]}")
+            raise NotCovered(f"no {missing[0]} ({len(missing)} tensors are missing)")
 
 
 def architecture(config: Mapping[str, object]) -> GgufArch | None:

@@ -116,7 +116,7 @@ def tensors(weights: Weights, arch: GgufArch, wanted: str) -> list[Tensor]:
         Tensor(name, (len(values),), "F32", Computed(np.array(values, dtype=np.float32)))
         for name, values in arch.factors.items()
     ]
-    for name, mapped in arch.names(weights.names).items():
+    for name, mapped in arch.all_names(weights.names).items():
         shape = weights.shape(name)
         heads = arch.heads(name)
         made.append(

@@ -54,6 +54,14 @@ class Head:
             case str():
                 self.writer.add_string(key, value)
 
+    def adapter(self, alpha: float) -> None:
+        """llama.cpp multiplies each pair by alpha over its rank."""
+        self.say("general.type", "adapter")
+        self.say("adapter.type", "lora")
+        self.say("adapter.lora.alpha", alpha)
+        self.say("general.file_type", _FILE_TYPE["f32"])
+        self.say("general.quantization_version", _QUANTIZATION_VERSION)
+
     def model(self, metadata: Mapping[str, Value], wanted: str) -> None:
         self.say("general.type", "model")
         for key, value in metadata.items():
@@ -143,7 +151,7 @@ class _Body:
             piece, overflowed = tensor.piece(start, stop)
             if overflowed:
                 return False
-            self._put(memoryview(np.ascontiguousarray(piece).reshape(-1).view(np.uint8)))
+            self._put(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
             moved(self._file.tell() - self._last)
         self._put(bytes(-self._file.tell() % _ALIGNMENT))
         return True

@@ -18,7 +18,8 @@ import logging
 import re
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -99,17 +100,15 @@ def _check_merge(files: ModelFiles, weights: Weights) -> None:
 
 
 def _run(folder: Path, files: ModelFiles, weights: Weights, out: Path, job: ConvertJob, advance: Advance) -> None:
-    if "gguf" in sys.modules:
+    there = sys.modules.get("gguf")
+    if there is not None and not Path(str(there.__file__)).is_relative_to(folder):
         raise RuntimeError("this process has imported another gguf package already")
     sys.path[:0] = [str(folder), str(folder / "gguf-py")]
     words = _Words(advance)
     logging.getLogger().addHandler(words)
     try:
         _without_sentencepiece()
-        _with_our_progress(advance)
         conversion = importlib.import_module("conversion")
-        _with_our_numbers(weights)
-        _with_our_names(importlib.import_module("conversion.base"))
         arguments = [
             str(files.folder),
             "--outfile",
@@ -123,7 +122,8 @@ def _run(folder: Path, files: ModelFiles, weights: Weights, out: Path, job: Conv
         if _speculates(conversion, files):
             arguments.append("--no-nextn")
         sys.argv = [SCRIPT, *arguments]
-        runpy.run_path(str(folder / SCRIPT), run_name="__main__")
+        with _our_numbers(weights), _our_names(), _our_progress(advance):
+            runpy.run_path(str(folder / SCRIPT), run_name="__main__")
     except BackpropagateError:
         raise
     except SystemExit as end:
@@ -152,31 +152,39 @@ def _speculates(conversion: ModuleType, files: ModelFiles) -> bool:
         return False
 
 
-def _with_our_numbers(weights: Weights) -> None:
+@contextmanager
+def _our_numbers(weights: Weights) -> Iterator[None]:
     """Tensors that the adapter changes are computed when the converter reads them; the rest stay mapped files."""
     utility = importlib.import_module("gguf.utility")
-    local, plain = utility.SafetensorsLocal, utility.LocalTensor.mmap_bytes
+    opened, plain = utility.SafetensorsLocal.__enter__, utility.LocalTensor.mmap_bytes
+    names: dict[int, str] = {}  # by the identity of what stands for them; they are all kept until the end
+    kept: list[_Part] = []
 
-    class Merged(local):  # type: ignore[misc]  # its class is known only now
-        def __enter__(self) -> dict[str, _Part]:
-            parts: dict[str, _Part] = super().__enter__()
-            for name, part in parts.items():
-                part.merged = name  # type: ignore[attr-defined]
-            return parts
+    def named(part_file: object) -> dict[str, _Part]:
+        parts: dict[str, _Part] = opened(part_file)
+        names.update({id(part): name for name, part in parts.items()})
+        kept.extend(parts.values())
+        return parts
 
     def bytes_of(part: _Part) -> NDArray[np.uint8]:
-        name = getattr(part, "merged", "")
-        if not name or not weights.touched(name):
+        name = names.get(id(part))
+        if name is None or not weights.touched(name):
             read: NDArray[np.uint8] = plain(part)
             return read
         return np.ascontiguousarray(weights.stored(name, 0, part.shape[0])).reshape(-1).view(np.uint8)
 
-    utility.SafetensorsLocal = Merged
+    utility.SafetensorsLocal.__enter__ = named
     utility.LocalTensor.mmap_bytes = bytes_of
+    try:
+        yield
+    finally:
+        utility.SafetensorsLocal.__enter__, utility.LocalTensor.mmap_bytes = opened, plain
 
 
-def _with_our_names(base: ModuleType) -> None:
-    original = base.TextModel.get_vocab_base_pre
+@contextmanager
+def _our_names() -> Iterator[None]:
+    text_model = importlib.import_module("conversion.base").TextModel
+    original = text_model.get_vocab_base_pre
 
     def named(model: _Model, tokenizer: object) -> str:
         try:
@@ -187,7 +195,11 @@ def _with_our_names(base: ModuleType) -> None:
                 raise
             return found
 
-    base.TextModel.get_vocab_base_pre = named
+    text_model.get_vocab_base_pre = named
+    try:
+        yield
+    finally:
+        text_model.get_vocab_base_pre = original
 
 
 class _Model(Protocol):
@@ -213,7 +225,8 @@ def _without_sentencepiece() -> None:
     sys.modules["sentencepiece"] = stand_in
 
 
-def _with_our_progress(advance: Advance) -> None:
+@contextmanager
+def _our_progress(advance: Advance) -> Iterator[None]:
     class Bar:
         """Stands where the converter has its progress bar."""
 
@@ -227,7 +240,13 @@ def _with_our_progress(advance: Advance) -> None:
         def __getattr__(self, name: str) -> Callable[..., None]:
             return lambda *rest, **more: None
 
-    importlib.import_module("tqdm").tqdm = Bar  # type: ignore[attr-defined]
+    tqdm = importlib.import_module("tqdm")
+    original = tqdm.tqdm
+    tqdm.tqdm = Bar
+    try:
+        yield
+    finally:
+        tqdm.tqdm = original
 
 
 class _Words(logging.Handler):
