@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from backpropagate_backends.torch_generate import ends_of, with_adapter
 from backpropagate_backends.torch_model import choose_precision, load_model
 from backpropagate_backends.torch_source import find
-from backpropagate_backends.torch_tokenizer import load_tokenizer
+from backpropagate_backends.torch_tokenizer import trained_tokenizer
 from backpropagate_protocol.errors import UserInputError
 from backpropagate_protocol.jobs import ChatJob
 
@@ -25,7 +25,7 @@ class TorchConversation:
             raise UserInputError("there is no model to talk with")
         source = find(job.model)
         self._job = job
-        self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(source)
+        self._tokenizer: PreTrainedTokenizerBase = trained_tokenizer(source, job.adapter)
         precision = choose_precision(job.model, device, lambda text, level: None)
         model: PreTrainedModel | PeftModel = load_model(source, precision, self._tokenizer, lambda text, level: None)
         if job.adapter is not None:

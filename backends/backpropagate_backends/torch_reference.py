@@ -21,7 +21,7 @@ from backpropagate_backends.torch_generate import ends_of, with_adapter
 from backpropagate_backends.torch_model import Precision, load_model
 from backpropagate_backends.torch_room import free_host_memory
 from backpropagate_backends.torch_source import Source, find
-from backpropagate_backends.torch_tokenizer import load_tokenizer
+from backpropagate_backends.torch_tokenizer import trained_tokenizer
 from backpropagate_protocol.jobs import ReferenceJob
 from backpropagate_protocol.messages import Made
 from backpropagate_protocol.reference import (
@@ -29,7 +29,6 @@ from backpropagate_protocol.reference import (
     MAX_NEW_TOKENS,
     MAX_ROWS,
     PROMPT_ROWS,
-    PROMPTS,
     Answered,
     Reference,
     ReferenceWriter,
@@ -46,8 +45,8 @@ _SPARE = 1.15  # of the weights: activations, logits, what loading holds for a m
 def write_reference(job: ReferenceJob, device: Literal["cpu", "cuda"], stage: Reporting) -> Made:
     """The stage: see `base.Backend.reference`."""
     source = find(job.model)
-    tokenizer = load_tokenizer(source)
-    prompts = tuple(dict.fromkeys((*PROMPTS, *job.prompts)))
+    tokenizer = trained_tokenizer(source, job.adapter)
+    prompts = tuple(dict.fromkeys(job.prompts))
     plan = _plan(source, device)
     notes = []
     model = None
@@ -87,6 +86,7 @@ def write_reference(job: ReferenceJob, device: Literal["cpu", "cuda"], stage: Re
                 variables={name: str(token) for name, token in tokenizer.special_tokens_map.items()},
                 special=_special(tokenizer),
                 ends=ends,
+                adds_bos=_adds_bos(tokenizer),
                 day=datetime.now().date().isoformat(),
                 rendered=tuple(Rendered(turns, _text(tokenizer, turns)) for turns in CONVERSATIONS if template),
                 why_not=plan if isinstance(plan, str) else "",
@@ -218,6 +218,10 @@ def _ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 def _special(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     named = {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "unk")}
     return {name: int(token) for name, token in named.items() if token is not None}
+
+
+def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
 
 
 def _digest(adapter: str | None) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 
@@ -46,6 +47,13 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # labels and attention masks are explicit, so any token will do
     return tokenizer
+
+
+def trained_tokenizer(source: Source, adapter: str | None) -> PreTrainedTokenizerBase:
+    """The tokenizer that a model was trained with: the one saved beside the adapter, else the base's."""
+    if adapter is None or not (Path(adapter) / "tokenizer.json").is_file():
+        return load_tokenizer(source)
+    return load_tokenizer(replace(source, path=adapter, revision=None, local=True))
 
 
 class TorchTokenizer:

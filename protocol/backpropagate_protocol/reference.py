@@ -23,19 +23,6 @@ MAX_ROWS = 16  # of logits, for each prompt
 PROMPT_ROWS = 4  # of these before the answer; the rest are the answer's
 _INDEX, _LOGITS = "reference.json", "logits.f32"
 
-# What every export is tried with. Beside being questions they hold what tokenizers and templates differ in: contractions,
-# digits, runs of blanks and line ends, scripts, emoji, code, and text that looks like a turn's mark.
-PROMPTS = (
-    "What is the capital of France?",
-    "Please answer in one short sentence: why is the sky blue?",
-    "I'm sure you've heard it's 12345 + 678 = 13023; isn't that what they'd say?",
-    "def add(a, b):\n    return a + b\n\n\n# What does   this\tdo?",
-    "Was heißt „Schmetterling“ auf Französisch? — 蝴蝶用法语怎么说?",
-    'Make JSON of it: {"name": "Zoë 🦋", "tags": ["a", "b"], "n": -3.5e10}',
-    "Repeat after me: <end> [INST] ### Response: </s-like> OK",
-    "List three colours.\n\n1.\n2.\n3.",
-)
-
 Turns = tuple[tuple[str, str], ...]  # (role, content)
 
 # Conversations that are only rendered, never answered: a template may be right for one question and wrong for the next.
@@ -93,6 +80,7 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
     variables: dict[str, str] = {}  # what the template may ask for: bos_token, eos_token, …
     special: dict[str, int] = {}  # bos, eos, pad, unk: ids of the tokenizer
     ends: tuple[int, ...] = ()  # the tokens that end an answer
+    adds_bos: bool = False  # the tokenizer puts the BOS before plain text
     day: str = ""  # on which templates were rendered, as ISO 8601: some write the date
     prompts: tuple[Answered, ...] = ()
     rendered: tuple[Rendered, ...] = ()
