@@ -56,9 +56,9 @@ def test_a_test_uses_no_mock(path: Path) -> None:
 
 
 def test_tests_mirror_the_tree() -> None:
-    """A folder of tests is a part, the house, or the whole system."""
+    """A folder of tests is a part, the house, the whole system, or servers of others as they answer."""
     folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert folders == {*PARTS, "house", "system"}
+    assert folders == {*PARTS, "house", "system", "doubles"}
 
 
 def test_no_file_names_a_place_on_the_machine_it_was_written_on() -> None:

@@ -11,7 +11,10 @@ import pytest
 
 from tests.house.source import PARTS, ROOT, modules, name_of, reaches, string_constants
 
-_HEAVY = ("torch", "transformers", "numpy", "datasets", "peft", "trl", "accelerate", "pyarrow", "bitsandbytes")
+_HEAVY = (
+    "torch", "transformers", "numpy", "datasets", "peft", "trl", "accelerate", "pyarrow", "bitsandbytes",
+    "gguf", "llama_cpp", "safetensors", "huggingface_hub", "jinja2",
+)  # fmt: skip
 
 
 def python(program: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -70,7 +73,9 @@ def test_the_protocol_and_the_runner_load_without_any_framework(tmp_path: Path) 
 
 
 def test_the_runner_knows_backends_by_their_contract_only() -> None:
-    known = {"backpropagate_backends.registry", "backpropagate_backends.base"}
+    """And by two questions that no framework is needed for: where a model's files are, and how much memory is free."""
+    names = ("registry", "base", "torch_source", "torch_room")
+    known = {f"backpropagate_backends.{name}" for name in names}
     used = {name for path in modules("runner") for name in reaches(path) if name.startswith("backpropagate_backends")}
     assert {name for name in used if ".".join(name.split(".")[:2]) not in known} <= {"backpropagate_backends"}
 
@@ -115,7 +120,21 @@ _DOORS: dict[str, set[str]] = {
     },
     "os.getenv": set(),
     "print()": set(),
-    "input()": set(),
+    "input()": {"supervisor/backpropagate/commands/chat.py"},
+    # What an export reaches: llama.cpp, Ollama over HTTP, the hub, and programs of others, run in a child of their own.
+    "llama_cpp": {"runner/backpropagate_runner/export/llama.py", "runner/backpropagate_runner/export/quantize.py"},
+    "http.client": {"runner/backpropagate_runner/export/ollama.py"},
+    "urllib.request": {"backends/backpropagate_backends/torch_source.py"},
+    "socket": {"runner/backpropagate_runner/export/ollama.py"},
+    "huggingface_hub": {
+        "backends/backpropagate_backends/torch_source.py",
+        "runner/backpropagate_runner/export/hub_files.py",
+        "runner/backpropagate_runner/export/push.py",
+    },
+    "runpy": {
+        "runner/backpropagate_runner/export/fetch_converter.py",
+        "runner/backpropagate_runner/export/official.py",
+    },
     "eval()": set(),
     "exec()": set(),
     "pickle": set(),

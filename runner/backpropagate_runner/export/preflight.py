@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from backpropagate_backends.torch_room import free_host_memory
 from backpropagate_protocol.errors import (
     DependencyError,
     InvalidSettingError,
@@ -30,7 +31,7 @@ from backpropagate_runner.export.gguf_vocab import chat_template, tokenizer_fold
 from backpropagate_runner.export.gguf_vocab import read as read_vocabulary
 from backpropagate_runner.export.model_files import ModelFiles, check_full_precision, open_model
 from backpropagate_runner.export.ollama import Server
-from backpropagate_runner.export.room import check_disk, check_writable, free_memory, megabytes, same_disk
+from backpropagate_runner.export.room import check_disk, check_writable, megabytes, same_disk
 from backpropagate_runner.export.route import Way, no_converter, unsupported, way
 from backpropagate_runner.export.sizes import Sizes, estimated_parameters, folder_bytes, of_gguf, of_merged, stored_type
 from backpropagate_runner.export.stage import Stage
@@ -218,8 +219,8 @@ def _verifier(export: ExportSpec, weight_bytes: int, notes: list[str]) -> str:
     if export.format in ("gguf", "lora-gguf") and (missing := llama.available()):
         notes.append(f"the file will be read, not run, to prove it: {missing}")
         return "weights"
-    free = free_memory()
-    if free is not None and free < weight_bytes * _LOADING:
+    free = free_host_memory()
+    if free < weight_bytes * _LOADING:
         notes.append(
             f"the weights will be read, not run, to prove them: running the model takes about "
             f"{megabytes(int(weight_bytes * _LOADING))} of memory, and {megabytes(free)} are free"

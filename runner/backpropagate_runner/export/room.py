@@ -1,16 +1,13 @@
-"""The room that there is: on the disk of a folder that need not exist yet, and in the machine's memory."""
+"""The room that there is on the disk of a folder that need not exist yet."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 
 from backpropagate_protocol.errors import ConfigurationError, DiskFullError
-
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def nearest(path: Path) -> Path:
@@ -54,24 +51,6 @@ def check_writable(path: Path) -> None:
         raise ConfigurationError(
             f"{path} cannot be written: {error.strerror or error}", code="CONFIG_OUTPUT_UNWRITABLE", suggestion=choose
         ) from error
-
-
-def free_memory() -> int | None:
-    """Bytes that this process could take; None if nobody here can tell. A container's limit counts."""
-    if find_spec("psutil") is None:
-        return None
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
-    limit, used = _cgroup("memory.max"), _cgroup("memory.current")
-    return free if limit is None or used is None else min(free, max(0, limit - used))
-
-
-def _cgroup(name: str) -> int | None:
-    try:
-        return int((_CGROUP / name).read_text(encoding="ascii"))
-    except (OSError, ValueError):  # no container, no limit (`max`), or not Linux
-        return None
 
 
 def megabytes(count: int) -> str:

@@ -95,7 +95,7 @@ def test_an_architecture_that_nobody_here_converts_names_both_ways_to_the_offici
 
 def converter(folder: Path, *architectures: str) -> Path:
     """A folder that looks like llama.cpp's own converter as far as it is looked at before it is run."""
-    for name in ("convert_hf_to_gguf.py", "conversion/__init__.py", "gguf-py/gguf/__init__.py"):
+    for name in ("convert_hf_to_gguf.py", "conversion/__init__.py", "conversion/base.py", "gguf-py/gguf/__init__.py"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("", encoding="utf-8")
     known = "\n".join(f'ModelBase.register("{name}")' for name in architectures)
