@@ -36,7 +36,7 @@ def push(job: PushJob, stage: Stage, endpoint: str | None = None) -> Pushed:
 
     spec = job.push
     check_repo(spec.repo)
-    files = choose(Path(spec.folder), spec.card)
+    files = choose(Path(spec.folder), spec.card, spec.files)
     listed = tuple((file.name, file.size) for file in files)
     if spec.dry_run:
         return Pushed(url=f"{endpoint or constants.ENDPOINT}/{spec.repo}", commit="", files=listed)
@@ -72,7 +72,7 @@ def _token(file: str | None) -> str:
 def _upload(spec: PushSpec, files: list[PushFile], stage: Stage, token: str, endpoint: str | None) -> tuple[str, str]:
     """(address of the repository, id of the commit)"""
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()  # they are drawn for a terminal; ours has none
     api = HfApi(endpoint=endpoint, token=token, library_name="backpropagate")

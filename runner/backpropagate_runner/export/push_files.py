@@ -7,6 +7,7 @@ lies beside the weights can get out by accident.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,8 +60,9 @@ class PushFile(NamedTuple):
     content: bytes = b""
 
 
-def choose(folder: Path, card: str) -> list[PushFile]:
+def choose(folder: Path, card: str, only: Sequence[str] = ()) -> list[PushFile]:
     """The files of `folder` (or that one GGUF file) to upload, small ones first; `card` takes the place of its README.md.
+    `only`: names to which the choice is restricted.
 
     Raises UserInputError if there is nothing to push, or no weights in what there is.
     """
@@ -70,6 +72,10 @@ def choose(folder: Path, card: str) -> list[PushFile]:
         )
     paths = [folder] if folder.is_file() else sorted(folder.iterdir())
     files = [PushFile(path.name, path.stat().st_size, path) for path in paths if _wanted(path)]
+    if only:
+        files = [file for file in files if file.name in only]
+        if missing := sorted(set(only) - {file.name for file in files}):
+            raise UserInputError(f"{missing[0]} is not in {folder}, or is no file of a model")
     if not any(file.name.endswith(_WEIGHTS) for file in files):
         raise UserInputError(
             f"{folder} holds no adapter, no merged model and no GGUF file",

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from huggingface_hub import constants
 
@@ -78,17 +79,19 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def _push(hub: HubDouble, folder: Path, heard: Heard | None = None, **more: object) -> Pushed:
+def _push(
+    hub: HubDouble, folder: Path, heard: Heard | None = None, **more: str | bool | tuple[str, ...] | None
+) -> Pushed:
     token = folder.parent / "my-token"
     token.write_text(f"{hub.token}\n", encoding="utf-8")
-    wishes: dict[str, object] = {"repo": "me/my-model", "token_file": str(token), **more}
-    spec = PushSpec(folder=str(folder), **wishes)  # type: ignore[arg-type]
+    spec = PushSpec(folder=str(folder), repo="me/my-model", token_file=str(token))
+    spec = msgspec.structs.replace(spec, **more)
     return push(PushJob(push=spec), (heard or Heard(Phase.PUSH)).stage, hub.url)
 
 
-def _error(hub: HubDouble, folder: Path, **more: object) -> BackpropagateError:
+def _error(hub: HubDouble, folder: Path, **more: str | None) -> BackpropagateError:
     with pytest.raises(BackpropagateError) as told:
-        _push(hub, folder, **more)
+        _push(hub, folder, None, **more)
     return told.value
 
 
@@ -171,6 +174,16 @@ def test_a_link_is_not_followed(folder: Path, tmp_path: Path) -> None:
     except OSError:
         pytest.skip("links need a privilege here")
     assert "LICENSE" not in {file.name for file in choose(folder, "")}
+
+
+def test_of_several_files_only_the_named_go(tmp_path: Path) -> None:
+    for name in ("a-F16.gguf", "b-F16.gguf", "README.md", "notes.txt"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    assert [file.name for file in choose(tmp_path, "", ("b-F16.gguf",))] == ["b-F16.gguf"]
+    assert [file.name for file in choose(tmp_path, _CARD, ("b-F16.gguf",))] == ["b-F16.gguf", "README.md"]
+    for missing in ("c-F16.gguf", "notes.txt"):
+        with pytest.raises(BackpropagateError, match=missing):
+            choose(tmp_path, "", ("a-F16.gguf", missing))
 
 
 def test_shards_and_their_index_belong_to_a_model(tmp_path: Path) -> None:
@@ -309,4 +322,5 @@ def test_a_real_child_never_says_the_token(
     assert isinstance(last, Done if good else Fault)
     assert b"[redacted]" in encode(last) or good
     assert token.encode() not in b"".join(map(encode, child.said)) + log.read_bytes()
+    assert isinstance(child.process.args, list)
     assert token not in json.dumps([str(part) for part in child.process.args])
