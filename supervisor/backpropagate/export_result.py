@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from backpropagate import events
 from backpropagate.events import Event
 from backpropagate_protocol.rundir import RunDir
+
+_TOLD = ("relative_error", "kl", "agreement")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +46,15 @@ class Proof:
 
     def __str__(self) -> str:
         wrong = [str(check) for check in self.checks if not check.passed]
-        said = "; ".join(wrong or [str(check) for check in self.checks])
-        return f"{'passed' if self.passed else 'FAILED'}: {said}"
+        if wrong or not self.passed:
+            return f"FAILED: {'; '.join(wrong)}"
+        how = "run by llama.cpp" if self.verifier == "llama" else "read"
+        told = [
+            f"{check.name} {check.value:.3g}"
+            for check in self.checks
+            if check.name in _TOLD and check.value is not None
+        ]
+        return ", ".join([f"passed, {how}", f"{self.prompts} prompts", f"{self.positions} positions", *told])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +76,14 @@ class Export:
     ollama_name: str | None
     report_path: Path | None
     run_id: str
+
+    def document(self) -> dict[str, object]:
+        """As `exported` in a JSON document."""
+        plain = {name: str(value) if isinstance(value, Path) else value for name, value in self._fields()}
+        return {**plain, "proof": None if self.proof is None else asdict(self.proof)}
+
+    def _fields(self) -> Iterator[tuple[str, object]]:
+        return ((field.name, getattr(self, field.name)) for field in fields(self))
 
     def __str__(self) -> str:
         registered = f", in Ollama as {self.ollama_name}" if self.ollama_name else ""

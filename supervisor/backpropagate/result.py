@@ -7,6 +7,7 @@ from pathlib import Path
 
 from backpropagate import events
 from backpropagate.events import Event
+from backpropagate.export_result import Export, ExportSummary
 from backpropagate.watch.view import RunView, sparkline
 from backpropagate_protocol.rundir import RunDir
 
@@ -24,8 +25,7 @@ class TrainingRun:
     recoveries        in words, one for each fault that was recovered from; recovery_count: how many (in --json documents,
                       `recovered` and `recoveries`)
     duration_seconds  of supervision, from the first to the last event
-    export_path       the exported file or folder, or None; ollama_name: the name Ollama has it under; url: where it was pushed
-    proof             how the exported model was compared with the trained one: `passed`, and `checks` with value and bound
+    export            what was made of the adapter in the same run, or None
     """
 
     run_id: str
@@ -40,10 +40,7 @@ class TrainingRun:
     recoveries: list[str] = field(default_factory=list)
     duration_seconds: float = 0.0
     samples_seen: int = 0
-    export_path: Path | None = None
-    ollama_name: str | None = None
-    url: str | None = None
-    proof: events.ExportProved | None = None
+    export: Export | None = None
 
     @property
     def completed(self) -> bool:
@@ -68,9 +65,11 @@ class Summary:
         self._losses: dict[int, float] = {}
         self._samples = 0
         self._earlier_seconds = 0.0
+        self._exported = ExportSummary(run_dir)
 
     def event(self, event: Event) -> None:
         self.view.see(event)
+        self._exported.event(event)
         if isinstance(event, events.Step):
             self._samples = event.samples_seen
             if event.loss is not None:
@@ -100,8 +99,5 @@ class Summary:
             recoveries=list(self.view.recoveries),
             duration_seconds=round(self._earlier_seconds, 3),
             samples_seen=ended.samples_seen or self._samples,
-            export_path=Path(ended.export) if ended.export else None,
-            ollama_name=ended.ollama,
-            url=ended.url,
-            proof=self.view.proof,
+            export=self._exported.export,
         )

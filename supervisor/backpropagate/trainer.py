@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backpropagate import events
-from backpropagate.events import Event
+from backpropagate.events import Event, RunEnded
+from backpropagate.export_result import Export, ExportSummary
 from backpropagate.follow import StopFollowing, follow
 from backpropagate.keep import history, runs
 from backpropagate.keep.journal import Follower, read
+from backpropagate.keep.results import copy_adapter
 from backpropagate.launch import start
 from backpropagate.result import Summary, TrainingRun
 from backpropagate.watch.console import sink_for
@@ -29,12 +31,19 @@ from backpropagate.watch.notebook import NotebookSink, in_notebook
 from backpropagate.watch.sinks import Sink
 from backpropagate.wishes.build_spec import build_spec, notices
 from backpropagate.wishes.environ import environment
+from backpropagate.wishes.export_run import export_run
+from backpropagate.wishes.export_spec import ExportWish
 from backpropagate.wishes.later import method_error, without_later
+from backpropagate.wishes.push_run import PushWish, push_run
 from backpropagate.wishes.settings import Settings
+from backpropagate.wishes.sources import find
 from backpropagate_protocol.errors import BackpropagateError, UserInputError, error_for
 from backpropagate_protocol.rundir import RunDir
+from backpropagate_protocol.spec import RunSpec
 
-__all__ = ["Trainer", "TrainingCallback", "TrainingRun"]
+__all__ = ["Export", "Trainer", "TrainingCallback", "TrainingRun"]
+
+Made = TrainingRun | Export | str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +162,9 @@ class Trainer:
         samples: int | None = None,
         batch_size: int | str | None = None,
         gradient_accumulation: int | None = None,
+        export: str | None = None,
+        ollama_name: str | None = None,
+        export_dir: str | os.PathLike[str] | None = None,
         resume: str | None = None,
         callback: TrainingCallback | None = None,
         on_step: Callable[[int, float | None], bool | None] | None = None,
@@ -161,13 +173,16 @@ class Trainer:
         """Trains under supervision and blocks until the run has ended.
 
         data     a file or a hub id; steps: optimizer steps (100); epochs: instead of steps; samples: only the first N rows
+        export   what to make of the result, in the same run: a quantization such as "q4_k_m" (a GGUF of it), or "gguf",
+                 "merged", "lora"; it is in `run.export`. ollama_name: register it; export_dir: where it goes
         resume   a run id, a prefix of one, or "latest": go on with that run, with the data and settings it began with
 
         Ctrl-C (interrupting the cell) saves a checkpoint and returns the run with status "interrupted"; a second one ends it
-        at once. Raises the exception of the error's code (`run_id` is set on it) if the run failed.
+        at once. Raises the exception of the error's code (`run_id` is set on it) if the run failed, and if the export did:
+        the training is then kept, in `trainer.runs[-1]` and on the disk.
         """
         if resume is not None:
-            extra = [name for name, value in {"data": data, "steps": steps, "epochs": epochs, "samples": samples, "batch_size": batch_size, "gradient_accumulation": gradient_accumulation, **more}.items() if value is not None]  # fmt: skip
+            extra = [name for name, value in {"data": data, "steps": steps, "epochs": epochs, "samples": samples, "batch_size": batch_size, "gradient_accumulation": gradient_accumulation, "export": export, "ollama_name": ollama_name, "export_dir": export_dir, **more}.items() if value is not None]  # fmt: skip
             if extra:
                 raise UserInputError(
                     f"a resumed run keeps its data and settings; {', '.join(extra)} cannot change them",
@@ -185,6 +200,9 @@ class Trainer:
                     "samples": samples,
                     "batch_size": batch_size,
                     "gradient_accumulation": gradient_accumulation,
+                    "export": export,
+                    "ollama_name": ollama_name,
+                    "export_dir": export_dir,
                     **without_later(more),
                 }.items()
                 if value is not None
@@ -192,9 +210,7 @@ class Trainer:
         }
         settings = Settings(wishes)
         spec = build_spec(settings, verbose=settings.flag("debug"))
-        if self._progress:
-            for notice in notices(settings):
-                sys.stderr.write(f"note: {notice}\n")
+        self._tell(notices(settings))
         run_dir = runs.create(spec)
         with runs.beginning(run_dir):
             return self._follow(run_dir, _Calls(callback, on_step), spec.safety.wait_for_lock)
@@ -217,26 +233,148 @@ class Trainer:
             raise error_for("STATE_RUN_FINISHED", "the run is complete", run_id=run_dir.run_id)
         return self._follow(run_dir, _Calls(callback, on_step), settings.flag("safety.wait"))
 
+    def export(
+        self,
+        format: str | None = "gguf",
+        quantization: str | None = None,
+        output_dir: str | os.PathLike[str] | None = None,
+        *,
+        run: Made | None = None,
+        name: str | None = None,
+        ollama_name: str | None = None,
+        lmstudio: bool = False,
+        base: str | os.PathLike[str] | None = None,
+        prompts: Sequence[str] = (),
+        **more: object,
+    ) -> Export:
+        """Exports a trained run, proves that the result answers as the trained model does, and blocks until that is done.
+
+        format        "gguf", "merged", "lora", "lora-gguf"; None: gguf if a quantization or Ollama is named, else lora
+        quantization  of a GGUF ("q4_k_m"); output_dir: where it goes (exports/RUN in the output folder)
+        run           a TrainingRun, a run id, or a folder; None: the newest run of this Trainer, else of the output folder
+        name          of the file, without quantization and suffix; ollama_name: register it with Ollama under this name
+        lmstudio      place it among LM Studio's models, too; base: instead of the base model that the adapter names
+        prompts       tried in the proof, besides the ones that every export is tried with
+
+        Raises ExportError and its kinds, DependencyError, UserInputError; TrainingAbortedError after Ctrl-C, which leaves an
+        export that can be gone on with.
+        """
+        wishes = {**self._given, "quantization": quantization, "ollama_name": ollama_name, **without_later(more)}
+        settings = Settings(wishes)
+        wish = ExportWish(
+            format=format,
+            destination=None if output_dir is None else os.fspath(output_dir),
+            name=name,
+            lmstudio=lmstudio,
+            prompts=tuple(prompts),
+        )
+        what = self._made(run)
+        chosen = None if base is None else os.fspath(base)
+        spec = export_run(settings, what, wish, base=chosen, verbose=settings.flag("debug"))
+        self._tell(settings.warnings)
+        summary = self._carried_out(spec, "the export")
+        assert summary.export is not None
+        return summary.export
+
+    def push_to_ollama(self, name: str, quantization: str = "q4_k_m", *, run: Made | None = None) -> Export:
+        """Exports a GGUF and registers it with Ollama: then `ollama run NAME`. Raises as `export` does."""
+        return self.export("gguf", quantization, run=run, ollama_name=name)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        private: bool = True,
+        what: Made | None = None,
+        revision: str | None = None,
+        message: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
+        card: bool = True,
+    ) -> str:
+        """Uploads to the hub, with a card that says how it was made; returns the URL.
+
+        repo   "owner/name", made if it is not there; private: who may see it then
+        what   an Export, a TrainingRun, a run id, a folder or a GGUF; None: the adapter of the newest run
+        token_file  a file that holds the token; without one, HF_TOKEN or that of `hf auth login`
+
+        Raises HubPushError, UserInputError.
+        """
+        settings = Settings(self._given)
+        wish = PushWish(
+            repo=repo,
+            private=private,
+            revision=revision,
+            message=message,
+            token_file=None if token_file is None else os.fspath(token_file),
+            card=card,
+        )
+        spec = push_run(settings, self._made(what), wish, verbose=settings.flag("debug"))
+        summary = self._carried_out(spec, "the upload")
+        return summary.url or f"https://huggingface.co/{repo}"
+
+    def save(self, path: str | os.PathLike[str], *, run: Made | None = None) -> Path:
+        """Copies the trained adapter to the folder `path`, which must not exist yet; returns it."""
+        source = find(self._made(run), Settings(self._given))
+        if source.adapter is None:
+            raise UserInputError(f"{source.name} is a model without an adapter; there is nothing to save")
+        return copy_adapter(Path(source.adapter), Path(path))
+
+    def _made(self, what: Made | None) -> str:
+        """As a command would be told it."""
+        if what is None:
+            return self.runs[-1].run_id if self.runs else "latest"
+        if isinstance(what, TrainingRun):
+            return str(what.output_path)
+        return str(what.path) if isinstance(what, Export) else os.fspath(what)
+
+    def _tell(self, lines: Sequence[str]) -> None:
+        if self._progress:
+            for line in lines:
+                sys.stderr.write(f"note: {line}\n")
+
+    def _carried_out(self, spec: RunSpec, what: str) -> ExportSummary:
+        """Supervised to its end. Raises for every end but the good one."""
+        run_dir = runs.create(spec)
+        summary = ExportSummary(run_dir)
+        with runs.beginning(run_dir):
+            ended = self._watch(run_dir, [summary], spec.safety.wait_for_lock)
+        if ended.status != "completed":
+            raise error_for(
+                ended.code
+                or ("RUNTIME_TRAINING_ABORTED" if ended.status == "interrupted" else "RUNTIME_EXPORT_FAILED"),
+                ended.message or f"{what} is {ended.status}",
+                suggestion=(ended.suggestion or f"Go on with it: {runs.resuming(run_dir)}").replace(
+                    "backprop resume RUN", runs.resuming(run_dir)
+                ),
+                run_id=spec.run_id,
+            )
+        return summary
+
+    def _watch(self, run_dir: RunDir, sinks: Sequence[Sink], wait: bool) -> RunEnded:
+        """Starts the supervisor and follows it; `sinks` are told what is new, and so is whoever looks on."""
+        follower = Follower(run_dir.events, from_end=True)
+        shown = _display(verbose=Settings(self._given).flag("debug")) if self._progress else []
+        first, *others = sinks
+        try:
+            with start(run_dir, owned=True, wait=wait) as supervisor:
+                return follow(supervisor, follower, [first, *shown, *others])
+        finally:
+            for sink in shown:
+                sink.close()
+
     def _follow(self, run_dir: RunDir, calls: _Calls, wait: bool) -> TrainingRun:
         summary = Summary(run_dir)
         for event in read(run_dir.events):  # what earlier supervisors of a resumed run did
             summary.event(event)
-        follower = Follower(run_dir.events, from_end=True)
-        shown = _display(verbose=Settings(self._given).flag("debug")) if self._progress else []
         calls.run_dir = run_dir
-        try:
-            with start(run_dir, owned=True, wait=wait) as supervisor:
-                ended = follow(supervisor, follower, [summary, *shown, calls])
-        finally:
-            for sink in shown:
-                sink.close()
+        ended = self._watch(run_dir, [summary, calls], wait)
         run = summary.run()
         self.runs.append(run)
-        if ended.status == "failed":
+        if ended.status == "failed" or (ended.status == "partial" and runs.load_spec(run_dir).export is not None):
             error = error_for(
                 ended.code or "RUNTIME_TRAINING_FAILED",
                 ended.message or "the run failed",
-                suggestion=ended.suggestion or None,
+                suggestion=ended.suggestion.replace("backprop resume RUN", runs.resuming(run_dir)) or None,
                 run_id=run.run_id,
             )
             calls.failed(error)

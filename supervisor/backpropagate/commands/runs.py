@@ -47,7 +47,7 @@ def _line(row: RunRow) -> str:
     loss = "" if row.final_loss is None else f"{row.final_loss:.4f}"
     data = row.dataset_info.replace("\\", "/").rpartition("/")[2]
     label = f" ({row.name})" if row.name else ""
-    steps = f"{row.steps}/{row.total_steps or '?'}"
+    steps = row.session_kind if row.session_kind in ("export", "push") else f"{row.steps}/{row.total_steps or '?'}"
     return f"{row.run_id[:8]}  {row.status:11}  {steps:>13}  {loss:>8}  {row.started_at:20}  {row.model_name}, {data}{label}"
 
 

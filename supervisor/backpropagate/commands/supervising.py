@@ -84,15 +84,12 @@ def _in_foreground(screen: Screen, run_dir: RunDir, resumed: bool, wait: bool) -
 
 
 def _exported_document(summary: ExportSummary) -> dict[str, object]:
-    import msgspec
+    from dataclasses import asdict
 
     made = summary.export
-    document: dict[str, object] = {}
     if made is not None:
-        document["exported"] = {**msgspec.to_builtins(made, builtin_types=()), "path": str(made.path)}
-    elif summary.proof is not None:
-        document["proof"] = msgspec.to_builtins(summary.proof)
-    return document
+        return {"exported": made.document()}
+    return {} if summary.proof is None else {"proof": asdict(summary.proof)}
 
 
 def _in_words(outcome: Outcome, kind: str, summary: ExportSummary) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 from backpropagate_protocol import durable
+from backpropagate_protocol.errors import ConfigurationError
 from backpropagate_protocol.rundir import MANIFEST, PARTIAL, OutputDir
 
 
@@ -17,10 +19,7 @@ def publish_adapter(adapter: Path, output: OutputDir) -> Path:
     recover(output)
     new, old = _new(output), _old(output)
     try:
-        shutil.copytree(adapter, new, ignore=shutil.ignore_patterns(MANIFEST))
-        for name in durable.files_of(new):
-            durable.DISK.sync_file(new / name)
-        durable.DISK.sync_dir(new)
+        _copied(adapter, new)
         if output.lora.exists():
             durable.rename(output.lora, old)
         try:
@@ -35,6 +34,38 @@ def publish_adapter(adapter: Path, output: OutputDir) -> Path:
     durable.DISK.sync_dir(output.path)
     durable.discard(old)
     return output.lora
+
+
+def copy_adapter(adapter: Path, target: Path) -> Path:
+    """A copy under a name of the user's, whole or not at all; returns its absolute path.
+
+    Raises ConfigurationError (CONFIG_OUTPUT_UNWRITABLE) if there is something of that name, or if it cannot be written.
+    """
+    target = target.expanduser().absolute()
+    if os.path.lexists(target):
+        raise ConfigurationError(
+            f"{target} is there already", code="CONFIG_OUTPUT_UNWRITABLE", suggestion="Choose another name."
+        )
+    new = target.with_name(f".{target.name}{PARTIAL}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        durable.discard(new)
+        _copied(adapter, new)
+        durable.rename(new, target)
+    except OSError as error:
+        durable.discard(new)
+        raise ConfigurationError(
+            f"{target} cannot be written: {error.strerror or error}", code="CONFIG_OUTPUT_UNWRITABLE"
+        ) from error
+    durable.DISK.sync_dir(target.parent)
+    return target
+
+
+def _copied(adapter: Path, new: Path) -> None:
+    shutil.copytree(adapter, new, ignore=shutil.ignore_patterns(MANIFEST))
+    for name in durable.files_of(new):
+        durable.DISK.sync_file(new / name)
+    durable.DISK.sync_dir(new)
 
 
 def _new(output: OutputDir) -> Path:

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 
 from backpropagate_protocol.errors import InvalidSettingError, UserInputError
 
-_ADAPTER = "The finished adapter lies in `run.adapter_path`, in PEFT layout, ready for other tools."
-
 # Arguments of `Trainer` and `Trainer.train`: asking for one is an error, refusing it (False, None) is not.
 _ARGUMENTS = (
     "fp8", "reasoning_trace", "orpo_beta", "simpo_beta", "simpo_gamma", "kto_beta", "use_unsloth", "unsloth_fallback",
@@ -20,10 +18,6 @@ _OTHER_WORDS = {
     "resume_from_checkpoint": "Say resume=RUN.",
 }
 _METHODS = {
-    "export": _ADAPTER,
-    "push_to_ollama": _ADAPTER,
-    "push_to_hub": _ADAPTER,
-    "save": _ADAPTER,
     "multi_run": "Call train once for each run.",
     "multi_run_train": "Call train once for each run.",
     "estimate_vram": "`backprop info` shows how much memory each preset takes.",

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from backpropagate.keep import runs
+from backpropagate.wishes.card import card_for
+from backpropagate.wishes.environ import environment
 from backpropagate.wishes.export_run import run_spec
 from backpropagate.wishes.settings import Settings
 from backpropagate.wishes.sources import Source, find
@@ -59,7 +61,10 @@ def push_run(
     output = writable_folder(upload.output, least_mib=1, flag="--runs")
     chosen = settings.text_or_none("runner.python") or (upload.source.runner_python if upload.source else None)
     python = check_runner(chosen, "auto", what="pushing", needs=("huggingface_hub",))
-    spec = push_spec(wish, upload, _card(upload, wish) if wish.card else "")
+    if not wish.dry_run and wish.token_file is None:
+        _a_token_somewhere()
+    card = card_for(upload.folder, upload.files, upload.source, wish.repo or "") if wish.card else ""
+    spec = push_spec(wish, upload, card)
     return run_spec(
         settings,
         upload.source,
@@ -115,11 +120,6 @@ def find_upload(what: str, settings: Settings) -> Upload:
     return Upload(Path(source.adapter), (), source, source.output)
 
 
-def _card(upload: Upload, wish: PushWish) -> str:
-    """The README.md that goes with it, made from the run that made it."""
-    return ""
-
-
 def _of_run(what: str, settings: Settings) -> Source:
     source = None
     try:
@@ -143,20 +143,13 @@ def _maker(path: Path, settings: Settings) -> Source | None:
     from backpropagate.keep.exports import read_report
 
     report = read_report(path)
-    ids = [report.run_id] if report is not None else []
-    if path.parent.parent.name == "runs":  # the adapter in a run's own directory
-        settings, ids = settings.with_argument("output_dir", path.parents[2]), [path.parent.name]
-    for run_id in ids:
+    names = [report.run_id] if report is not None else []
+    for name in (*names, *([str(path)] if (path / "adapter_config.json").is_file() else ())):
         try:
-            return find(run_id, settings)
+            return find(name, settings)
         except BackpropagateError:
-            continue
-    if not (path / "adapter_config.json").is_file():
-        return None
-    try:
-        return find(str(path), settings)
-    except BackpropagateError:
-        return None
+            continue  # it was made elsewhere, or long ago
+    return None
 
 
 # --- the wishes -----------------------------------------------------------------------------------------------------
@@ -197,6 +190,18 @@ def _with_message(spec: PushSpec, message: str) -> PushSpec:
     if not message.strip():
         raise UserInputError("--message: it is empty", suggestion="Leave it out, or say something.")
     return msgspec.structs.replace(spec, message=message.strip())
+
+
+def _a_token_somewhere() -> None:
+    """Where the hub's client looks for one; whether it is good, only the hub knows."""
+    env = environment()
+    if env.get("HF_TOKEN") or env.get("HUGGING_FACE_HUB_TOKEN"):
+        return
+    home = env.get("HF_HOME") or os.path.join(
+        env.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "huggingface"
+    )
+    if not Path(env.get("HF_TOKEN_PATH") or os.path.join(home, "token")).is_file():
+        raise error_for("INPUT_AUTH_REQUIRED", "there is no token for the hub on this machine")
 
 
 def _token_file(name: str | None) -> str | None:

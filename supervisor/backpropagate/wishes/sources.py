@@ -55,6 +55,9 @@ def find(what: str, settings: Settings, base: str | None = None) -> Source:
             raise
     else:
         return _of_run(run_dir, settings, base)
+    for place in (folder, folder.parent):  # a run's own directory, and the adapter in it
+        if place.parent.name == "runs" and RunDir(place).spec.is_file() and folder in (place, RunDir(place).adapter):
+            return _of_run(RunDir(place), settings, base)
     for adapter in (folder, folder / "lora", folder / "adapter"):
         if (adapter / "adapter_config.json").is_file():
             return _of_adapter(adapter, settings, base)

@@ -1,0 +1,98 @@
+"""What there is on this machine to make a model card of: the run that trained, the report of the export, the adapter's own words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from backpropagate import __version__
+from backpropagate.keep import history, runs
+from backpropagate.keep.exports import ExportReport, read_report
+from backpropagate.keep.record import RunRow
+from backpropagate.model_card import CardFacts, model_card
+from backpropagate_protocol.errors import BackpropagateError
+from backpropagate_protocol.rundir import MANIFEST, OutputDir, RunDir
+from backpropagate_protocol.spec import RunSpec
+
+_LONGEST = 1 << 20  # bytes of a README.md that is read for its licence
+
+
+class _Maker(msgspec.Struct):
+    run_id: str = ""
+
+
+def card_for(repo: str, folder: Path, files: Sequence[str] = (), run: RunDir | None = None) -> str:
+    """The card for what is pushed to `repo`: all of `folder`, or of it only `files`.
+
+    run: the run that trained or exported it, where that is known; else it is looked for beside what it made.
+    """
+    names = list(files) or sorted(path.name for path in folder.iterdir() if path.is_file())
+    results = [folder / name for name in files] or [folder, *sorted(folder.glob("*.gguf"))]
+    report = next((found for result in results if (found := read_report(result)) is not None), None)
+    spec, row = _training(folder, report, run)
+    base = spec.model.path if spec else report.base_path if report else ""
+    return model_card(
+        CardFacts(
+            repo=repo,
+            files=names,
+            spec=spec,
+            row=row,
+            report=report,
+            adapter=_fields(folder / "adapter_config.json"),
+            base_card=_text(Path(base) / "README.md") if base else "",
+            version=__version__,
+        )
+    )
+
+
+def _training(folder: Path, report: ExportReport | None, run: RunDir | None) -> tuple[RunSpec | None, RunRow | None]:
+    """The run that trained: the named one, the one whose adapter it exported, or the one that the adapter names."""
+    found = _loaded(run)
+    adapter = folder if found is None else None
+    if found is not None:
+        if found.kind == "train":
+            assert run is not None
+            return found, history.show(run)
+        adapter = Path(found.export.adapter) if found.export and found.export.adapter else None
+    if adapter == folder and report is not None and report.adapter:
+        adapter = Path(report.adapter)
+    maker = _maker(adapter) if adapter is not None else None
+    spec = _loaded(maker)
+    if maker is None or spec is None or spec.kind != "train":
+        return None, None
+    return spec, history.show(maker)
+
+
+def _loaded(run: RunDir | None) -> RunSpec | None:
+    try:
+        return None if run is None else runs.load_spec(run)
+    except BackpropagateError:
+        return None
+
+
+def _maker(adapter: Path) -> RunDir | None:
+    """The directory of the run that an adapter's manifest names, if it is where runs are."""
+    try:
+        run_id = msgspec.json.decode((adapter / MANIFEST).read_bytes(), type=_Maker).run_id
+    except (OSError, msgspec.DecodeError):
+        return None
+    if adapter.parent.name == run_id:
+        return RunDir(adapter.parent)
+    home = OutputDir(adapter.parent)
+    return home.run(run_id) if run_id and home.run(run_id).spec.is_file() else None
+
+
+def _fields(path: Path) -> dict[str, object] | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, object])
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8") if path.stat().st_size <= _LONGEST else ""
+    except (OSError, ValueError):
+        return ""
