@@ -246,10 +246,7 @@ class _Chain:
             name=self._wanted.name,
             faults=_faults(self._spec, "convert", "convert"),
         )
-        making = [self._stage("convert", job, made)]
-        if self._route.verifier:
-            making.append(self._proving(made, "lora-gguf", "f16"))
-        return self._plan(making, made, None)
+        return self._plan([self._stage("convert", job, made)], made, None)
 
     def lora(self) -> Plan:
         assert self._adapter is not None

@@ -15,7 +15,7 @@ from backpropagate.judge.plan import Stage
 from backpropagate.judge.states import BACKOFF
 from backpropagate.judge.verdict import Cause, GiveUp, Kind
 from backpropagate_protocol.errors import CATALOGUE, Retry
-from backpropagate_protocol.jobs import ConvertJob, MergeJob, ProveJob, ReferenceJob, StageJob
+from backpropagate_protocol.jobs import ConvertJob, MergeJob, PreflightJob, ProveJob, ReferenceJob, StageJob
 
 MORE_TRIES = 2
 LATER = (2.0, 8.0)  # seconds before what is out of our hands is tried again
@@ -57,7 +57,8 @@ def judge(cause: Cause, stage: Stage, job: StageJob, earlier: Sequence[Cause]) -
     tries = sum(before.kind is not Kind.HOST_OOM and before.kind not in _OF_THE_CARD for before in earlier)
     info = CATALOGUE.get(cause.code)
     if info is not None and info.retry is Retry.LATER and cause.code.startswith(_OUTSIDE):
-        return Anew(job, LATER[tries]) if tries < MORE_TRIES else _give_up(stage, cause, earlier)
+        patient = not isinstance(job, PreflightJob)  # which is there to say at once what is missing
+        return Anew(job, LATER[tries]) if patient and tries < MORE_TRIES else _give_up(stage, cause, earlier)
     hopeless = cause.kind in (Kind.USER, Kind.MISMATCH) or (info is not None and info.retry is Retry.NEVER)
     again = cause.kind is Kind.INTERNAL and any(before.message == cause.message for before in earlier)
     if hopeless or again or tries >= MORE_TRIES:
@@ -77,8 +78,8 @@ def _give_up(stage: Stage, cause: Cause, earlier: Sequence[Cause], code: str = "
     code = code or (stage.failed if unsaid else cause.code)
     info = CATALOGUE.get(code, CATALOGUE["RUNTIME_EXPORT_FAILED"])
     causes = list(dict.fromkeys([*(before.message for before in earlier), cause.message]))
-    count = len(earlier) + 1
-    times = f" {count} times" if count > 1 else ""
-    message = f"{stage.name} failed{times}: {'; '.join(causes)}"
+    times = f" {len(earlier) + 1} times" if earlier else ""
+    plain = not earlier and code == cause.code
+    message = cause.message if plain else f"{stage.name} failed{times}: {'; '.join(causes)}"
     suggestion = cause.suggestion if cause.suggestion and info.code == cause.code else info.remedy
     return GiveUp(info.exit, info.code, message, suggestion)

@@ -62,8 +62,8 @@ class PlainSink:
         if isinstance(event, events.AttemptStarted):
             self._last_progress, self._phase = float("-inf"), ""
         if isinstance(event, events.PhaseEntered):
-            if event.phase == self._phase:
-                return ""
+            if event.phase == self._phase or self._view.stage.name:
+                return ""  # a stage says what it does when it begins
             self._phase = event.phase
         return self._words(event)
 

@@ -143,7 +143,7 @@ def test_every_event_can_be_shown() -> None:
     """Each kind of event, with only the fields it must have, goes through the log without an error."""
     import msgspec
 
-    made = {"str": "x", "int": 1, "float": 1.0, "bool": True}
+    made = {"str": "x", "int": 1, "float": 1.0, "bool": True, "tuple": ()}
     for kind in Event.__args__:
         fields = {f.name: made[f.type.__name__] for f in msgspec.structs.fields(kind) if f.required}
         log(iter([kind(**fields)]))

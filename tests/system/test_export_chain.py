@@ -1,0 +1,276 @@
+"""An export under supervision: real stages on the tiny base, faults at their signs of progress, under the leak oracle."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from backpropagate.events import (
+    AttemptStarted,
+    Exported,
+    ExportProved,
+    FaultSeen,
+    Recovering,
+    RunEnded,
+    RunResumed,
+    StageEnded,
+    StageStarted,
+)
+from backpropagate.keep import exports, history, locks, runs
+from backpropagate.supervise import supervise
+from backpropagate_protocol.errors import BackpropagateError, BusyError
+from backpropagate_protocol.rundir import ExportDir
+from backpropagate_protocol.spec import PushSpec, RunSpec
+from tests.conftest import Oracle
+from tests.system.exported import export_of, result_of, trained_and_exported, wish
+from tests.system.real import Trained
+from tests.system.supervised import Story, Supervisor, resume_here, run_here, toy_spec
+
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="a POSIX signal")
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+
+
+@pytest.fixture
+def adapter(untroubled: Trained) -> str:
+    """An adapter of the tiny base, really trained."""
+    assert untroubled.outcome.adapter is not None
+    return untroubled.outcome.adapter
+
+
+def names(story: Story) -> list[str]:
+    return [ended.stage for ended in story.of(StageEnded)]
+
+
+def test_a_training_and_its_export_are_one_run(oracle: Oracle) -> None:
+    output = oracle.output()
+    spec = trained_and_exported(output, "train:sigkill:9", "reference:sigkill:1", "convert:error:2", "prove:sigkill:2")
+    outcome, story = run_here(spec)
+    assert (outcome.status, outcome.exit_code, outcome.step) == ("completed", 0, 18), outcome
+    assert names(story) == ["preflight", "reference", "convert", "prove"]
+    assert [seen.stage for seen in story.of(FaultSeen)] == ["", "reference", "convert", "prove"]
+    assert outcome.recoveries == 4
+    (proved,) = story.of(ExportProved)
+    assert proved.passed
+    result = result_of(spec)
+    assert outcome.export == str(result)
+    report = exports.read_report(result)
+    assert report is not None
+    assert report.proof is not None
+    assert (report.run_id, report.bytes, report.proof.passed) == (spec.run_id, result.stat().st_size, True)
+    assert report.versions["transformers"]
+    assert output.lora.is_dir()
+    (row,) = history.list_rows(output)
+    assert (row.session_kind, row.export_paths, row.status) == ("single_run", [str(result)], "completed")
+    assert row.proof["passed"] is True
+    assert msgspec.json.encode(history.show(output.run(spec.run_id))) == msgspec.json.encode(row)
+
+
+def test_a_supervisor_killed_in_any_stage_leaves_what_is_done_and_the_run_goes_on(oracle: Oracle, adapter: str) -> None:
+    """One supervisor after the other dies while a stage of it hangs; the stages before it are never done again."""
+    output = oracle.output()
+    stages = ("reference", "convert", "quantize", "prove")
+    export = wish(output, adapter, quantization="q4_k_m")
+    spec = export_of(adapter, output, *(f"{stage}:hang:1" for stage in stages), export=export)
+    run_dir = runs.create(spec)
+    for stage in stages:
+        with Supervisor(run_dir) as running:
+            running.until(
+                lambda stage=stage: [s for s in running.of(StageStarted) if s.stage == stage], f"it is in {stage}"
+            )
+            running.process.kill()
+            running.wait()
+        assert history.show(run_dir).status == "interrupted"
+        assert not result_of(spec).exists()
+    outcome, story = resume_here(run_dir)
+    assert (outcome.status, outcome.exit_code) == ("completed", 0), outcome
+    assert names(story) == ["prove"]
+    assert result_of(spec).is_file()
+    (row,) = history.list_rows(output)
+    assert (row.session_kind, row.status) == ("export", "completed")
+    assert [stage["stage"] for stage in row.stages] == ["preflight", *stages]
+
+
+def test_what_ends_a_stage_after_the_training_costs_only_the_stage(oracle: Oracle) -> None:
+    """Exit 3, the stage's code, and one command that goes on: with the stage, not with the training."""
+    output = oracle.output()
+    spec = trained_and_exported(output, "place:error:1", "place:error:1:2", export=wish(output, None, "lora"))
+    outcome, story = run_here(spec)
+    assert (outcome.status, outcome.exit_code, outcome.code) == ("partial", 3, "RUNTIME_LORA_EXPORT_FAILED"), outcome
+    run_dir = output.run(spec.run_id)
+    assert runs.resuming(run_dir) in outcome.suggestion
+    assert outcome.step == 18
+    assert outcome.adapter == str(run_dir.adapter)
+    assert output.lora.is_dir()
+    assert history.show(run_dir).status == "partial"
+    again, story = resume_here(run_dir)
+    assert (again.status, again.exit_code) == ("completed", 0), again
+    assert (again.step, again.order, again.final_loss) == (outcome.step, outcome.order, outcome.final_loss)
+    assert not story.of(AttemptStarted)
+    assert result_of(spec).is_dir()
+
+
+def no_model(oracle: Oracle, toy: RunSpec) -> RunSpec:
+    """The toy, to be exported over a base that has no file."""
+    empty = oracle.home / "no-model"
+    empty.mkdir()
+    model = msgspec.structs.replace(toy.model, path=str(empty))
+    return msgspec.structs.replace(toy, model=model, export=wish(oracle.output(), None))
+
+
+def test_an_export_that_cannot_work_is_refused_before_the_training_and_leaves_nothing(oracle: Oracle) -> None:
+    output = oracle.output()
+    spec = no_model(oracle, toy_spec(output))
+    run_dir, story = runs.create(spec), Story()
+    with pytest.raises(BackpropagateError) as refused, runs.beginning(run_dir):
+        supervise(run_dir, [story])
+    assert refused.value.exit_code == 1
+    assert not story.of(AttemptStarted)
+    assert not story.of(RunEnded)
+    assert not run_dir.path.exists()
+    assert history.list_rows(output) == []
+
+
+def test_a_run_whose_preflight_fails_on_a_resume_keeps_everything(oracle: Oracle) -> None:
+    output = oracle.output()
+    toy = toy_spec(output, "device_lost:12")
+    run_here(toy)
+    run_dir = output.run(toy.run_id)
+    run_dir.spec.write_bytes(msgspec.json.encode(no_model(oracle, toy)))
+    outcome, story = resume_here(run_dir)
+    assert (outcome.status, outcome.exit_code) == ("failed", 1), outcome
+    assert not story.of(AttemptStarted)
+    assert run_dir.checkpoint(10).is_dir()
+    assert outcome.step >= 10
+
+
+def test_what_no_framework_loads_cannot_be_exported(oracle: Oracle, adapter: str) -> None:
+    """The toy cannot say what a trained model says."""
+    output = oracle.output()
+    outcome, story = run_here(msgspec.structs.replace(export_of(adapter, output), backend="toy"))
+    assert (outcome.status, outcome.exit_code) == ("failed", 1), outcome
+    assert [seen.stage for seen in story.of(FaultSeen)] == ["reference"]
+
+
+def lora_export(oracle: Oracle, adapter: str, *faults: str, **safety: object) -> RunSpec:
+    """The shortest chain: an adapter gets a second place."""
+    output = oracle.output()
+    return export_of(adapter, output, *faults, export=wish(output, adapter, "lora"), **safety)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        ("sigkill", "died"),
+        ("segfault", "died"),
+        ("exit0", "died"),
+        ("error", "internal"),
+        ("host_oom", "host_oom"),
+        ("garbage", "protocol"),
+        ("hang", "hang"),
+        pytest.param("sigstop", "hang", marks=POSIX),
+    ],
+)
+def test_a_stage_that_fails_once_is_done_again(oracle: Oracle, adapter: str, fault: str, kind: str) -> None:
+    deadline = {"load_deadline": 3.0} if kind == "hang" else {}
+    spec = lora_export(oracle, adapter, f"place:{fault}:2", **deadline)
+    outcome, story = run_here(spec)
+    assert (outcome.status, outcome.recoveries) == ("completed", 1), outcome
+    assert [(seen.kind, seen.stage) for seen in story.of(FaultSeen)] == [(kind, "place")]
+    assert [again.stage for again in story.of(Recovering)] == ["place"]
+    assert sorted(path.name for path in result_of(spec).iterdir())
+
+
+def test_a_stage_that_dies_again_and_again_ends_the_run_with_its_code(oracle: Oracle, adapter: str) -> None:
+    spec = lora_export(oracle, adapter, "place:sigkill:1:0")
+    outcome, story = run_here(spec)
+    assert (outcome.status, outcome.exit_code, outcome.code) == ("failed", 3, "RUNTIME_LORA_EXPORT_FAILED"), outcome
+    assert len([started for started in story.of(StageStarted) if started.stage == "place"]) == 3
+    assert runs.resuming(oracle.output().run(spec.run_id)) in outcome.suggestion
+    assert not result_of(spec).exists()
+    work = ExportDir(oracle.output().exports).work(spec.run_id)
+    assert not work.exists() or not list(work.iterdir())
+
+
+@pytest.mark.parametrize(("wished", "code"), [(b"stop\n", 130), (b"", 75)])
+def test_an_export_that_is_stopped_in_a_stage_goes_on_with_it(
+    oracle: Oracle, adapter: str, wished: bytes, code: int
+) -> None:
+    """By its owner's word, or because the owner is gone."""
+    spec = lora_export(oracle, adapter, "place:hang:1")
+    run_dir = runs.create(spec)
+    with Supervisor(run_dir, owner=True) as running:
+        running.until(lambda: [s for s in running.of(StageStarted) if s.stage == "place"], "it is in the stage")
+        if wished:
+            running.tell(wished)
+        else:
+            assert running.process.stdin is not None
+            running.process.stdin.close()
+        assert running.wait() == code
+        assert running.ended().status == "interrupted"
+    outcome, story = resume_here(run_dir)
+    assert outcome.status == "completed"
+    assert [event.previous for event in story.of(RunResumed)] == ["interrupted"]
+
+
+@POSIX
+def test_ctrl_c_in_the_preflight_of_a_new_run_is_an_interruption(oracle: Oracle, adapter: str) -> None:
+    spec = lora_export(oracle, adapter, "preflight:hang:1")
+    run_dir = runs.create(spec)
+    with Supervisor(run_dir) as running:
+        running.until(lambda: "planned fault" in _log(run_dir.log), "it is in the preflight")
+        running.signal(signal.SIGINT)
+        assert running.wait() == 130
+        assert running.ended().status == "interrupted"
+    outcome, _ = resume_here(run_dir)
+    assert outcome.status == "completed"
+
+
+def _log(path: Path) -> str:
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def test_an_export_goes_beside_a_training_but_not_beside_another_to_the_same_result(
+    oracle: Oracle, adapter: str
+) -> None:
+    output = oracle.output()
+    spec = lora_export(oracle, adapter)
+    run_dir = runs.create(spec)
+    with locks.hold(output.lock, "a-training", "the output folder"):
+        assert supervise(run_dir).status == "completed"
+    other = lora_export(oracle, adapter)
+    with locks.hold(locks.export_lock(result_of(other)), "another-export", "the export"):
+        refused = runs.create(other)
+        with pytest.raises(BusyError, match="another-export"), runs.beginning(refused):
+            supervise(refused)
+    assert not refused.path.exists()
+
+
+def test_an_older_result_of_the_same_name_is_replaced_whole(oracle: Oracle, adapter: str) -> None:
+    first = lora_export(oracle, adapter)
+    run_here(first)
+    result = result_of(first)
+    (result / "left-over.txt").write_text("of the first")
+    second = lora_export(oracle, adapter)
+    outcome, story = run_here(second)
+    assert outcome.status == "completed"
+    assert not (result / "left-over.txt").exists()
+    report = exports.read_report(result)
+    assert report is not None
+    assert report.run_id == second.run_id
+    assert [event.path for event in story.of(Exported)] == [str(result)]
+
+
+def test_a_push_that_cannot_be_made_is_a_run_that_failed(oracle: Oracle, adapter: str, tmp_path: Path) -> None:
+    output = oracle.output()
+    push = PushSpec(folder=str(tmp_path / "nothing-here"), repo="someone/something", dry_run=True)
+    spec = msgspec.structs.replace(export_of(adapter, output), kind="push", export=None, push=push)
+    outcome, _ = run_here(spec)
+    assert outcome.status == "failed"
+    assert outcome.exit_code in (1, 3)
+    (row,) = history.list_rows(output)
+    assert (row.session_kind, row.steps) == ("push", 0)
