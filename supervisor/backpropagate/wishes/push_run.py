@@ -63,7 +63,8 @@ def push_run(
     python = check_runner(chosen, "auto", what="pushing", needs=("huggingface_hub",))
     if not wish.dry_run and wish.token_file is None:
         _a_token_somewhere()
-    card = card_for(upload.folder, upload.files, upload.source, wish.repo or "") if wish.card else ""
+    run = upload.source.run if upload.source else None
+    card = card_for(wish.repo or "", upload.folder, upload.files, run) if wish.card else ""
     spec = push_spec(wish, upload, card)
     return run_spec(
         settings,
