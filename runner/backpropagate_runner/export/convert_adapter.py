@@ -56,13 +56,13 @@ def pieces(adapter: Adapter, arch: GgufArch) -> tuple[float, list[Tensor]]:
     modules = list(adapter.modules())
     # the most frequent one, so that most modules, and all of a plain adapter, stay as they are to the bit
     alpha = Counter(module.scale * module.r for module in modules).most_common(1)[0][0]
+    try:
+        names = arch.names(f"{module.name}.weight" for module in modules)
+    except NotCovered as reason:
+        raise _unsupported(adapter, f"it has {reason}") from None
     tensors = []
     for module in modules:
-        name = f"{module.name}.weight"
-        try:
-            mapped = arch.names([name]).get(name)
-        except NotCovered as reason:
-            raise _unsupported(adapter, f"it has {reason}") from None
+        mapped = names.get(f"{module.name}.weight")
         if mapped is None or (arch.tied and module.kind == "embedding"):
             # the base's GGUF has one matrix for both, which is used by its name: both would be changed
             raise _unsupported(adapter, f"it changes {module.name}, which the model uses for tokens in and out alike")

@@ -16,6 +16,11 @@ Value = str | int | float | bool
 # Read by no inference engine: old checkpoints carry them.
 _BUFFERS = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
 _OUTPUT = "lm_head.weight"
+# What a layer is made of, in GGUF's names; the table of names knows more, of models with experts.
+_PARTS = frozenset(
+    ["attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down"]
+)
+_WHOLE = frozenset({"token_embd.weight", "output_norm.weight", "output.weight"})
 _STEP_WITHOUT_ROPE = 4  # built into llama.cpp's smollm3
 
 
@@ -24,20 +29,21 @@ class _Family:
     name: str  # general.architecture
     ropes: frozenset[str] = frozenset({"default"})
     permuted: bool = False  # llama.cpp pairs the halves of a head differently from transformers
-    biases: bool = False  # attention and MLP may have biases beyond those that the family always has
+    parts: frozenset[str] = _PARTS
+    biases: frozenset[str] = frozenset()  # which of them may have one
     head_dim: bool = True  # heads may be of another size than hidden / heads
     dimensions: bool = False  # says the vocabulary's size and the rotary dimensions too
     tied: bool = False  # if the configuration does not say
 
 
-_LLAMA = _Family("llama", frozenset({"default", "linear", "llama3"}), permuted=True, biases=True, dimensions=True)
+_LLAMA = _Family("llama", frozenset({"default", "linear", "llama3"}), permuted=True, biases=_PARTS, dimensions=True)
 _FAMILIES = {
     "LlamaForCausalLM": _LLAMA,
     "MistralForCausalLM": _LLAMA,
-    "Qwen2ForCausalLM": _Family("qwen2", head_dim=False),
-    "Qwen3ForCausalLM": _Family("qwen3"),
+    "Qwen2ForCausalLM": _Family("qwen2", biases=frozenset({"attn_q", "attn_k", "attn_v"}), head_dim=False),
+    "Qwen3ForCausalLM": _Family("qwen3", parts=_PARTS | {"attn_q_norm", "attn_k_norm"}),
     "SmolLM3ForCausalLM": _Family("smollm3", permuted=True, dimensions=True, tied=True),
-    "Phi3ForCausalLM": _Family("phi3", frozenset({"default", "longrope"}), head_dim=False),
+    "Phi3ForCausalLM": _Family("phi3", frozenset({"default", "longrope"}), parts=_PARTS | {"attn_qkv"}, head_dim=False),
 }
 COVERED = tuple(_FAMILIES)
 
@@ -60,6 +66,7 @@ class GgufArch:
     metadata: Mapping[str, Value]
     factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     permuted: Mapping[str, int] = field(default_factory=dict)  # q_proj, k_proj: how many heads
+    parts: frozenset[str] = frozenset()  # of a layer, with .weight or .bias
 
     def heads(self, name: str) -> int:
         """How many heads the rows of a tensor are, if they must be permuted; 0 if they stay as they are."""
@@ -79,7 +86,7 @@ class GgufArch:
             if name.endswith(_BUFFERS) or (name == _OUTPUT and self.tied):
                 continue
             mapped = table.get_name(name, try_suffixes=(".weight", ".bias"))
-            if mapped is None or not name.endswith((".weight", ".bias")):
+            if mapped is None or (mapped not in _WHOLE and mapped.split(".", 2)[-1] not in self.parts):
                 raise NotCovered(f"the tensor {name}, which is none of a {self.name} model")
             found[name] = mapped
         return found
@@ -165,6 +172,7 @@ def read(config: Mapping[str, object]) -> GgufArch:
         metadata=metadata,
         factors=factors,
         permuted={"q_proj": heads, "k_proj": kv_heads} if family.permuted else {},
+        parts=frozenset(f"{part}.weight" for part in family.parts) | {f"{part}.bias" for part in family.biases},
     )
 
 
@@ -182,7 +190,7 @@ def _refuse(config: Mapping[str, object], family: _Family) -> None:
     for key in ("num_experts", "num_local_experts", "n_routed_experts", "quantization_config"):
         if config.get(key):
             raise NotCovered(f"{key} in the configuration")
-    if not family.biases and family.name != "qwen2" and (config.get("attention_bias") or config.get("mlp_bias")):
+    if not family.biases and (config.get("attention_bias") or config.get("mlp_bias")):
         raise NotCovered(f"biases in a {family.name} model")
     kinds = config.get("layer_types")
     if isinstance(kinds, list) and set(kinds) - {"full_attention"} and family.name != "phi3":

@@ -94,8 +94,8 @@ def chat_template(folder: Path) -> str | None:
     for name in ("tokenizer_config.json", "chat_template.json"):
         said = _json(folder / name, optional=True).get("chat_template")
         if isinstance(said, list):  # several by name: the default one speaks for the model
-            entries = (entry for entry in said if isinstance(entry, dict))
-            said = next((entry.get("template") for entry in entries if entry.get("name") == "default"), None)
+            named = [entry for entry in said if isinstance(entry, dict) and entry.get("name") == "default"]
+            said = named[0].get("template") if named else None
         if isinstance(said, str):
             return said
     return None

@@ -104,7 +104,7 @@ def _run(folder: Path, files: ModelFiles, weights: Weights, out: Path, job: Conv
     if there is not None and not Path(str(there.__file__)).is_relative_to(folder):
         raise RuntimeError("this process has imported another gguf package already")
     sys.path[:0] = [str(folder), str(folder / "gguf-py")]
-    words = _Words(advance)
+    words, arguments_before = _Words(advance), sys.argv
     logging.getLogger().addHandler(words)
     try:
         _without_sentencepiece()
@@ -139,6 +139,7 @@ def _run(folder: Path, files: ModelFiles, weights: Weights, out: Path, job: Conv
             f"llama.cpp's converter failed on {files.name}: {type(error).__name__}: {error}"
         ) from error
     finally:
+        sys.argv = arguments_before
         logging.getLogger().removeHandler(words)
 
 
@@ -240,13 +241,12 @@ def _our_progress(advance: Advance) -> Iterator[None]:
         def __getattr__(self, name: str) -> Callable[..., None]:
             return lambda *rest, **more: None
 
-    tqdm = importlib.import_module("tqdm")
-    original = tqdm.tqdm
-    tqdm.tqdm = Bar
+    names = vars(importlib.import_module("tqdm"))
+    original, names["tqdm"] = names["tqdm"], Bar
     try:
         yield
     finally:
-        tqdm.tqdm = original
+        names["tqdm"] = original
 
 
 class _Words(logging.Handler):
