@@ -1,7 +1,8 @@
-"""Transcripts of the policy: a person's words for what happened, and for what the policy answered.
+"""Transcripts of the policies: a person's words for what happened, and for what the policy answered.
 
 A scenario is a text of blocks. Each block is one or more lines of input (`SECONDS WORDS`), a line `----`, and the actions.
-The first block may begin with lines `spec NAME=VALUE …`; lines with # are remarks.
+The first block may begin with lines `spec NAME=VALUE …`; lines with # are remarks. `spec stage="convert"`: the scenario is
+one of that stage, not of a training.
 """
 
 from __future__ import annotations
@@ -12,11 +13,20 @@ import msgspec
 
 from backpropagate.events import FaultSeen, Heat, Noticed, Recovering, StopRequested
 from backpropagate.judge import decisions as d
-from backpropagate.judge.plan import Start
+from backpropagate.judge.plan import Stage, Start
 from backpropagate.judge.policy import Policy
+from backpropagate.judge.stage import StagePolicy
 from backpropagate_protocol import messages as m
 from backpropagate_protocol.errors import ExitCode
-from backpropagate_protocol.spec import DataSpec, ModelSpec, RunSpec, SafetySpec, TrainSpec
+from backpropagate_protocol.jobs import (
+    ConvertJob,
+    PlaceJob,
+    PreflightJob,
+    ReferenceJob,
+    RegisterJob,
+    StageJob,
+)
+from backpropagate_protocol.spec import DataSpec, ExportSpec, ModelSpec, RunSpec, SafetySpec, TrainSpec
 
 RULE = "----"
 
@@ -34,6 +44,25 @@ def spec(effective: int = 8, **safety: object) -> RunSpec:
     )
 
 
+_MODEL = ModelSpec(name="tiny", path="/tiny")
+_EXPORT = ExportSpec(format="gguf", quantization="q4_k_m", destination="/exports", name="talk")
+_JOBS: dict[str, StageJob] = {
+    "preflight": PreflightJob(model=_MODEL, export=_EXPORT, adapter="/lora", work="/exports/work"),
+    "reference": ReferenceJob(model=_MODEL, adapter="/lora", prompts=("Why?",), out="/exports/work/reference"),
+    "convert": ConvertJob(
+        model=_MODEL, adapter="/lora", out="/exports/work/f16.gguf", type="f16", name="talk", memory=256
+    ),
+    "place": PlaceJob(source="/lora", out="/exports/work/lora"),
+    "register": RegisterJob(gguf="/exports/talk.gguf", name="talk", host="http://127.0.0.1:11434"),
+}
+
+
+def stage(name: str) -> Stage:
+    """A stage with a Job that nobody will do."""
+    failed = "DEP_OLLAMA_REGISTRATION_FAILED" if name == "register" else "RUNTIME_GGUF_EXPORT_FAILED"
+    return Stage(name, _JOBS[name], failed)
+
+
 def play(text: str) -> str:
     """The same scenario, with the actions that the policy answers now."""
     out: list[str] = []
@@ -47,7 +76,12 @@ def play(text: str) -> str:
     effective = settings.pop("effective", 8)
     assert isinstance(micro, int)
     assert isinstance(effective, int)
-    policy = Policy(spec(effective, **settings), Start(micro_batch=micro, wait_for_card=bool(wait)))
+    name = settings.pop("stage", None)
+    policy: Policy | StagePolicy
+    if isinstance(name, str):
+        policy = StagePolicy("run", spec(**settings).safety, stage(name))
+    else:
+        policy = Policy(spec(effective, **settings), Start(micro_batch=micro, wait_for_card=bool(wait)))
     for block in blocks:
         inputs = block.split(f"\n{RULE}")[0].splitlines()
         actions: list[str] = []
@@ -122,9 +156,12 @@ def _message(verb: str, words: list[str], number: dict[str, int], options: dict[
             kind = m.FaultKind(words[0])
             needed, free = number.get("needed", 0), number.get("free", 0)
             phase = m.Phase(options.get("phase", "train"))
-            return m.Fault(kind, _CODES[kind], f"a fault: {words[0]}", "", "", phase, step, needed, free)
+            code, text = options.get("code", _CODES[kind]), options.get("says", f"a fault: {words[0]}")
+            return m.Fault(kind, code, text, "", "", phase, step, needed, free)
         case "stopped":
             return m.Stopped(step, saved=True)
+        case "done" if words == ["made"]:
+            return m.Done(m.Made("/exports/work/f16.gguf", 1000))
         case "done":
             return m.Done(m.TrainResult("/out/adapter", 100, 800, 100, 0.5))
         case _:
@@ -193,7 +230,10 @@ def _told(action: d.Action) -> str:
 def _event(emit: d.Emit) -> str:
     match emit.event:
         case FaultSeen() as e:
-            return f"fault {e.kind} in attempt {e.attempt}, step {e.step}, {e.phase}: {e.message}"
+            where = e.stage or f"step {e.step}"
+            return f"fault {e.kind} in attempt {e.attempt}, {where}, {e.phase}: {e.message}"
+        case Recovering() as e if e.stage:
+            return f"recovering in {e.delay:g} s, {e.stage}: {e.reason}"
         case Recovering() as e:
             begin = e.checkpoint or "the start"
             return f"recovering in {e.delay:g} s with {e.micro_batch} x {e.accumulation} from {begin}: {e.reason}"

@@ -54,7 +54,7 @@ def judge(cause: Cause, stage: Stage, job: StageJob, earlier: Sequence[Cause]) -
         return Anew(_smaller(job), 0.0) if spent < SMALLER_TRIES else _give_up(stage, cause, earlier)
     if cause.kind in _OF_THE_CARD and isinstance(job, ReferenceJob) and job.backend != "cpu":
         return Anew(msgspec.structs.replace(job, backend="cpu"), 0.0)
-    tries = sum(before.kind is not Kind.HOST_OOM and before.kind not in _OF_THE_CARD for before in earlier)
+    tries = len(earlier) - _free_of_charge(job, earlier)
     info = CATALOGUE.get(cause.code)
     if info is not None and info.retry is Retry.LATER and cause.code.startswith(_OUTSIDE):
         patient = not isinstance(job, PreflightJob)  # which is there to say at once what is missing
@@ -64,6 +64,12 @@ def judge(cause: Cause, stage: Stage, job: StageJob, earlier: Sequence[Cause]) -
     if hopeless or again or tries >= MORE_TRIES:
         return _give_up(stage, cause, earlier)
     return Anew(job, BACKOFF[tries])
+
+
+def _free_of_charge(job: StageJob, earlier: Sequence[Cause]) -> int:
+    """Causes that were answered by doing the stage in another way: with less memory, or (once) without the card."""
+    without_card = isinstance(job, ReferenceJob) and any(before.kind in _OF_THE_CARD for before in earlier)
+    return sum(before.kind is Kind.HOST_OOM for before in earlier) + without_card
 
 
 def _smaller(job: StageJob) -> StageJob:
