@@ -55,6 +55,7 @@ class _Config(msgspec.Struct):
     use_dora: bool = False
     fan_in_fan_out: bool = False
     alpha_pattern: dict[str, float] | None = None
+    rank_pattern: dict[str, float] | None = None
     init_lora_weights: bool | str | None = None
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     base_model_name_or_path: str | None = None
@@ -229,17 +230,23 @@ def _module(path: Path, config: _Config, name: str, found: dict[str, StoredTenso
         raise _unsupported(path, f"the tensors of {name} do not fit each other: {a.shape} and {b.shape}")
     if (magnitude is not None) != config.use_dora:
         raise _unsupported(path, f"its {CONFIG} and its tensors disagree on whether {name} has DoRA")
-    return LoraModule(name, kind, a, b, _scale(config, name, a.shape[0]), magnitude, found.get("lora_B.bias"))
+    if a.shape[0] != _of_pattern(config.rank_pattern, name, config.r):
+        raise _unsupported(path, f"its {CONFIG} and its tensors disagree on the rank of {name}")
+    return LoraModule(name, kind, a, b, _scale(config, name), magnitude, found.get("lora_B.bias"))
 
 
-def _scale(config: _Config, name: str, r: int) -> float:
-    """PEFT's: the pattern that matches first decides, and r is what the tensors say."""
-    alpha = config.lora_alpha
-    for pattern, value in (config.alpha_pattern or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
-            alpha = value
-            break
+def _scale(config: _Config, name: str) -> float:
+    alpha = _of_pattern(config.alpha_pattern, name, config.lora_alpha)
+    r = _of_pattern(config.rank_pattern, name, config.r)
     return alpha / math.sqrt(r) if config.use_rslora else alpha / r
+
+
+def _of_pattern(patterns: dict[str, float] | None, name: str, default: float) -> float:
+    """As PEFT finds it: the first pattern that matches the name, or what is left of it after a dot."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", name):
+            return value
+    return default
 
 
 def _indices(path: Path, config: _Config, module: str, tensor: StoredTensor) -> list[int]:
