@@ -11,8 +11,13 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from huggingface_hub import constants
 
 from tests.doubles.http_double import Double, Handler
 
@@ -220,3 +225,14 @@ class HubDouble(Double):
         self.faults = Faults()
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}
+
+
+@contextmanager
+def client_settings(home: Path) -> Iterator[None]:
+    """The hub's client in this process as HF_HUB_DISABLE_XET=1 and HF_TOKEN_PATH make it; it reads them when imported."""
+    before = constants.HF_HUB_DISABLE_XET, constants.HF_TOKEN_PATH
+    constants.HF_HUB_DISABLE_XET, constants.HF_TOKEN_PATH = True, str(home / "no-login")
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_XET, constants.HF_TOKEN_PATH = before

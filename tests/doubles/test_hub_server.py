@@ -7,19 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import CommitOperationAdd, HfApi, constants
+from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-from tests.doubles.hub_server import HubDouble
+from tests.doubles.hub_server import HubDouble, client_settings
 
 # Of the hub's client, about its HTTP library.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubDouble]:
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    with HubDouble() as running:
+def hub(tmp_path: Path) -> Iterator[HubDouble]:
+    with client_settings(tmp_path), HubDouble() as running:
         yield running
 
 

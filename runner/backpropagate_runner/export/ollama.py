@@ -31,6 +31,7 @@ READS_TEMPLATES = (0, 30, 0)  # the first that renders a GGUF's own chat templat
 
 _CHUNK = 1 << 20
 _TRIES = 3  # of an upload whose connection is cut
+_SOON = 10.0  # seconds in which a server that is there says which version it is
 _TICK = 1.0  # seconds between two signs while the server works without a word
 _QUIET = 3600.0  # seconds without a line after which a create counts as hung; a big model is checked for minutes
 _MAX_LINE = 1 << 20
@@ -58,7 +59,7 @@ class Server:
 
     def version(self) -> str:
         """The server's version. Raises if nobody answers, if it is no Ollama server, or one older than MINIMUM."""
-        with self._connection(connect=10.0) as connection:
+        with self._connection(_SOON, _SOON) as connection:
             status, body = self._call(connection, "GET", "/api/version")
         try:
             answer = json.loads(body)
@@ -151,13 +152,13 @@ class Server:
     # --- the wire ---------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _connection(self, connect: float = 30.0) -> Iterator[http.client.HTTPConnection]:
+    def _connection(self, connect: float = 30.0, read: float | None = None) -> Iterator[http.client.HTTPConnection]:
         kind = http.client.HTTPSConnection if self._at.scheme == "https" else http.client.HTTPConnection
         connection = kind(self._at.host, self._at.port, timeout=connect)
         try:
             connection.connect()
             assert connection.sock is not None
-            connection.sock.settimeout(self._timeout)
+            connection.sock.settimeout(read or self._timeout)
         except ssl.SSLError as error:
             connection.close()
             raise foreign(self.url, f"no secure connection: {error}") from error

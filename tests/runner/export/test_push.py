@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from huggingface_hub import constants
 
 from backpropagate_protocol.errors import BackpropagateError
 from backpropagate_protocol.framing import encode
@@ -19,7 +18,7 @@ from backpropagate_runner.export.push import push
 from backpropagate_runner.export.push_errors import check_repo, without
 from backpropagate_runner.export.push_files import choose
 from tests.doubles.http_double import unused_port
-from tests.doubles.hub_server import HubDouble
+from tests.doubles.hub_server import HubDouble, client_settings
 from tests.runner.child import Child
 from tests.runner.export.heard import Heard
 
@@ -55,12 +54,12 @@ _KEPT = (
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """No login of this machine's, and the plain upload protocol."""
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-login"))
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
+    with client_settings(tmp_path):
+        yield
 
 
 @pytest.fixture

@@ -10,10 +10,12 @@ import pytest
 
 from backpropagate_protocol.errors import OllamaRegistrationError
 from backpropagate_protocol.jobs import RegisterJob
-from backpropagate_protocol.messages import Phase, Registered
+from backpropagate_protocol.messages import Done, Phase, Registered
+from backpropagate_protocol.spec import PlannedFault
 from backpropagate_runner.export.register import register
 from tests.doubles.http_double import unused_port
 from tests.doubles.ollama_server import OllamaDouble
+from tests.runner.child import Child
 from tests.runner.export.chat_templates import (
     CHATML,
     GEMMA_LIKE,
@@ -129,3 +131,21 @@ def test_a_model_that_is_not_there_after_success_is_a_failure(double: OllamaDoub
     double.faults.forget = True
     with pytest.raises(OllamaRegistrationError, match="knows no model my-model"):
         _register(double, write_gguf(tmp_path / "m.gguf", CHATML))
+
+
+@pytest.mark.slow
+def test_a_killed_registration_is_done_again_without_a_second_upload(double: OllamaDouble, tmp_path: Path) -> None:
+    """A real child each time: the first is killed after the upload, while the model is made."""
+    path = write_gguf(tmp_path / "m.gguf", CHATML)
+    fault = PlannedFault(kind="sigkill", step=5, stage="register")
+    for attempt, ends_well in ((1, False), (2, True)):
+        job = RegisterJob(gguf=str(path), name="my-model", host=double.url, faults=(fault,), attempt=attempt)
+        with Child(tmp_path / "runner.log", warm="none") as child:
+            child.do(job)
+            last = child.finish()
+        assert isinstance(last, Done) is ends_well, last
+    assert double.models
+    assert isinstance(last, Done)
+    assert isinstance(last.result, Registered)
+    assert last.result.uploaded == 0
+    assert sum(request.startswith("POST /api/blobs/") for request in double.requests) == 1
