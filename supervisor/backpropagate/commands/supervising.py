@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from backpropagate.screen import Screen
-from backpropagate_protocol.errors import CATALOGUE, BackpropagateError, ExitCode, error_for
+from backpropagate_protocol.errors import CATALOGUE, BackpropagateError, ExitCode, Retry, error_for
 from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import RunSpec
 
@@ -24,8 +24,16 @@ def begin(screen: Screen, spec: RunSpec, detach: bool) -> int:
     from backpropagate.keep import runs
 
     run_dir = runs.create(spec)
-    with runs.beginning(run_dir):
-        return _supervised(screen, run_dir, detach, resumed=False, wait=spec.safety.wait_for_lock)
+    try:
+        with runs.beginning(run_dir):
+            return _supervised(screen, run_dir, detach, resumed=False, wait=spec.safety.wait_for_lock)
+    except BackpropagateError as error:
+        if error.exit_code is not ExitCode.PARTIAL:
+            raise
+        # Nothing was done yet, so nothing is partly done.
+        code = ExitCode.USER_ERROR if error.retry is Retry.NEVER else ExitCode.TRY_LATER
+        screen.error(error, exit_code=int(code))
+        return int(code)
 
 
 def go_on(screen: Screen, run_dir: RunDir, detach: bool, wait: bool) -> int:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from backpropagate.wishes.settings import Settings
-from backpropagate.wishes.sources import find
+from backpropagate.wishes.sources import find, named
 from backpropagate.wishes.surroundings import check_backend, check_runner, installed
 from backpropagate_protocol.errors import DependencyError, InvalidSettingError, UserInputError
 from backpropagate_protocol.jobs import ChatJob
@@ -19,6 +19,7 @@ def chat_job(
     settings: Settings, what: str, *, base: bool, max_new_tokens: int, temperature: float, seed: int
 ) -> tuple[ChatJob, str | None, str]:
     """The Job, the interpreter for it, and in words who will answer."""
+    named(what)
     path = Path(os.path.abspath(os.path.expanduser(what)))
     gguf: Path | None = None
     source = None

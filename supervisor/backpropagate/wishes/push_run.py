@@ -13,7 +13,7 @@ from backpropagate.wishes.card import card_for
 from backpropagate.wishes.environ import environment
 from backpropagate.wishes.export_run import run_spec
 from backpropagate.wishes.settings import Settings
-from backpropagate.wishes.sources import Source, find
+from backpropagate.wishes.sources import Source, find, named
 from backpropagate.wishes.surroundings import check_runner, writable_folder
 from backpropagate_protocol.errors import BackpropagateError, RunNotFoundError, UserInputError, error_for
 from backpropagate_protocol.spec import PlannedFault, PushSpec, RunSpec
@@ -95,6 +95,7 @@ def push_spec(wish: PushWish, upload: Upload, card: str) -> PushSpec:
 
 def find_upload(what: str, settings: Settings) -> Upload:
     """A path that is there is meant as a path; else it is a run: its adapter, or what it exported."""
+    named(what)
     path = Path(os.path.abspath(os.path.expanduser(what)))
     output = settings.text("training.output_dir")
     if path.is_file():

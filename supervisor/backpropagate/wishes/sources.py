@@ -47,6 +47,7 @@ class Source:
 
 def find(what: str, settings: Settings, base: str | None = None) -> Source:
     """Raises the coded error of what is nothing, or not finished. base: the model to take instead of the one it names."""
+    named(what)
     try:
         run_dir = _run(settings.text("training.output_dir"), what)
     except RunNotFoundError as error:
@@ -71,6 +72,12 @@ def find(what: str, settings: Settings, base: str | None = None) -> Source:
         folder=last_part(model.name),
         output=settings.text("training.output_dir"),
     )
+
+
+def named(what: str) -> None:
+    """Raises UserInputError for an empty name, which as a path would be the current folder."""
+    if not what.strip():
+        raise UserInputError("no run, folder or model was named", suggestion="`backprop list-runs` shows the runs.")
 
 
 def named_as_model(what: str) -> bool:
