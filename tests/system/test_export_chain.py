@@ -26,9 +26,10 @@ from backpropagate_protocol.errors import BackpropagateError, BusyError
 from backpropagate_protocol.rundir import ExportDir
 from backpropagate_protocol.spec import PushSpec, RunSpec
 from tests.conftest import Oracle
+from tests.doubles.ollama_server import OllamaDouble
 from tests.system.exported import export_of, result_of, trained_and_exported, wish
 from tests.system.real import Trained
-from tests.system.supervised import Story, Supervisor, resume_here, run_here, toy_spec
+from tests.system.supervised import At, Story, Supervisor, resume_here, run_here, toy_spec
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="a POSIX signal")
 
@@ -274,3 +275,57 @@ def test_a_push_that_cannot_be_made_is_a_run_that_failed(oracle: Oracle, adapter
     assert outcome.exit_code in (1, 3)
     (row,) = history.list_rows(output)
     assert (row.session_kind, row.steps) == ("push", 0)
+
+
+def test_an_export_that_answers_otherwise_is_put_aside_and_not_registered(oracle: Oracle, adapter: str) -> None:
+    """Between the converter and the proof somebody's bytes get into the file."""
+    output = oracle.output()
+    with OllamaDouble() as server:
+        export = msgspec.structs.replace(wish(output, adapter), ollama_name="talk", ollama_host=server.url)
+        spec = export_of(adapter, output, export=export)
+        made = ExportDir(output.exports).work(spec.run_id) / "f16.gguf"
+        damaged = At(lambda event: isinstance(event, StageEnded) and event.stage == "convert", lambda: _damage(made))
+        outcome, story = run_here(spec, sinks=[damaged])
+        assert not server.models
+    assert (outcome.status, outcome.exit_code, outcome.code) == ("failed", 3, "RUNTIME_EXPORT_MISMATCH"), outcome
+    result = result_of(spec)
+    aside = ExportDir.rejected(result)
+    assert aside.is_file()
+    assert not result.exists()
+    report = exports.read_report(aside)
+    assert report is not None
+    assert report.proof is not None
+    assert not report.proof.passed
+    assert "register" not in [started.stage for started in story.of(StageStarted)]
+    assert not made.parent.exists()
+    assert str(aside) in outcome.message
+
+
+def _damage(path: Path) -> None:
+    with open(path, "r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(b"\x3c" * (path.stat().st_size // 4))
+
+
+def test_a_server_that_goes_away_costs_the_registration_and_one_command_makes_up_for_it(
+    oracle: Oracle, adapter: str
+) -> None:
+    """The proven file has its name and stays; the resume only registers it."""
+    output = oracle.output()
+    with OllamaDouble() as server:
+        export = msgspec.structs.replace(wish(output, adapter), ollama_name="talk", ollama_host=server.url)
+        spec = export_of(adapter, output, export=export)
+        server.faults.error_line = "no space left on device"
+        outcome, story = run_here(spec)
+        assert (outcome.status, outcome.exit_code, outcome.code) == ("partial", 3, "DEP_OLLAMA_REGISTRATION_FAILED")
+        assert [again.delay >= 2 for again in story.of(Recovering)] == [True, True]
+        assert outcome.export == str(result_of(spec))
+        run_dir = output.run(spec.run_id)
+        assert runs.resuming(run_dir) in outcome.suggestion
+        server.faults.error_line = ""
+        again, second = resume_here(run_dir)
+        assert (again.status, again.ollama, again.export) == ("completed", "talk", outcome.export), again
+        assert names(second) == ["register"]
+        assert len(server.models) == 1
+    (row,) = history.list_rows(output)
+    assert (row.ollama_name, row.export_paths) == ("talk", [outcome.export])
