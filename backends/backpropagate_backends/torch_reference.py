@@ -30,6 +30,7 @@ from backpropagate_protocol.reference import (
     MAX_ROWS,
     PROMPT_ROWS,
     Answered,
+    Probe,
     Reference,
     ReferenceWriter,
     Rendered,
@@ -39,6 +40,7 @@ from backpropagate_protocol.reference import (
 _WEIGHTS = "adapter_model.safetensors"
 _LABELS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _FP32_AT_MOST = 4_000_000_000  # parameters; above, float32 on a CPU takes longer than the proof is worth
+_PROBES, _PROBE_TOKENS = 4, 100
 _SPARE = 1.15  # of the weights: activations, logits, what loading holds for a moment
 
 
@@ -89,6 +91,7 @@ def write_reference(job: ReferenceJob, device: Literal["cpu", "cuda"], stage: Re
                 adds_bos=_adds_bos(tokenizer),
                 day=datetime.now().date().isoformat(),
                 rendered=tuple(Rendered(turns, _text(tokenizer, turns)) for turns in CONVERSATIONS if template),
+                probes=_probes(tokenizer),
                 why_not=plan if isinstance(plan, str) else "",
             )
         )
@@ -148,6 +151,21 @@ def _asked(tokenizer: PreTrainedTokenizerBase, turns: Turns) -> Answered:
         return Answered(turns, text, tuple(tokenizer(text)["input_ids"]))
     # The template has written all special tokens there are to be.
     return Answered(turns, text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
+
+
+def _probes(tokenizer: PreTrainedTokenizerBase) -> tuple[Probe, ...]:
+    """Texts made of the vocabulary's own tokens, from the first to the last: where words are split, and in which order
+    pieces are joined, shows there. ASCII alone, since in rare scripts llama.cpp splits differently in every conversion."""
+    special = set(tokenizer.all_special_ids)
+    plain = {}
+    for token in range(len(tokenizer)):
+        text = "" if token in special else str(tokenizer.decode([token]))
+        if text.isascii():
+            plain[token] = text
+    step = max(1, len(plain) // (_PROBES * _PROBE_TOKENS))
+    chosen = list(plain.values())[::step]
+    texts = ("".join(chosen[first::_PROBES][:_PROBE_TOKENS]) for first in range(_PROBES))
+    return tuple(Probe(text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"])) for text in texts)
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, turns: Turns) -> str | None:

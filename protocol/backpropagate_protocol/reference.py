@@ -64,6 +64,13 @@ class Answered(msgspec.Struct, frozen=True):
     offset: int = 0  # of the first row in the file of all rows
 
 
+class Probe(msgspec.Struct, frozen=True):
+    """Plain text, and what the tokenizer makes of it without adding anything."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
 class Reference(msgspec.Struct, frozen=True, kw_only=True):
     """All that was asked and said. `why_not`: why there are no answers and no logits; the rest is there in any case."""
 
@@ -84,6 +91,7 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
     day: str = ""  # on which templates were rendered, as ISO 8601: some write the date
     prompts: tuple[Answered, ...] = ()
     rendered: tuple[Rendered, ...] = ()
+    probes: tuple[Probe, ...] = ()
     why_not: str = ""
 
 

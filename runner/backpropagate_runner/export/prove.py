@@ -19,7 +19,7 @@ from backpropagate_runner.export.gguf_arch import architecture
 from backpropagate_runner.export.llama import Llama
 from backpropagate_runner.export.prove_answers import Comparison, Rows
 from backpropagate_runner.export.prove_bounds import bounds_for
-from backpropagate_runner.export.prove_text import check_ends, check_template, check_tokens
+from backpropagate_runner.export.prove_text import check_template, check_tokens, wrong_ends
 from backpropagate_runner.export.prove_weights import check_tensors, sampled, wrong_metadata, wrong_vocabulary
 from backpropagate_runner.export.read_gguf import GgufFile
 from backpropagate_runner.export.stage import Stage
@@ -45,19 +45,21 @@ def prove(job: ProveJob, stage: Stage) -> Proof:
 
 def _gguf(job: ProveJob, reference: Reference, stage: Stage) -> Proof:
     file = GgufFile(Path(job.target))
-    checks = [check_template(reference, file)]
     running = job.verifier == _LLAMA and not reference.why_not
-    problems: list[str] = []
     comparison = Comparison(bounds_for(job.quantization, reference))
-    if job.verifier == _LLAMA:
+    tensors, problem = _numbers(job, reference, file, stage, every_row=not running)
+    checks = [check_template(reference, file), tensors]
+    problems = [problem]
+    whole = tensors.passed or tensors.value is not None  # llama.cpp refuses a file that lacks a tensor
+    if job.verifier == _LLAMA and whole:
         with Llama(file.path, _longest(reference) + _SPARE_TOKENS) as model:
             checks.append(check_tokens(reference, file, model))
-            problems.append(check_ends(reference, model))
+            problems.append(wrong_ends(reference, model))
             if running:
                 _ask(job, reference, model, comparison, stage)
-    checks += _numbers(job, reference, file, stage, problems, every_row=not running)
-    if running:
-        checks += comparison.checks()
+                checks += comparison.checks()
+    wrong = "; ".join(problem for problem in problems if problem)
+    checks.append(Check("metadata", not wrong, detail=wrong or "configuration, vocabulary, special tokens"))
     return _proof(_LLAMA if running else _WEIGHTS, checks, comparison)
 
 
@@ -84,9 +86,9 @@ def _shaped(data: bytes, reference: Reference) -> Rows:
 
 
 def _numbers(
-    job: ProveJob, reference: Reference, file: GgufFile, stage: Stage, problems: list[str], *, every_row: bool
-) -> list[Check]:
-    """Tensors and metadata, as far as our own converter knows how they have to be."""
+    job: ProveJob, reference: Reference, file: GgufFile, stage: Stage, *, every_row: bool
+) -> tuple[Check, str]:
+    """Tensors, and what is wrong with the metadata, as far as our own converter knows how they have to be."""
     from backpropagate_runner.export.adapter import open_adapter
     from backpropagate_runner.export.gguf_vocab import tokenizer_folder
     from backpropagate_runner.export.model_files import open_model
@@ -95,19 +97,13 @@ def _numbers(
     files = open_model(job.model, stage.advance)
     weights = open_weights(files, open_adapter(job.adapter) if job.adapter is not None else None)
     arch = architecture(weights.config)
-    checks = []
-    if arch is not None:
-        tensors = check_tensors(weights, arch, file, job.memory * _MIB, stage.advance, every_row=every_row)
-        checks.append(tensors)
-        problems.append(wrong_metadata(arch, file))
-    elif every_row:
-        detail = "not compared: what another converter makes of this architecture is proved by running it, which cannot be done here"
-        checks.append(Check("tensors", True, detail=detail))
     folder = tokenizer_folder(files.folder, None if job.adapter is None else Path(job.adapter))
-    problems.append(wrong_vocabulary(folder, reference, file))
-    wrong = [problem for problem in problems if problem]
-    checks.append(Check("metadata", not wrong, detail="; ".join(wrong) or "configuration, vocabulary, special tokens"))
-    return checks
+    problem = wrong_vocabulary(folder, reference, file)
+    if arch is None:
+        detail = "not compared: this architecture was converted by llama.cpp's converter, and is proved by running it"
+        return Check("tensors", True, detail=detail), problem
+    tensors = check_tensors(weights, arch, file, job.memory * _MIB, stage.advance, every_row=every_row)
+    return tensors, wrong_metadata(arch, file) or problem
 
 
 # --- a merged model ---------------------------------------------------------------------------------------------------

@@ -61,15 +61,20 @@ def check_tokens(reference: Reference, file: GgufFile, model: Llama) -> Check:
         elif ids != prompt.ids:
             different.append(prompt)
     same = float(total - len(different))
+    probes = [probe for probe in reference.probes if tuple(model.tokenize(probe.text)) != probe.ids]
     told = f"; {begun} of them begin with a BOS that the template does not write" if begun else ""
-    if not different:
+    if not different and not probes:
         return Check("tokens", True, same, float(total), f"{total} prompts are the same tokens{told}")
-    detail = f"{len(different)} of {total} prompts are other tokens, the first one: {different[0].turns[-1][1][:60]!r}"
+    first = different[0].turns[-1][1] if different else probes[0].text
+    detail = (
+        f"{len(different)} of {total} prompts and {len(probes)} of {len(reference.probes)} word lists are other tokens"
+    )
+    detail += f", the first one: {first[:60]!r}"
     lenient = file.fields.get("tokenizer.ggml.model") == _SENTENCEPIECE and len(different) < total
     return Check("tokens", lenient, same, float(total), detail + told)
 
 
-def check_ends(reference: Reference, model: Llama) -> str:
+def wrong_ends(reference: Reference, model: Llama) -> str:
     """What is wrong with the tokens that end an answer; empty if nothing is."""
     ends = {prompt.answer[-1] for prompt in reference.prompts if prompt.ended}
     if (eos := reference.special.get("eos")) is not None:

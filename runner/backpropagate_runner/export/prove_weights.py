@@ -36,9 +36,11 @@ def check_tensors(
 ) -> Check:
     """`memory`: bytes for one piece."""
     planned = tensors(weights, arch, "f32")
-    missing = sorted({tensor.name for tensor in planned} ^ file.tensors.keys())
-    if missing:
-        return Check("tensors", False, detail=f"{len(missing)} are missing or too many, among them {missing[0]}")
+    names = {tensor.name for tensor in planned}
+    if missing := sorted(names - file.tensors.keys()):
+        return Check("tensors", False, detail=f"{len(missing)} are missing, among them {missing[0]}")
+    if every_row and (unknown := sorted(file.tensors.keys() - names)):  # else, the answers judge them
+        return Check("tensors", False, detail=f"{len(unknown)} are not the model's, among them {unknown[0]}")
     worst, detail, value, bound = -1.0, "", 0.0, 0.0
     total = sum(math.prod(tensor.shape) for tensor in planned)
     done = 0
