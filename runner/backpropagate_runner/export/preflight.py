@@ -63,10 +63,12 @@ def preflight(job: PreflightJob, stage: Stage) -> ExportRoute:
     if export.format in ("gguf", "lora-gguf"):
         stage.advance(detail="the converter")
         converter = _converter(files, job, export)
-        notes += _template(files, job, export)
     if export.format == "gguf":
+        notes += _template(files, job, export)
         stage.advance(detail="llama.cpp")
         how = way(str(export.quantization), stored, llama.available(), ollama=export.ollama_name is not None)
+    if export.format == "lora-gguf":
+        how = Way("f32", "")
     parameters = files.parameters or estimated_parameters(files.config)
     sizes = _sizes(export, how, parameters, stored, adapter_bytes)
     stage.advance(detail="the disk")
@@ -169,7 +171,10 @@ def _converter(files: ModelFiles, job: PreflightJob, export: ExportSpec) -> _Con
     name = _architecture(files)
     try:
         arch = read_architecture(files.config)
-        read_vocabulary(tokenizer_folder(files.folder, Path(folder) if folder else None), arch.vocabulary, files.config)
+        if export.format == "gguf":  # an adapter alone has no tokens
+            read_vocabulary(
+                tokenizer_folder(files.folder, Path(folder) if folder else None), arch.vocabulary, files.config
+            )
         return _Converter("own")
     except NotCovered as error:
         why = str(error)
@@ -215,8 +220,11 @@ def _disks(job: PreflightJob, export: ExportSpec, sizes: Sizes) -> int:
 
 
 def _verifier(export: ExportSpec, weight_bytes: int, notes: list[str]) -> str:
-    """llama if what is exported can be run here, else weights; the reason for less is told."""
-    if export.format in ("gguf", "lora-gguf") and (missing := llama.available()):
+    """llama if what is exported can be run here, else weights; the reason for less is told. An adapter alone answers
+    nothing, so there is nothing to compare."""
+    if export.format in ("lora", "lora-gguf"):
+        return ""
+    if export.format == "gguf" and (missing := llama.available()):
         notes.append(f"the file will be read, not run, to prove it: {missing}")
         return "weights"
     free = free_host_memory()
@@ -226,7 +234,7 @@ def _verifier(export: ExportSpec, weight_bytes: int, notes: list[str]) -> str:
             f"{megabytes(int(weight_bytes * _LOADING))} of memory, and {megabytes(free)} are free"
         )
         return "weights"
-    return "llama" if export.format in ("gguf", "lora-gguf") else "weights"
+    return "llama" if export.format == "gguf" else "weights"
 
 
 def _architecture(files: ModelFiles) -> str:
