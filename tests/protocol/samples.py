@@ -11,8 +11,35 @@ from pathlib import Path
 
 from backpropagate_protocol import messages as m
 from backpropagate_protocol.framing import encode
-from backpropagate_protocol.jobs import GenerateJob, PreparedRef, TrainJob, ValidateJob
-from backpropagate_protocol.spec import DataSpec, LoraSpec, ModelSpec, PlannedFault, RunSpec, SafetySpec, TrainSpec
+from backpropagate_protocol.jobs import (
+    ChatJob,
+    ConvertAdapterJob,
+    ConvertJob,
+    FetchConverterJob,
+    GenerateJob,
+    MergeJob,
+    PlaceJob,
+    PreflightJob,
+    PreparedRef,
+    ProveJob,
+    PushJob,
+    QuantizeJob,
+    ReferenceJob,
+    RegisterJob,
+    TrainJob,
+    ValidateJob,
+)
+from backpropagate_protocol.spec import (
+    DataSpec,
+    ExportSpec,
+    LoraSpec,
+    ModelSpec,
+    PlannedFault,
+    PushSpec,
+    RunSpec,
+    SafetySpec,
+    TrainSpec,
+)
 
 WIRE = Path(__file__).resolve().parents[2] / "fixtures" / "wire" / f"v{m.PROTOCOL_VERSION}"
 
@@ -42,10 +69,66 @@ TRAIN = TrainJob(
     prepared=PreparedRef(path="/output/cache/abc", digest="d" * 64),
 )
 
+WORK = "/exports/.export-0b0e5a52.partial"
+EXPORT = ExportSpec(
+    format="gguf",
+    quantization="q4_k_m",
+    destination="/exports",
+    name="talk",
+    adapter="/output/lora",
+    ollama_name="me/talk:v1",
+    lmstudio="/models",
+    prompts=("And mine?",),
+)
+PUSH = PushSpec(folder="/exports", repo="me/talk", private=False, dry_run=True, card="# talk")
+FAULTS = (PlannedFault(kind="sigkill", step=3, stage="convert"),)
+
 TO_CHILD: dict[str, m.ToChild] = {
     "run-train": m.RunJob(TRAIN),
     "run-validate": m.RunJob(ValidateJob(data=DATA, max_errors=3)),
     "run-generate": m.RunJob(GenerateJob(model=MODEL, adapter="/output/lora", prompts=("Hello!", "Grüß dich, 世界"))),
+    "run-chat": m.RunJob(ChatJob(gguf="/exports/talk-Q4_K_M.gguf", temperature=0.5)),
+    "run-preflight": m.RunJob(PreflightJob(model=MODEL, export=EXPORT, adapter=None, work=WORK, dora=True)),
+    "run-reference": m.RunJob(
+        ReferenceJob(model=MODEL, adapter="/output/lora", prompts=("Hello!", "世界"), out=f"{WORK}/reference")
+    ),
+    "run-merge": m.RunJob(MergeJob(model=MODEL, adapter="/output/lora", out=f"{WORK}/merged", memory=256)),
+    "run-convert": m.RunJob(
+        ConvertJob(
+            model=MODEL,
+            adapter="/output/lora",
+            out=f"{WORK}/f16.gguf",
+            type="f16",
+            name="talk",
+            memory=128,
+            faults=FAULTS,
+            attempt=2,
+        )
+    ),
+    "run-convert-adapter": m.RunJob(
+        ConvertAdapterJob(model=MODEL, adapter="/output/lora", out=f"{WORK}/lora.gguf", name="talk")
+    ),
+    "run-quantize": m.RunJob(
+        QuantizeJob(source=f"{WORK}/f16.gguf", out=f"{WORK}/q4_k_m.gguf", quantization="q4_k_m", threads=4)
+    ),
+    "run-prove": m.RunJob(
+        ProveJob(
+            reference=f"{WORK}/reference",
+            target=f"{WORK}/q4_k_m.gguf",
+            kind="gguf",
+            quantization="q4_k_m",
+            model=MODEL,
+            adapter="/output/lora",
+            verifier="llama",
+        )
+    ),
+    "run-register": m.RunJob(
+        RegisterJob(gguf="/exports/talk-F16.gguf", name="talk", host="http://127.0.0.1:11434", quantize="q4_k_m")
+    ),
+    "run-place": m.RunJob(PlaceJob(source="/exports/talk-Q4_K_M.gguf", out="/models/talk-Q4_K_M.gguf")),
+    "run-push": m.RunJob(PushJob(push=PUSH)),
+    "run-fetch": m.RunJob(FetchConverterJob()),
+    "say": m.Say((("user", "Hello!"), ("assistant", "Hi."), ("user", "世界?"))),
     "stop": m.Stop("ctrl-c", save=True),
     "save": m.Save(),
     "ping": m.Ping(),
@@ -75,6 +158,36 @@ TO_PARENT: dict[str, m.ToParent] = {
     "done-trained": m.Done(m.TrainResult("/output/lora", 20, 160, 0xBADCAFE, 0.125, "f" * 64)),
     "done-report": m.Done(m.DataReport("alpaca", 99, 1, ("line 7: no answer",), {"chat": 98})),
     "done-answers": m.Done(m.Answers(("Hello!", "世界"))),
+    "said": m.Said("Wel"),
+    "turn": m.Turn("World.", 2, 0.5),
+    "done-route": m.Done(
+        m.ExportRoute(
+            architecture="Qwen2ForCausalLM",
+            parameters=494_032_768,
+            converter="own",
+            converter_folder="",
+            type="f16",
+            quantizer="ollama",
+            verifier="llama",
+            bytes=988_000_000,
+            work_bytes=2_000_000_000,
+            free_bytes=90_000_000_000,
+            ollama_version="0.33.0",
+            notes=("a note",),
+        )
+    ),
+    "done-made": m.Done(m.Made(f"{WORK}/f16.gguf", 988_000_000, "a" * 64, ("a note",))),
+    "done-proof": m.Done(
+        m.Proof(
+            False,
+            "llama",
+            (m.Check("tokens", True, detail="15 prompts"), m.Check("kl", False, 0.5, 0.01, "nats")),
+            15,
+            213,
+        )
+    ),
+    "done-registered": m.Done(m.Registered("talk", "b" * 64, "0.33.0", True, 988_000_000)),
+    "done-pushed": m.Done(m.Pushed("https://hub.example/me/talk", "c" * 40, (("README.md", 7), ("talk.gguf", 988)))),
 }
 
 

@@ -17,7 +17,8 @@ from backpropagate_protocol.framing import (
     decoder_for_parent,
     encode,
 )
-from backpropagate_protocol.messages import Hello, Notice, Ping, Progress, ToChild, ToParent
+from backpropagate_protocol.jobs import Job
+from backpropagate_protocol.messages import Done, Hello, Notice, Ping, Progress, RunJob, ToChild, ToParent
 from tests.protocol.samples import TO_CHILD, TO_PARENT, WIRE
 
 
@@ -118,6 +119,13 @@ def test_every_message_type_has_a_golden_frame_and_every_golden_frame_is_read() 
     samples = {type(message) for message in (TO_CHILD | TO_PARENT).values()}
     assert samples == {*typing.get_args(ToChild), *typing.get_args(ToParent)}
     assert {path.stem for path in WIRE.glob("*.bin")} == {*TO_CHILD, *TO_PARENT}
+
+
+def test_every_job_and_every_result_has_a_golden_frame() -> None:
+    jobs = {type(message.job) for message in TO_CHILD.values() if isinstance(message, RunJob)}
+    assert jobs == {*typing.get_args(Job)}
+    results = {type(message.result) for message in TO_PARENT.values() if isinstance(message, Done)}
+    assert results == {*typing.get_args(typing.get_type_hints(Done)["result"])}
 
 
 def test_a_frame_is_its_length_in_four_little_endian_bytes_and_a_msgpack_array() -> None:
