@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from backpropagate_runner.export import go_template
 from backpropagate_runner.export.hf_template import Conversation, TemplateRefused, renderer
+from backpropagate_runner.export.read_gguf import GgufFile
 
 _SYSTEM, _USER, _ANSWER, _AGAIN = "qSystemMarkq", "qUserMarkq", "qAnswerMarkq", "qAgainMarkq"
 _CONTROL = 3  # a token's type in a GGUF: markers, not text
@@ -42,39 +42,24 @@ class Derived:
     dated: bool  # whether a date is frozen in it
 
 
-def read_gguf(path: Path) -> tuple[str | None, Tokens]:
-    """A GGUF's chat template (None: it has none) and tokens. Raises ValueError if the file is no GGUF."""
-    from gguf import GGUFReader
-
-    reader = GGUFReader(path)
-    field = reader.get_field
-
-    def value(key: str) -> object:
-        found = field(f"tokenizer.{key}")
-        return None if found is None else found.contents()
-
-    listed, types = field("tokenizer.ggml.tokens"), field("tokenizer.ggml.token_type")
-    texts: dict[int, str] = {}
-
-    def text(index: object) -> str:
-        if listed is None or not isinstance(index, int) or not 0 <= index < len(listed.data):
-            return ""
-        if index not in texts:
-            texts[index] = bytes(listed.parts[listed.data[index]]).decode("utf-8", "replace")
-        return texts[index]
-
-    kinds = types.contents() if types is not None else []
-    control = tuple(text(index) for index, kind in enumerate(kinds) if kind == _CONTROL)
-    adds = value("ggml.add_bos_token")
+def template_of(file: GgufFile) -> tuple[str | None, Tokens]:
+    """A GGUF's chat template (None: it has none) and what it is written with."""
+    fields = file.fields
+    adds = fields.get("tokenizer.ggml.add_bos_token")
     if adds is None:
-        adds = value("ggml.model") == "llama" or value("ggml.pre") in _ADDS_BOS
-    source = value("chat_template")
-    return source if isinstance(source, str) else None, Tokens(
-        bos=text(value("ggml.bos_token_id")),
-        eos=text(value("ggml.eos_token_id")),
-        eot=text(value("ggml.eot_token_id")),
+        adds = fields.get("tokenizer.ggml.model") == "llama" or fields.get("tokenizer.ggml.pre") in _ADDS_BOS
+    kinds = fields.get("tokenizer.ggml.token_type")
+    texts = file.texts("tokenizer.ggml.tokens")
+    return file.template, Tokens(
+        bos=file.token("tokenizer.ggml.bos_token_id"),
+        eos=file.token("tokenizer.ggml.eos_token_id"),
+        eot=file.token("tokenizer.ggml.eot_token_id"),
         adds_bos=bool(adds),
-        control=control,
+        control=tuple(
+            text
+            for text, kind in zip(texts, kinds if isinstance(kinds, list) else [], strict=False)
+            if kind == _CONTROL
+        ),
     )
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from backpropagate_protocol.errors import OllamaRegistrationError
+from backpropagate_protocol.errors import GGUFExportError, OllamaRegistrationError
 from backpropagate_protocol.export_formats import QUANTIZATIONS
 from backpropagate_protocol.jobs import RegisterJob
 from backpropagate_protocol.messages import Registered
 from backpropagate_runner.export.ollama import READS_TEMPLATES, Advance, Server, check_name, version_tuple
 from backpropagate_runner.export.ollama_errors import UPDATE
-from backpropagate_runner.export.ollama_template import Derived, derive, read_gguf
+from backpropagate_runner.export.ollama_template import Derived, derive, template_of
+from backpropagate_runner.export.read_gguf import GgufFile
 from backpropagate_runner.export.stage import Stage
 
 _CHUNK = 1 << 20
@@ -87,11 +88,9 @@ def _template(path: Path, version: str, stage: Stage) -> Derived | None:
     """The template to send. None: the server reads the file's own, or there is none."""
     stage.advance(0, 0, "reading the chat template")
     try:
-        source, tokens = read_gguf(path)
-    except ValueError as error:
-        raise OllamaRegistrationError(
-            f"{path.name} is not a GGUF file: {error}", suggestion="Run the export again."
-        ) from error
+        source, tokens = template_of(GgufFile(path))
+    except GGUFExportError as error:
+        raise OllamaRegistrationError(error.message, suggestion="Run the export again.") from error
     if source is None:
         stage.notice(f"{path.name} has no chat template: Ollama will give the model bare prompts", "warning")
         return None
@@ -103,8 +102,10 @@ def _template(path: Path, version: str, stage: Stage) -> Derived | None:
             f"Ollama {version} does not read the chat template in a GGUF, and this model's cannot be written in Ollama's own language",
             suggestion=f"{UPDATE} From {'.'.join(map(str, READS_TEMPLATES))} on, it uses the file's own template.",
         )
-    if found is not None and found.dated and reads_it:
-        return None  # written out it would hold today's date for ever
+    # Left out, a current server would take a template of its own that looks much the same; so a date that stands still is
+    # the lesser evil.
+    if found is not None and found.dated:
+        stage.notice("the model's chat template writes the date: in Ollama it will stay that of today")
     if found is not None and not found.system:
         stage.notice("the model's chat template has no place for a system message: Ollama will leave such messages out")
     return found

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from backpropagate_runner.export import go_template
 from backpropagate_runner.export.hf_template import TemplateRefused, renderer
-from backpropagate_runner.export.ollama_template import Derived, Tokens, derive, read_gguf
+from backpropagate_runner.export.ollama_template import Derived, Tokens, derive, template_of
+from backpropagate_runner.export.read_gguf import GgufFile
 from tests.runner.export.chat_templates import (
     CHATML,
     CHATML_TOKENS,
@@ -25,7 +28,8 @@ from tests.runner.export.chat_templates import (
 )
 
 _ROOT = Path(__file__).parents[3]
-_LLAMA_CPP = Path("/tmp/llama.cpp-src")
+# Its sources bring the templates of real models.
+_LLAMA_CPP = Path(os.environ.get("LLAMA_CPP_DIR") or Path(tempfile.gettempdir()) / "llama.cpp-src")
 
 _TALK = [
     {"role": "user", "content": "What, then, is {this}?"},
@@ -150,7 +154,7 @@ def test_real_templates(name: str, derived: bool) -> None:
 
 
 def test_template_and_tokens_are_read_from_a_gguf(tmp_path: Path) -> None:
-    source, tokens = read_gguf(write_gguf(tmp_path / "m.gguf", CHATML))
+    source, tokens = template_of(GgufFile(write_gguf(tmp_path / "m.gguf", CHATML)))
     assert source == CHATML
     assert tokens == Tokens(
         bos="<|endoftext|>", eos="<|im_end|>", control=("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -158,10 +162,10 @@ def test_template_and_tokens_are_read_from_a_gguf(tmp_path: Path) -> None:
 
 
 def test_whether_the_runtime_adds_a_begin_token_is_read_or_known_of_the_vocabulary(tmp_path: Path) -> None:
-    assert read_gguf(write_gguf(tmp_path / "a.gguf", None, adds_bos=True))[1].adds_bos
-    assert not read_gguf(write_gguf(tmp_path / "b.gguf", None, adds_bos=False, pre="llama-bpe"))[1].adds_bos
-    assert read_gguf(write_gguf(tmp_path / "c.gguf", None, pre="llama-bpe"))[1].adds_bos
-    assert read_gguf(write_gguf(tmp_path / "d.gguf", None))[0] is None
+    assert template_of(GgufFile(write_gguf(tmp_path / "a.gguf", None, adds_bos=True)))[1].adds_bos
+    assert not template_of(GgufFile(write_gguf(tmp_path / "b.gguf", None, adds_bos=False, pre="llama-bpe")))[1].adds_bos
+    assert template_of(GgufFile(write_gguf(tmp_path / "c.gguf", None, pre="llama-bpe")))[1].adds_bos
+    assert template_of(GgufFile(write_gguf(tmp_path / "d.gguf", None)))[0] is None
 
 
 # --- the renderers --------------------------------------------------------------------------------------------------

@@ -90,11 +90,10 @@ def test_a_template_that_cannot_be_derived_is_an_error_on_an_older_server(tmp_pa
     assert not double.blobs
 
 
-def test_a_template_with_a_date_is_written_out_only_for_an_older_server(double: OllamaDouble, tmp_path: Path) -> None:
-    path = write_gguf(tmp_path / "m.gguf", LLAMA_LIKE)
-    assert not _register(double, path).template
-    with OllamaDouble("0.12.0") as older:
-        assert _register(older, path).template
+def test_a_template_with_a_date_is_told(double: OllamaDouble, tmp_path: Path) -> None:
+    heard = Heard(Phase.REGISTER)
+    assert _register(double, write_gguf(tmp_path / "m.gguf", LLAMA_LIKE), heard).template
+    assert "writes the date" in heard.notices[0]
 
 
 def test_a_file_without_a_template_is_registered_with_a_warning(double: OllamaDouble, tmp_path: Path) -> None:
@@ -123,7 +122,7 @@ def test_a_file_that_is_gone_is_told(double: OllamaDouble, tmp_path: Path) -> No
 
 def test_a_file_that_is_no_gguf_is_told(double: OllamaDouble, tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"text" * 100)
-    with pytest.raises(OllamaRegistrationError, match="not a GGUF file"):
+    with pytest.raises(OllamaRegistrationError, match=r"m\.gguf is not a GGUF file"):
         _register(double, tmp_path / "m.gguf")
 
 
