@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import shutil
 import sys
 
 import click
@@ -17,7 +18,7 @@ from backpropagate_protocol.errors import CATALOGUE
 
 _PACKAGES = (
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "safetensors", "pyarrow",
-    "anyio", "click", "filelock", "msgspec", "nvidia-ml-py", "orjson", "rich",
+    "llama-cpp-python", "gguf", "huggingface-hub", "anyio", "click", "filelock", "msgspec", "nvidia-ml-py", "orjson", "rich",
 )  # fmt: skip
 
 
@@ -58,6 +59,7 @@ def _about() -> dict[str, object]:
         "packages": packages,
         "training_possible": all(packages[name] for name in ("torch", "transformers", "trl", "peft", "datasets")),
         "gpu": _gpu(),
+        "export": _export(packages),
         "models": [
             {"name": m.name, "repo": m.repo, "licence": m.licence, "vram_gb": m.vram_gb, "lora_r": m.lora_r, "max_length": m.max_length, "note": m.note}
             for m in MODELS.values()
@@ -68,6 +70,26 @@ def _about() -> dict[str, object]:
         ],
         "lora_presets": [{"name": p.name, "r": p.r, "targets": p.targets} for p in LORA.values()],
     }  # fmt: skip
+
+
+def _export(packages: dict[str, str | None]) -> dict[str, object]:
+    """What an export would find; nobody is asked, and nothing imported."""
+    settings = Settings()
+    return {
+        "gguf": bool(packages["gguf"]),
+        "quantize": bool(packages["llama-cpp-python"]),
+        "ollama": shutil.which("ollama"),
+        "ollama_host": settings.text("export.ollama_host"),
+        "llama_cpp_dir": settings.text_or_none("export.llama_cpp_dir"),
+    }
+
+
+def _export_in_words(export: object) -> str:
+    assert isinstance(export, dict)
+    can = ["lora, merged"] + ["gguf (f16, bf16, q8_0)"] * bool(export["gguf"])
+    can += ["all quantizations and the proof by llama.cpp"] if export["quantize"] else []
+    missing = "" if export["quantize"] else "; for the other quantizations: pip install 'backpropagate[export]'"
+    return f"{', '.join(can)}{missing}; Ollama {export['ollama'] or 'not on the PATH'}, expected at {export['ollama_host']}"
 
 
 def _version(distribution: str) -> str | None:
@@ -110,6 +132,7 @@ def _about_in_words(about: dict[str, object]) -> list[str]:
         f"backpropagate {about['backpropagate']}, Python {about['python']}, {about['platform']}",
         f"interpreter   {about['executable']}",
         f"GPU           {_gpu_in_words(about['gpu'])}",
+        f"export        {_export_in_words(about['export'])}",
         "packages      " + ", ".join(f"{name} {version or '-'}" for name, version in packages.items()) + missing,
         "",
         "models for --model (with 4-bit LoRA training in so much GPU memory):",
