@@ -97,8 +97,8 @@ class _Planner:
     def _set_rows(self, name: str, rows: Sequence[int], tensor: StoredTensor) -> None:
         """Where one tensor serves twice the new rows do, too: that is how they were trained."""
         targets = {self._target(f"{name}.weight")}
-        if self._tied and self._head in self._plans and self._input in targets:
-            targets.add(str(self._head))
+        if self._tied and self._head is not None and self._input in targets:
+            targets.add(self._head)
         for target in targets:
             old = self._plans[target]
             if max(rows, default=0) >= old.source.rows or tensor.row_size != old.source.row_size:
@@ -106,16 +106,15 @@ class _Planner:
             self._change(target, replace(old, tokens=(rows, tensor)))
 
     def _part_embeddings(self) -> None:
-        """One tensor that serves as input and output, and of which only one was trained, becomes two."""
-        head = self._names.find(f"{HEAD}.weight") or f"{HEAD}.weight"
+        """One tensor that serves as input and output, and of which one use was trained by itself, becomes two."""
         if not self._tied or self._input is None:
             return
-        changed = [name for name in (self._input, head) if name in self._plans and not self._plans[name].as_it_was]
-        if not changed:
-            return
-        self._plans.setdefault(head, self._shared(self._input))
-        self._head = None  # from here on two tensors
-        self.config = untied(self._files.config)
+        head = self._head or f"{HEAD}.weight"
+        trained = [name for name in (self._input, head) if name in self._plans and not self._plans[name].as_it_was]
+        if trained or any(name.rpartition(".")[2] == HEAD for name in self._adapter.tokens):
+            self._plans.setdefault(head, self._shared(self._input))
+            self._tied = False
+            self.config = untied(self._files.config)
 
     def _shared(self, name: str) -> TensorPlan:
         tensor = self._files.tensors[name]

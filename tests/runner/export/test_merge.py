@@ -21,11 +21,14 @@ from transformers import PreTrainedModel
 from backpropagate_protocol.durable import files_of
 from backpropagate_protocol.errors import ModelLoadError
 from backpropagate_protocol.jobs import MergeJob
-from backpropagate_protocol.messages import Made, Phase
+from backpropagate_protocol.messages import Done, Made, Phase
 from backpropagate_protocol.rundir import PARTIAL
+from backpropagate_protocol.spec import PlannedFault
 from backpropagate_runner.export.digests import digest_of, files_below, folder_digest
 from backpropagate_runner.export.merge import merge
+from backpropagate_runner.export.tensor_file import TensorFile
 from tests.house.source import ROOT
+from tests.runner.child import Child
 from tests.runner.export import peft_models as models
 from tests.runner.export.heard import Heard
 
@@ -64,9 +67,22 @@ def test_the_merged_folder_opens_and_is_pefts_merge(
     assert made.digest == folder_digest(digests(tmp_path / "out"))
 
 
-@pytest.mark.parametrize(
-    "lora", [ALL, ALL | {"use_dora": True}, {"target_modules": ["embed_tokens", "v_proj"]}], ids=str
+SOME: tuple[dict[str, object], ...] = (
+    ALL,
+    ALL | {"use_dora": True},
+    {"target_modules": ["embed_tokens", "v_proj"]},
+    {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
+    {"target_modules": ["embed_tokens", "lm_head"]},
+    {"target_modules": ["v_proj"], "modules_to_save": ["embed_tokens"]},
+    {"target_modules": ["v_proj"], "modules_to_save": ["lm_head"]},
+    {"target_modules": ["v_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    {"target_modules": ["v_proj"], "trainable_token_indices": [1, 2]},
+    {"target_modules": ["v_proj"], "trainable_token_indices": {"embed_tokens": [1, 2], "lm_head": [3]}},
+    {"target_modules": ["v_proj"], "trainable_token_indices": {"lm_head": [3]}},
 )
+
+
+@pytest.mark.parametrize("lora", SOME, ids=str)
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_merged_model_answers_as_the_trained_one(lora: dict[str, object], tied: bool, tmp_path: Path) -> None:
     base = models.save_base(models.qwen2(tied=tied), tmp_path / "base")
@@ -74,6 +90,8 @@ def test_the_merged_model_answers_as_the_trained_one(lora: dict[str, object], ti
     merged(base, adapter, tmp_path / "out")
     trained, exported = models.adapted(base, adapter), models.load(tmp_path / "out")
     assert torch.allclose(models.logits(trained), models.logits(exported), atol=1e-5)
+    untied = "lm_head.weight" in TensorFile(tmp_path / "out" / "model.safetensors").tensors
+    assert exported.config.tie_word_embeddings == (not untied)
     assert not torch.allclose(models.logits(models.load(base)), models.logits(exported), atol=1e-2)
 
 
@@ -153,6 +171,33 @@ def test_a_base_that_was_torn_is_told_before_anything_is_written(tmp_path: Path)
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.slow
+def test_a_real_child_merges_and_a_killed_one_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
+    base = models.save_base(models.llama(), tmp_path / "base")
+    adapter = models.save_adapter(base, tmp_path / "adapter", ALL)
+    killed = PlannedFault(kind="sigkill", step=9, stage="merge")
+    for attempt in (1, 2):
+        job = MergeJob(
+            model=models.spec(base),
+            adapter=str(adapter),
+            out=str(tmp_path / "out"),
+            memory=64,
+            faults=(killed,),
+            attempt=attempt,
+        )
+        with Child(tmp_path / "log", "none") as child:
+            child.do(job)
+            done = child.finish()
+            if attempt == 1:
+                assert done is None
+                assert not (tmp_path / "out").exists()
+            else:
+                assert isinstance(done, Done)
+                assert isinstance(done.result, Made)
+                assert done.result.digest == folder_digest(digests(tmp_path / "out"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base", "log", "out"]
+
+
 # A tensor of 195 MiB, of which nothing is on the disk but a hole; merged under a limit on all writable private memory.
 PROGRAM = """
 import json, resource, sys
@@ -205,6 +250,7 @@ def large(tmp_path: Path) -> tuple[Path, Path]:
     return base, adapter
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits private memory alone")
 @pytest.mark.parametrize(("more", "outcome"), [(120, None), (1, "host_oom")])
 def test_a_tensor_larger_than_the_memory_is_merged_and_too_little_memory_is_said_to_be_that(
