@@ -253,6 +253,7 @@ class RunEnded(_Event, frozen=True, kw_only=True, tag="run_ended"):
     export: str | None = None  # the path of what was exported
     ollama: str | None = None  # the name it was registered under
     url: str | None = None  # where it was pushed to
+    kind: str = "train"  # what the run is for, as in its spec
 
 
 Event = (

@@ -7,7 +7,6 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
@@ -16,20 +15,17 @@ import msgspec
 
 from backpropagate import __version__, checkpoints, process
 from backpropagate.chain import Chain
-from backpropagate.events import AttemptStarted, DataPrepared, RunCreated, RunEnded, RunResumed
-from backpropagate.judge import plan
+from backpropagate.events import RunCreated, RunEnded, RunResumed
 from backpropagate.judge.decisions import Finish
-from backpropagate.keep import exports, journal, locks, runs
+from backpropagate.keep import exports, locks, runs
 from backpropagate.keep.journal import Journal
-from backpropagate.keep.past import Past
-from backpropagate.keep.record import Record
 from backpropagate.outcome import Outcome
 from backpropagate.reporter import Reporter
+from backpropagate.stood import Stood, where_it_stood
 from backpropagate.stops import Stops
 from backpropagate.training import Training, finished, from_row, published
 from backpropagate.watch.sinks import Sink
 from backpropagate_protocol.errors import CATALOGUE, ExitCode, Retry, error_for
-from backpropagate_protocol.jobs import PreparedRef
 from backpropagate_protocol.redact import redact
 from backpropagate_protocol.rundir import ExportDir, RunDir
 from backpropagate_protocol.spec import RunSpec
@@ -66,7 +62,7 @@ def supervise(
             _take_locks(held, spec, run_dir)
             _sweep(spec, run_dir)
             resumed = resumed or run_dir.events.exists()
-            stood = _where_it_stood(spec, run_dir)
+            stood = where_it_stood(spec, run_dir)
             if stood.status == "completed":
                 raise error_for("STATE_RUN_FINISHED", f"run {spec.run_id} is finished", run_id=spec.run_id)
             held.callback(_drop_if_empty, run_dir.events)
@@ -126,39 +122,6 @@ def _writable(run_dir: RunDir, run_id: str) -> Iterator[None]:
         raise error_for(code, text, run_id=run_id) from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Stood:
-    """What earlier supervisors left: the record so far, how the next child of the training begins, what stages are done."""
-
-    record: Record
-    start: plan.Start
-    past: Past
-    status: str
-
-
-def _where_it_stood(spec: RunSpec, run_dir: RunDir) -> _Stood:
-    record, past = Record(spec, run_dir), Past()
-    attempts, micro, prepared = 0, None, None
-    checkpointing = spec.train.gradient_checkpointing
-    for event in journal.read(run_dir.events):
-        record.fold(event)
-        past.event(event)
-        if isinstance(event, AttemptStarted):
-            attempts, micro = max(attempts, event.attempt), event.micro_batch
-            checkpointing = checkpointing if event.gradient_checkpointing is None else event.gradient_checkpointing
-        elif isinstance(event, DataPrepared):
-            prepared = PreparedRef(event.path, event.digest)
-    start = plan.Start(
-        micro_batch=micro or plan.first_micro_batch(spec),
-        gradient_checkpointing=checkpointing,
-        prepared=prepared,
-        attempts=attempts,
-    )
-    status = record.row().status
-    begun = attempts or past.attempts
-    return _Stood(record, start, past, "interrupted" if status == "running" and begun else status)
-
-
 class _Supervision:
     """One supervisor's work on a run that is ours."""
 
@@ -168,7 +131,7 @@ class _Supervision:
         run_dir: RunDir,
         report: Reporter,
         stops: Stops,
-        stood: _Stood,
+        stood: Stood,
         *,
         resumed: bool,
         gpu_script: Path | None,
@@ -187,7 +150,8 @@ class _Supervision:
         _sweep(self._spec, self._run_dir)
         outcome = self._outcome(finish)
         told = {name: value for name, value in msgspec.structs.asdict(outcome).items() if name != "recoveries"}
-        self._report.event(RunEnded(time=time.time(), seconds=round(time.monotonic() - began, 3), **told))
+        seconds = round(time.monotonic() - began, 3)
+        self._report.event(RunEnded(time=time.time(), kind=self._spec.kind, seconds=seconds, **told))
         return outcome
 
     def _begin(self) -> None:

@@ -79,7 +79,7 @@ def play(text: str) -> str:
     name = settings.pop("stage", None)
     policy: Policy | StagePolicy
     if isinstance(name, str):
-        policy = StagePolicy("run", spec(**settings).safety, stage(name))
+        policy = StagePolicy("run", msgspec.convert(settings, SafetySpec), stage(name))
     else:
         policy = Policy(spec(effective, **settings), Start(micro_batch=micro, wait_for_card=bool(wait)))
     for block in blocks:

@@ -50,11 +50,9 @@ def export_of(
     )
 
 
-def trained_and_exported(
-    output: OutputDir, *faults: str, export: ExportSpec | None = None, **safety: object
-) -> RunSpec:
+def trained_and_exported(output: OutputDir, *faults: str, export: ExportSpec | None = None) -> RunSpec:
     """A real training of the tiny base, with an export chained to it. Faults of the training are written `train:…`."""
-    spec = real_spec(output, **safety)
+    spec = real_spec(output)
     return msgspec.structs.replace(
         spec, faults=tuple(staged(text) for text in faults), export=export or wish(output, None)
     )

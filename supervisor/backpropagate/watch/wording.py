@@ -104,8 +104,8 @@ def in_words(event: Event) -> str:
         case events.StopRequested():
             return f"stopping {_REASONS.get(event.reason, f'({event.reason})')}{', saving first' if event.save else ''}"
         case events.RunEnded():
-            if not event.total_steps and event.status == "completed":
-                return f"completed after {duration(event.seconds)}"  # no training was asked for
+            if event.kind != "train":
+                return f"{event.kind} {event.status} after {duration(event.seconds)}"
             where = f"at step {event.step}/{event.total_steps}" if event.total_steps else "before the first step,"
             return f"{event.status} {where} after {duration(event.seconds)}"
         case events.Step() | events.CheckpointCommitted():

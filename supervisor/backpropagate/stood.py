@@ -1,0 +1,47 @@
+"""Where a run stood when its last supervisor ended: read from its journal, for the next one to go on from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from backpropagate.events import AttemptStarted, DataPrepared
+from backpropagate.judge import plan
+from backpropagate.keep import journal
+from backpropagate.keep.past import Past
+from backpropagate.keep.record import Record
+from backpropagate_protocol.jobs import PreparedRef
+from backpropagate_protocol.rundir import RunDir
+from backpropagate_protocol.spec import RunSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Stood:
+    """What earlier supervisors left: the record so far, how the next child of the training begins, what stages are done."""
+
+    record: Record
+    start: plan.Start
+    past: Past
+    status: str
+
+
+def where_it_stood(spec: RunSpec, run_dir: RunDir) -> Stood:
+    record, past = Record(spec, run_dir), Past()
+    attempts, micro, prepared = 0, None, None
+    checkpointing = spec.train.gradient_checkpointing
+    for event in journal.read(run_dir.events):
+        record.fold(event)
+        past.event(event)
+        if isinstance(event, AttemptStarted):
+            attempts, micro = max(attempts, event.attempt), event.micro_batch
+            checkpointing = checkpointing if event.gradient_checkpointing is None else event.gradient_checkpointing
+        elif isinstance(event, DataPrepared):
+            prepared = PreparedRef(event.path, event.digest)
+    start = plan.Start(
+        micro_batch=micro or plan.first_micro_batch(spec),
+        gradient_checkpointing=checkpointing,
+        prepared=prepared,
+        attempts=attempts,
+    )
+    status = record.row().status
+    begun = attempts or past.attempts
+    return Stood(record, start, past, "interrupted" if status == "running" and begun else status)
