@@ -8,10 +8,8 @@ the result, and the result is read again before it gets its name.
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import re
-import shutil
 from pathlib import Path
 
 from backpropagate_protocol.durable import file_entry
@@ -21,6 +19,7 @@ from backpropagate_protocol.jobs import QuantizeJob
 from backpropagate_protocol.messages import Made
 from backpropagate_runner.export.llama import Log, load
 from backpropagate_runner.export.read_gguf import GgufFile
+from backpropagate_runner.export.room import check_disk
 from backpropagate_runner.export.stage import Stage, new_file
 
 _BUFFER = 64 << 20  # bytes of rows in memory at once; more makes it no faster
@@ -28,11 +27,12 @@ _WHOLE = frozenset({"F32", "F16", "BF16"})
 _TENSOR = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]\s*(\S*)")
 _SIZE = re.compile(r"quant size\s*=\s*([\d.]+) MiB")
 _FALLBACK = re.compile(r"falling back to (\S+)|fallback quantization")
+_NO_ROOM = 1 << 20  # bytes; with less than that free, a failure is the disk's
 _SPARE = 1.02  # header and rounding: the dry run counts tensors only
 
 
 def quantize(job: QuantizeJob, stage: Stage) -> Made:
-    """Raises GGUFExportError with llama.cpp's own reason, UserInputError for what cannot be asked, OSError for a full disk."""
+    """Raises GGUFExportError with llama.cpp's own reason, UserInputError for what cannot be asked, DiskFullError."""
     source, out = Path(job.source), Path(job.out)
     wanted = QUANTIZATIONS.get(job.quantization)
     if wanted is None:
@@ -48,7 +48,7 @@ def quantize(job: QuantizeJob, stage: Stage) -> Made:
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     size = _Run(job, stage, dry=True).run(source, out)
-    _check_room(out.parent, size)
+    check_disk(out.parent, int(size * _SPARE), f"the {job.quantization} file")
     with new_file(out) as partial:
         run = _Run(job, stage, dry=False, total=size)
         run.run(source, partial)
@@ -84,7 +84,9 @@ class _Run:
         if self._error is not None:
             raise self._error
         if failed:
-            _check_room(target.parent, 1 << 20)
+            check_disk(
+                target.parent, _NO_ROOM, f"the {self._job.quantization} file"
+            )  # it says no more than `iostream error`
             raise GGUFExportError(f"llama.cpp did not quantize {source.name}: {log.reason()}")
         return self._size
 
@@ -107,13 +109,6 @@ def _file_type(quantization: str) -> int:
     if quantization == "f32":
         return int(llama_cpp.LLAMA_FTYPE_ALL_F32)
     return int(getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{quantization.upper()}"))
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed * _SPARE > free:
-        text = f"the result needs {needed / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free"
-        raise OSError(errno.ENOSPC, f"No space left on device: {text}", str(folder))
 
 
 def _check_result(before: GgufFile, made: Path) -> None:
