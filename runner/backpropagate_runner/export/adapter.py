@@ -130,7 +130,10 @@ def open_adapter(folder: str) -> Adapter:
         elif "lora_" in name.rpartition(".")[2] or ".lora_" in name:
             raise _unsupported(path, f"it holds {name}, of a kind that is not known here")
         else:
-            replaced[name.replace(".base_layer.", ".")] = tensor
+            target = name.replace(".base_layer.", ".")
+            if target in replaced:
+                raise _unsupported(path, f"it holds {target} twice")
+            replaced[target] = tensor
     return Adapter(
         folder=path,
         base=config.base_model_name_or_path or "",

@@ -66,6 +66,8 @@ class _Planner:
     def _replace(self, name: str, tensor: StoredTensor) -> None:
         target = self._target(name)
         old = self._plans[target]
+        if old.replaced:
+            raise self._misfit(f"two of its tensors take the place of {target}")
         if tensor.shape != old.source.shape:
             raise self._misfit(f"{name} has the shape {tensor.shape} and the base's {old.source.shape}")
         self._change(target, replace(old, source=tensor, replaced=True))
@@ -73,6 +75,8 @@ class _Planner:
     def _add(self, module: LoraModule, across: bool) -> None:
         target = self._target(f"{module.name}.weight")
         old = self._plans[target]
+        if old.lora is not None:
+            raise self._misfit(f"two of its modules change {target}")
         inputs, outputs = module.A.shape[1], module.B.shape[0]
         if module.kind == "embedding":
             is_across = True

@@ -153,6 +153,20 @@ def test_a_saved_module_takes_the_place_of_the_bases(tmp_path: Path) -> None:
     assert not weights.touched("model.layers.0.input_layernorm.weight")
 
 
+def test_no_tensor_of_the_base_is_changed_twice(tmp_path: Path) -> None:
+    norm = np.ones(256, np.float32)
+    names = ("model.norm.weight", "model.norm.base_layer.weight", "model.language_model.norm.weight")
+    first, second, third = (f"base_model.model.{name}" for name in names)
+    assert "twice" in refusal(rewritten(lora_adapter(tmp_path / "a"), **{first: norm, second: norm}))
+    assert "two of its tensors" in refusal(rewritten(lora_adapter(tmp_path / "b"), **{first: norm, third: norm}))
+    other = UP.replace("model.layers", "model.language_model.layers")
+    again = {
+        f"{other}.lora_A.weight": np.zeros((4, 256), np.float32),
+        f"{other}.lora_B.weight": np.zeros((512, 4), np.float32),
+    }
+    assert "two of its modules" in refusal(rewritten(lora_adapter(tmp_path / "c"), **again))
+
+
 def test_a_wrapped_model_finds_its_tensors_under_their_longer_names(tmp_path: Path) -> None:
     """transformers has moved text models under `language_model` between versions."""
     folder = lora_adapter(tmp_path / "a")
