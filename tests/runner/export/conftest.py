@@ -15,8 +15,8 @@ GIVEN = "BACKPROPAGATE_TEST_LLAMA_CPP"
 
 
 @pytest.fixture(scope="session")
-def llama_cpp() -> Path:
-    """The folder with llama.cpp's converter."""
+def llama_sources() -> Path:
+    """The folder with llama.cpp's converter, and some of its vocabularies."""
     folder = Path(os.environ.get(GIVEN, LLAMA_SOURCES))
     if not (folder / "convert_hf_to_gguf.py").is_file():
         pytest.skip("run `python scripts/llama_sources.py` once")
@@ -24,5 +24,5 @@ def llama_cpp() -> Path:
 
 
 @pytest.fixture(scope="session")
-def official(llama_cpp: Path, tmp_path_factory: pytest.TempPathFactory) -> Officially:
-    return Officially(llama_cpp, tmp_path_factory.mktemp("official"))
+def official(llama_sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Officially:
+    return Officially(llama_sources, tmp_path_factory.mktemp("official"))
