@@ -12,6 +12,7 @@ import importlib
 import os
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -58,4 +59,5 @@ def quantize(source: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    {"merge": merge, "convert": convert, "quantize": quantize}[sys.argv[1]](*sys.argv[2:])
+    steps: dict[str, Callable[..., None]] = {"merge": merge, "convert": convert, "quantize": quantize}
+    steps[sys.argv[1]](*sys.argv[2:])

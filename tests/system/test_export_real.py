@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from backpropagate.oneshot import run_job
@@ -204,9 +205,10 @@ def wide_model(folder: Path) -> Path:
     config |= {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": 3, "vocab_size": vocabulary}
     config |= {"dtype": "float32", "num_attention_heads": 8, "num_key_value_heads": 8}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    tensors = {"model.embed_tokens.weight": np.full((vocabulary, hidden), 0.01, np.float32)}
+    tensors: dict[str, NDArray[np.float32]] = {}
+    tensors["model.embed_tokens.weight"] = np.full((vocabulary, hidden), 0.01, np.float32)
     tensors["model.norm.weight"] = np.ones(hidden, np.float32)
-    adapter = {}
+    adapter: dict[str, NDArray[np.float32]] = {}
     for layer in range(3):
         at = f"model.layers.{layer}"
         for name in ("input_layernorm", "post_attention_layernorm"):

@@ -8,6 +8,10 @@ import shutil
 import struct
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
 from tests.house.source import ROOT
 
 TINY = ROOT / "fixtures" / "tiny-base"
@@ -38,12 +42,9 @@ def hollow_model(folder: Path, *, parameters: int = 2_000_000, dtype: str = "BF1
 
 def lora_adapter(folder: Path, *, r: int = 4, **config: object) -> Path:
     """A LoRA adapter of the tiny base, of zeros, in PEFT's layout."""
-    import numpy as np
-    from safetensors.numpy import save_file
-
     folder.mkdir(parents=True)
     module = "base_model.model.model.layers.0.mlp.up_proj"
-    tensors = {
+    tensors: dict[str, NDArray[np.float32]] = {
         f"{module}.lora_A.weight": np.zeros((r, 256), np.float32),
         f"{module}.lora_B.weight": np.zeros((512, r), np.float32),
     }
