@@ -80,9 +80,7 @@ def test_a_supervisor_killed_in_any_stage_leaves_what_is_done_and_the_run_goes_o
     run_dir = runs.create(spec)
     for stage in stages:
         with Supervisor(run_dir) as running:
-            running.until(
-                lambda stage=stage: [s for s in running.of(StageStarted) if s.stage == stage], f"it is in {stage}"
-            )
+            running.until(lambda: _is_in(running, stage), f"it is in {stage}")  # noqa: B023 - waited for right here
             running.process.kill()
             running.wait()
         assert history.show(run_dir).status == "interrupted"
@@ -94,6 +92,21 @@ def test_a_supervisor_killed_in_any_stage_leaves_what_is_done_and_the_run_goes_o
     (row,) = history.list_rows(output)
     assert (row.session_kind, row.status) == ("export", "completed")
     assert [stage["stage"] for stage in row.stages] == ["preflight", *stages]
+
+
+def _is_in(running: Supervisor, stage: str) -> bool:
+    return any(started.stage == stage for started in running.of(StageStarted))
+
+
+def test_a_merge_whose_every_stage_is_killed_once_is_proven_all_the_same(oracle: Oracle, adapter: str) -> None:
+    output = oracle.output()
+    faults = ("preflight:sigkill:1", "merge:sigkill:2", "merged-reference:sigkill:1", "prove:segfault:1")
+    spec = export_of(adapter, output, *faults, export=wish(output, adapter, "merged"))
+    outcome, story = run_here(spec)
+    assert (outcome.status, outcome.recoveries) == ("completed", 4), outcome
+    assert names(story) == ["preflight", "reference", "merge", "merged-reference", "prove"]
+    assert (result_of(spec) / "config.json").is_file()
+    assert story.of(ExportProved)[-1].passed
 
 
 def test_what_ends_a_stage_after_the_training_costs_only_the_stage(oracle: Oracle) -> None:
@@ -205,7 +218,7 @@ def test_an_export_that_is_stopped_in_a_stage_goes_on_with_it(
     spec = lora_export(oracle, adapter, "place:hang:1")
     run_dir = runs.create(spec)
     with Supervisor(run_dir, owner=True) as running:
-        running.until(lambda: [s for s in running.of(StageStarted) if s.stage == "place"], "it is in the stage")
+        running.until(lambda: _is_in(running, "place"), "it is in the stage")
         if wished:
             running.tell(wished)
         else:
@@ -314,7 +327,7 @@ def test_a_server_that_goes_away_costs_the_registration_and_one_command_makes_up
     output = oracle.output()
     with OllamaDouble() as server:
         export = msgspec.structs.replace(wish(output, adapter), ollama_name="talk", ollama_host=server.url)
-        spec = export_of(adapter, output, export=export)
+        spec = export_of(adapter, output, "register:sigkill:2:4", export=export)
         server.faults.error_line = "no space left on device"
         outcome, story = run_here(spec)
         assert (outcome.status, outcome.exit_code, outcome.code) == ("partial", 3, "DEP_OLLAMA_REGISTRATION_FAILED")
@@ -326,6 +339,7 @@ def test_a_server_that_goes_away_costs_the_registration_and_one_command_makes_up
         again, second = resume_here(run_dir)
         assert (again.status, again.ollama, again.export) == ("completed", "talk", outcome.export), again
         assert names(second) == ["register"]
+        assert [seen.kind for seen in second.of(FaultSeen)] == ["died"]
         assert len(server.models) == 1
     (row,) = history.list_rows(output)
     assert (row.ollama_name, row.export_paths) == ("talk", [outcome.export])
