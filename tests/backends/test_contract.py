@@ -12,7 +12,7 @@ import pytest
 
 from backpropagate_backends.registry import load
 from backpropagate_protocol.durable import verify_dir
-from backpropagate_protocol.jobs import GenerateJob, PreparedRef, TrainJob
+from backpropagate_protocol.jobs import ChatJob, GenerateJob, PreparedRef, ReferenceJob, TrainJob
 from backpropagate_protocol.messages import (
     Answers,
     CheckpointFailed,
@@ -21,12 +21,17 @@ from backpropagate_protocol.messages import (
     Done,
     Fault,
     FaultKind,
+    Made,
     Progress,
+    Said,
+    Say,
     Started,
     Stop,
     Stopped,
     TrainResult,
+    Turn,
 )
+from backpropagate_protocol.reference import read_reference
 from backpropagate_protocol.spec import LoraSpec, ModelSpec, PlannedFault, SafetySpec
 from tests.runner.child import Child, again, run_of, runner, train_job
 
@@ -200,6 +205,41 @@ def test_it_answers_each_prompt_with_and_without_the_adapter(way: Way, undisturb
         assert isinstance(last, Done), last
         assert isinstance(last.result, Answers)
         assert len(last.result.texts) == 2
+
+
+def test_it_can_be_talked_with(way: Way, undisturbed: Finished) -> None:
+    job = ChatJob(
+        model=ModelSpec(name="m", path=way.model),
+        adapter=undisturbed.result.adapter,
+        backend=way.backend,
+        max_new_tokens=4,
+    )
+    with runner(job, undisturbed.folder, way.backend) as child:
+        assert child.wait_for(Turn) == Turn("")
+        for turns in ((("user", "What is 1?"),), (("user", "What is 1?"), ("assistant", "1"), ("user", "And 2?"))):
+            before = len(child.of(Said))
+            child.send(Say(turns))
+            assert child.wait_for(Turn).text == "".join(piece.text for piece in child.of(Said)[before:])
+
+
+def test_it_says_what_it_learnt_for_the_proof_of_an_export_or_why_it_cannot(way: Way, undisturbed: Finished) -> None:
+    out = undisturbed.folder / "reference"
+    job = ReferenceJob(
+        model=ModelSpec(name="m", path=way.model),
+        adapter=undisturbed.result.adapter,
+        prompts=("What is 1?", "What is 2?"),
+        out=str(out),
+        backend=way.backend,
+    )
+    with runner(job, undisturbed.folder, way.backend) as child:
+        last = child.finish()
+    if isinstance(last, Fault):
+        assert (last.kind, last.code) == (FaultKind.USER, "INPUT_MODEL_UNSUPPORTED")
+        assert not out.exists()
+        return
+    assert isinstance(last, Done), last
+    assert isinstance(last.result, Made)
+    assert [prompt.turns[0][1] for prompt in read_reference(out).prompts] == ["What is 1?", "What is 2?"]
 
 
 def test_its_tokenizer_flags_what_is_to_be_learnt(way: Way) -> None:
