@@ -6,6 +6,8 @@
 
 Nothing of the training happens in this process: torch is not imported, no thread is started, no signal handler is set. So
 it works in a script without `if __name__ == "__main__"`, in a notebook, and in a thread.
+
+A long file, since what `help(Trainer)` shows stands here.
 """
 
 from __future__ import annotations
@@ -13,14 +15,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backpropagate import events
-from backpropagate.events import Event, RunEnded
+from backpropagate.callbacks import Calls, TrainingCallback
+from backpropagate.events import RunEnded
 from backpropagate.export_result import Export, ExportSummary
-from backpropagate.follow import StopFollowing, follow
+from backpropagate.follow import follow
 from backpropagate.keep import history, runs
 from backpropagate.keep.journal import Follower, read
 from backpropagate.keep.results import copy_adapter
@@ -37,35 +38,13 @@ from backpropagate.wishes.later import method_error, without_later
 from backpropagate.wishes.push_run import PushWish, push_run
 from backpropagate.wishes.settings import Settings
 from backpropagate.wishes.sources import find
-from backpropagate_protocol.errors import BackpropagateError, UserInputError, error_for
+from backpropagate_protocol.errors import UserInputError, error_for
 from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import RunSpec
 
 __all__ = ["Export", "Trainer", "TrainingCallback", "TrainingRun"]
 
 Made = TrainingRun | Export | str | os.PathLike[str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingCallback:
-    """Functions to be called as the run goes on; those that are None are not.
-
-    on_step      (step, loss) after every optimizer step; returning False stops the run, after a checkpoint
-    on_epoch     (number) after every whole pass over the data
-    on_save      (path) after every checkpoint
-    on_recovery  (what) after every fault that is being recovered from, in words
-    on_complete  (run) at the end, also of an interrupted run
-    on_error     (error) before a failed run's error is raised
-
-    A function that raises is not called again, and the run goes on.
-    """
-
-    on_step: Callable[[int, float | None], bool | None] | None = None
-    on_epoch: Callable[[int], object] | None = None
-    on_save: Callable[[Path], object] | None = None
-    on_recovery: Callable[[str], object] | None = None
-    on_complete: Callable[[TrainingRun], object] | None = None
-    on_error: Callable[[BackpropagateError], object] | None = None
 
 
 class Trainer:
@@ -213,7 +192,7 @@ class Trainer:
         self._tell(notices(settings))
         run_dir = runs.create(spec)
         with runs.beginning(run_dir):
-            return self._follow(run_dir, _Calls(callback, on_step), spec.safety.wait_for_lock)
+            return self._follow(run_dir, Calls(callback, on_step), spec.safety.wait_for_lock)
 
     def resume(
         self,
@@ -231,7 +210,7 @@ class Trainer:
         run_dir = runs.find(settings.text("training.output_dir"), run)
         if history.show(run_dir).status == "completed":
             raise error_for("STATE_RUN_FINISHED", "the run is complete", run_id=run_dir.run_id)
-        return self._follow(run_dir, _Calls(callback, on_step), settings.flag("safety.wait"))
+        return self._follow(run_dir, Calls(callback, on_step), settings.flag("safety.wait"))
 
     def export(
         self,
@@ -362,7 +341,7 @@ class Trainer:
             for sink in shown:
                 sink.close()
 
-    def _follow(self, run_dir: RunDir, calls: _Calls, wait: bool) -> TrainingRun:
+    def _follow(self, run_dir: RunDir, calls: Calls, wait: bool) -> TrainingRun:
         summary = Summary(run_dir)
         for event in read(run_dir.events):  # what earlier supervisors of a resumed run did
             summary.event(event)
@@ -387,47 +366,3 @@ class Trainer:
 
 def _display(*, verbose: bool) -> list[Sink]:
     return [NotebookSink() if in_notebook() else sink_for(sys.stderr, environment(), verbose=verbose)]
-
-
-class _Calls:
-    """The user's functions as a sink. The first that raises is the last: `follow` drops the sink and says so."""
-
-    def __init__(
-        self, callback: TrainingCallback | None, on_step: Callable[[int, float | None], bool | None] | None
-    ) -> None:
-        self._callback = callback or TrainingCallback()
-        self._on_step = [call for call in (self._callback.on_step, on_step) if call is not None]
-        self._epochs: int | None = None  # whole passes that were told; None: the first step will say where we are
-        self.run_dir: RunDir | None = None
-
-    def event(self, event: Event) -> None:
-        if isinstance(event, events.Step):
-            self._epoch(event)
-            if [call for call in self._on_step if call(event.step, event.loss) is False]:
-                raise StopFollowing
-        elif isinstance(event, events.ModelReady) and event.step == 0 and self._epochs is None:
-            self._epochs = 0
-        elif isinstance(event, events.CheckpointCommitted) and self._callback.on_save and self.run_dir:
-            self._callback.on_save(self.run_dir.checkpoint(event.step))
-        elif isinstance(event, events.Recovering) and self._callback.on_recovery:
-            self._callback.on_recovery(event.reason)
-
-    def _epoch(self, step: events.Step) -> None:
-        """Passes that a fault made us do again are not told again; of a step's number in floats, a hair may be missing."""
-        done = int(step.epoch + 1e-6)
-        told = done if self._epochs is None else self._epochs
-        self._epochs = max(done, told)
-        if self._callback.on_epoch:
-            for number in range(told + 1, done + 1):
-                self._callback.on_epoch(number)
-
-    def completed(self, run: TrainingRun) -> None:
-        if self._callback.on_complete:
-            self._callback.on_complete(run)
-
-    def failed(self, error: BackpropagateError) -> None:
-        if self._callback.on_error:
-            self._callback.on_error(error)
-
-    def close(self) -> None:
-        pass

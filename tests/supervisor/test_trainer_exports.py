@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -79,15 +80,16 @@ def test_without_ollama_registering_is_an_exception_that_says_what_to_do(
 def test_wrong_wishes_are_exceptions_at_once_and_create_nothing(trainer: Trainer, tmp_path: Path) -> None:
     runs = trainer.runs[0].output_path.parent
     before = sorted(runs.iterdir())
-    for code, wish in {
-        "CONFIG_INVALID_SETTING": lambda: trainer.export("ggml"),
-        "CONFIG_INVALID": lambda: trainer.export("merged", quantization="q8_0"),
-        "INPUT_MODEL_NOT_FOUND": lambda: trainer.export(run="nothing"),
-        "INPUT_RUN_NOT_FOUND": lambda: trainer.export(run="ffffffff"),
-        "HUB_PUSH_INVALID_REPO": lambda: trainer.push_to_hub("mine"),
-        "INPUT_AUTH_REQUIRED": lambda: trainer.push_to_hub("me/mine", token_file=tmp_path / "none"),
-        "INPUT_VALIDATION_FAILED": lambda: trainer.export("gguf", nonsense=1),
-    }.items():
+    wishes: list[tuple[str, Callable[[], object]]] = [
+        ("CONFIG_INVALID_SETTING", lambda: trainer.export("ggml")),
+        ("CONFIG_INVALID", lambda: trainer.export("merged", quantization="q8_0")),
+        ("INPUT_MODEL_NOT_FOUND", lambda: trainer.export(run="nothing")),
+        ("INPUT_RUN_NOT_FOUND", lambda: trainer.export(run="ffffffff")),
+        ("HUB_PUSH_INVALID_REPO", lambda: trainer.push_to_hub("mine")),
+        ("INPUT_AUTH_REQUIRED", lambda: trainer.push_to_hub("me/mine", token_file=tmp_path / "none")),
+        ("INPUT_VALIDATION_FAILED", lambda: trainer.export("gguf", nonsense=1)),
+    ]
+    for code, wish in wishes:
         with pytest.raises(BackpropagateError) as caught:
             wish()
         assert caught.value.code == code

@@ -26,28 +26,26 @@ def adapter(tmp_path: Path) -> Path:
     return folder
 
 
-def settings(tmp_path: Path, environ: dict[str, str] | None = None, **arguments: object) -> Settings:
+def settings(tmp_path: Path, environ: object = None, **arguments: object) -> Settings:
     wishes = {"output_dir": tmp_path / "out", **arguments}
-    return Settings(wishes, environ=environ or {}, folder=tmp_path)
+    return Settings(wishes, environ=environ if isinstance(environ, dict) else {}, folder=tmp_path)
 
 
-def wanted(
-    tmp_path: Path, what: Path | str, environ: dict[str, str] | None = None, base: str | None = None, **given: object
-) -> RunSpec:
+def wanted(tmp_path: Path, what: Path | str, environ: object = None, base: object = None, **given: object) -> RunSpec:
     """`given`: fields of ExportWish by their names; whatever else is a setting."""
     fields = {name: given.pop(name) for name in list(given) if name in ExportWish.__slots__}
     wish = ExportWish(**fields)  # type: ignore[arg-type]  # as written in each test
-    return export_run(settings(tmp_path, environ, **given), str(what), wish, base=base)
+    return export_run(settings(tmp_path, environ, **given), str(what), wish, base=None if base is None else str(base))
 
 
-def exported(tmp_path: Path, what: Path | str, environ: dict[str, str] | None = None, **given: object) -> ExportSpec:
+def exported(tmp_path: Path, what: Path | str, environ: object = None, **given: object) -> ExportSpec:
     spec = wanted(tmp_path, what, environ, **given)
     assert spec.kind == "export"
     assert spec.export is not None
     return spec.export
 
 
-def refusal(tmp_path: Path, what: Path | str, environ: dict[str, str] | None = None, **given: object) -> str:
+def refusal(tmp_path: Path, what: Path | str, environ: object = None, **given: object) -> str:
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(BackpropagateError) as caught:
         wanted(tmp_path, what, environ, **given)

@@ -1,0 +1,80 @@
+"""The user's functions: what they are called with, and the sink that calls them as a run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from backpropagate import events
+from backpropagate.events import Event
+from backpropagate.follow import StopFollowing
+from backpropagate.result import TrainingRun
+from backpropagate_protocol.errors import BackpropagateError
+from backpropagate_protocol.rundir import RunDir
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingCallback:
+    """Functions to be called as the run goes on; those that are None are not.
+
+    on_step      (step, loss) after every optimizer step; returning False stops the run, after a checkpoint
+    on_epoch     (number) after every whole pass over the data
+    on_save      (path) after every checkpoint
+    on_recovery  (what) after every fault that is being recovered from, in words
+    on_complete  (run) at the end, also of an interrupted run
+    on_error     (error) before a failed run's error is raised
+
+    A function that raises is not called again, and the run goes on.
+    """
+
+    on_step: Callable[[int, float | None], bool | None] | None = None
+    on_epoch: Callable[[int], object] | None = None
+    on_save: Callable[[Path], object] | None = None
+    on_recovery: Callable[[str], object] | None = None
+    on_complete: Callable[[TrainingRun], object] | None = None
+    on_error: Callable[[BackpropagateError], object] | None = None
+
+
+class Calls:
+    """The user's functions as a sink. The first that raises is the last: `follow` drops the sink and says so."""
+
+    def __init__(
+        self, callback: TrainingCallback | None, on_step: Callable[[int, float | None], bool | None] | None
+    ) -> None:
+        self._callback = callback or TrainingCallback()
+        self._on_step = [call for call in (self._callback.on_step, on_step) if call is not None]
+        self._epochs: int | None = None  # whole passes that were told; None: the first step will say where we are
+        self.run_dir: RunDir | None = None
+
+    def event(self, event: Event) -> None:
+        if isinstance(event, events.Step):
+            self._epoch(event)
+            if [call for call in self._on_step if call(event.step, event.loss) is False]:
+                raise StopFollowing
+        elif isinstance(event, events.ModelReady) and event.step == 0 and self._epochs is None:
+            self._epochs = 0
+        elif isinstance(event, events.CheckpointCommitted) and self._callback.on_save and self.run_dir:
+            self._callback.on_save(self.run_dir.checkpoint(event.step))
+        elif isinstance(event, events.Recovering) and self._callback.on_recovery:
+            self._callback.on_recovery(event.reason)
+
+    def _epoch(self, step: events.Step) -> None:
+        """Passes that a fault made us do again are not told again; of a step's number in floats, a hair may be missing."""
+        done = int(step.epoch + 1e-6)
+        told = done if self._epochs is None else self._epochs
+        self._epochs = max(done, told)
+        if self._callback.on_epoch:
+            for number in range(told + 1, done + 1):
+                self._callback.on_epoch(number)
+
+    def completed(self, run: TrainingRun) -> None:
+        if self._callback.on_complete:
+            self._callback.on_complete(run)
+
+    def failed(self, error: BackpropagateError) -> None:
+        if self._callback.on_error:
+            self._callback.on_error(error)
+
+    def close(self) -> None:
+        pass
