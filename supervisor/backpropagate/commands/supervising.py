@@ -134,12 +134,16 @@ def _export_in_words(summary: ExportSummary) -> list[tuple[str, str]]:
 
 
 def _detached(screen: Screen, run_dir: RunDir, wait: bool) -> int:
+    from backpropagate.keep import runs
     from backpropagate.keep.journal import Follower
     from backpropagate.launch import start
 
+    spec = runs.load_spec(run_dir)
     follower = Follower(run_dir.events, from_end=True)
     supervisor = start(run_dir, owned=False, wait=wait)
-    deadline = time.monotonic() + _DETACH_PATIENCE
+    # A run with an export begins only when its preflight is over, and that may fetch files of the model.
+    patience = _DETACH_PATIENCE + (spec.safety.load_deadline if spec.export is not None else 0.0)
+    deadline = time.monotonic() + patience
     while not follower.poll() and not wait:  # one that waits for another run says nothing until that is over
         if supervisor.exit_code is not None and not follower.poll():
             raise supervisor.last_words()
