@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from tests.house.source import ROOT
+from tests.llama_sources import LLAMA_SOURCES
 
 _SCRIPTS = ROOT / "scripts"
 
@@ -58,8 +60,30 @@ def test_a_python_that_is_too_old_is_told_so() -> None:
     assert "is too old" in done.stdout
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="cmake finds the compiler there, not the path")
+def test_a_machine_without_a_compiler_is_told_what_to_install(tmp_path: Path) -> None:
+    program = (
+        f"import sys; sys.path.insert(0, {str(_SCRIPTS)!r})\n"
+        "import _venv\n"
+        "try:\n    _venv.check_compiler()\nexcept _venv.Refusal as refusal:\n    print(refusal)\n"
+    )
+    environment = {**os.environ, "PATH": str(tmp_path), "CXX": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False, timeout=60
+    )
+    assert "no C++ compiler" in done.stdout
+    assert "apt install g++" in done.stdout
+
+
+def test_the_gates_own_environment_leaves_nothing_out_for_want_of_llama_cpp() -> None:
+    if Path(sys.prefix).resolve() != (ROOT / ".venv").resolve():
+        pytest.skip("this is another environment than the one that scripts/test.py makes")
+    assert find_spec("llama_cpp") is not None
+    assert (LLAMA_SOURCES / "convert_hf_to_gguf.py").is_file()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["quickstart.py", "make_tiny_base.py", "bench_supervision.py"])
+@pytest.mark.parametrize("name", ["quickstart.py", "make_tiny_base.py", "bench_supervision.py", "bench_export.py"])
 def test_a_script_explains_itself(name: str, tmp_path: Path) -> None:
     done = script(name, "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
