@@ -56,7 +56,8 @@ def write_reference(job: ReferenceJob, device: Literal["cpu", "cuda"], stage: Re
         notes.append(plan)
         stage.notice(f"{plan}: the export will be proved by its weights, not by its answers", "warning")
     else:
-        if job.model.load_in_4bit or (job.model.load_in_4bit is None and device == "cuda"):
+        in_4_bit = job.model.load_in_4bit or (job.model.load_in_4bit is None and device == "cuda")
+        if in_4_bit and job.adapter is not None:
             notes.append("the exported model uses the full-precision base, also where the training held it in 4 bit")
         stage.advance(0, len(prompts), f"loading {source.name} in {plan.label} on {plan.place}")
         model = load_model(source, plan, tokenizer, stage.notice)
@@ -196,7 +197,7 @@ def _answered(
     kept = min(PROMPT_ROWS, len(asked.ids))
     rows = _Rows([])
     ids = torch.tensor([asked.ids], device=model.device)
-    out = model(input_ids=ids, use_cache=True, logits_to_keep=kept)
+    out = model(input_ids=ids, use_cache=True)
     rows.take(out.logits[0, -kept:])
     answer: list[int] = []
     gaps: list[float] = []

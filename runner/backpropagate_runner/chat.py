@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_ROOM = 4096  # tokens of a GGUF's conversation, where the model has no less; in float32, more costs memory
+_ROOM = 8192  # tokens of a GGUF's conversation, where the model has no less: the cache is memory
 _DEFAULT_ROOM = 2048
 
 Messages = Sequence[tuple[str, str]]
@@ -67,7 +67,7 @@ def _gguf(job: ChatJob, voice: Voice) -> Callable[[Messages], Iterator[str]]:
     room = min(int(file.number("context_length") or _DEFAULT_ROOM), _ROOM)
     variables = {f"{name}_token": file.token(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
     render = renderer(file.template, variables, datetime.now) if file.template else _plain
-    model = Llama(path, room)
+    model = Llama(path, room, exact=False)
     choose = _chooser(job)
 
     def answer(messages: Messages) -> Iterator[str]:

@@ -156,9 +156,9 @@ def test_the_tokenizer_beside_the_adapter_is_the_one_it_was_trained_with(
 
 
 def test_a_model_trained_in_4_bit_is_asked_in_full_precision_and_that_is_told(
-    cpu: CpuBackend, tiny: Path, tmp_path: Path
+    cpu: CpuBackend, tiny: Path, adapter: Path, tmp_path: Path
 ) -> None:
-    made, reference = refer(cpu, tiny, None, tmp_path / "reference", four_bit=True)
+    made, reference = refer(cpu, tiny, adapter, tmp_path / "reference", four_bit=True)
     assert (reference.precision, reference.stored) == ("fp32", "fp32")
     assert any("full-precision base" in note for note in made.notes)
 

@@ -1,7 +1,7 @@
 """The only door to llama.cpp: a GGUF file that is run on the CPU, for proofs and for a talk.
 
 It is spoken to through the thin layer of llama-cpp-python, below that package's own sampling and chat formats, which have
-formatters of their own for templates they recognise. The KV cache is float32: a proof must not measure the cache's rounding.
+formatters of their own for templates they recognise. For a proof the KV cache is float32: its rounding is not to be measured.
 What the library says is heard by the log alone, and by whoever asks why something failed.
 """
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from backpropagate_protocol.errors import DependencyError, GGUFExportError
 
-_F32 = 0  # ggml_type
+_F32, _F16 = 0, 1  # ggml_type
 _NO_FLASH = 0  # llama_flash_attn_type
 _WARNING, _ERROR, _CONTINUED = 3, 4, 5  # ggml_log_level
 _KEPT_LINES = 40
@@ -105,8 +105,10 @@ def load() -> ModuleType:
 class Llama:
     """A GGUF in memory, with room for `context` tokens. Close it, or use it in a `with`."""
 
-    def __init__(self, path: Path, context: int, threads: int = 0) -> None:
-        """Raises DependencyError if llama.cpp is not there, GGUFExportError if it does not take the file."""
+    def __init__(self, path: Path, context: int, threads: int = 0, *, exact: bool = True) -> None:
+        """`exact`: with a cache in float32, twice as large as it need be.
+
+        Raises DependencyError if llama.cpp is not there, GGUFExportError if it does not take the file."""
         load()
         import llama_cpp as native
 
@@ -127,7 +129,7 @@ class Llama:
         self.room = context
         settings = native.llama_context_default_params()
         settings.n_ctx, settings.n_batch, settings.n_ubatch = context, _BATCH, _BATCH
-        settings.type_k = settings.type_v = _F32
+        settings.type_k = settings.type_v = _F32 if exact else _F16
         settings.flash_attn_type = _NO_FLASH
         settings.offload_kqv = settings.op_offload = False
         settings.n_threads = settings.n_threads_batch = threads or os.cpu_count() or 1

@@ -156,6 +156,18 @@ def test_a_tensor_of_zeros_is_caught(
 
 
 @BOTH
+def test_numbers_that_are_none_are_caught(lesson: Lesson, tmp_path: Path, verifier: str) -> None:
+    made = tmp_path / "none.gguf"
+    shutil.copy(lesson.made("f16"), made)
+    info = GgufFile(made).tensors["blk.1.ffn_gate.weight"]
+    with open(made, "r+b") as file:
+        file.seek(info.offset)
+        file.write(b"\xff" * 64)
+    result = proof(lesson, made, "f16", verifier)
+    assert failed(result) >= ({"tensors", "kl", "relative_error"} if verifier == "llama" else {"tensors"})
+
+
+@BOTH
 def test_a_missing_tensor_is_caught(lesson: Lesson, tmp_path: Path, verifier: str) -> None:
     name = "blk.1.ffn_up.weight"
     made = forge(
