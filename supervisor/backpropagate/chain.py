@@ -20,9 +20,10 @@ from backpropagate.judge import plan, telling
 from backpropagate.judge.decisions import Finish
 from backpropagate.judge.plan import Plan, Stage
 from backpropagate.judge.stage import StagePolicy, StageResult
+from backpropagate.judge.verdict import GiveUp
 from backpropagate.keep import exports
 from backpropagate.keep.exports import ExportReport, ProofReport
-from backpropagate.keep.past import Past
+from backpropagate.keep.past import TRAINED, Past
 from backpropagate.keep.record import iso
 from backpropagate.reporter import Reporter
 from backpropagate.sensors.card import Card
@@ -47,6 +48,11 @@ class Chain:
         self.export = past.exported.path if past.exported and Path(past.exported.path).exists() else None
         self.ollama: str | None = None
         self.url: str | None = None
+
+    @property
+    def follows(self) -> bool:
+        """Whether it was told already that the training before it is over and its adapter published."""
+        return TRAINED in self._past.ended
 
     async def preflight(self, *, trained: bool) -> Finish | None:
         """Whether all of it can work; None if so. Not asked again where something of it is done."""
@@ -147,7 +153,7 @@ class Chain:
         except OSError as error:
             info = CATALOGUE["RUNTIME_DISK_FULL" if error.errno in _NO_ROOM else chain.making[-1].failed]
             text = f"{chain.result} cannot be written: {error.strerror or error}"
-            return Finish("failed", info.exit, info.code, text, info.remedy)
+            return telling.gave_up(GiveUp(info.exit, info.code, text, info.remedy))
         self._report.event(
             Exported(
                 time=time.time(),

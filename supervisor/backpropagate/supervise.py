@@ -15,10 +15,11 @@ import msgspec
 
 from backpropagate import __version__, checkpoints, process
 from backpropagate.chain import Chain
-from backpropagate.events import RunCreated, RunEnded, RunResumed
+from backpropagate.events import RunCreated, RunEnded, RunResumed, StageEnded
 from backpropagate.judge.decisions import Finish
 from backpropagate.keep import exports, locks, runs
 from backpropagate.keep.journal import Journal
+from backpropagate.keep.past import TRAINED
 from backpropagate.outcome import Outcome
 from backpropagate.reporter import Reporter
 from backpropagate.stood import Stood, where_it_stood
@@ -173,8 +174,8 @@ class _Supervision:
             if unfit is not None:
                 return self._advised(unfit)
             finish = await self._train() if trains and done is None else None
-            if finish is None and trains:
-                finish = published(self._run_dir)
+            if finish is None and trains and not (done is not None and self._chain.follows):
+                finish = self._publish()
             return finish or self._advised(await self._chain.run(self._kept.revision))
 
     async def _preflight(self, *, trained: bool) -> Finish | None:
@@ -191,6 +192,14 @@ class _Supervision:
         finish = await self._training.run()
         self._kept = self._training.kept(finish)
         return finish if finish.exit_code is not ExitCode.DONE else None
+
+    def _publish(self) -> Finish | None:
+        """Once: when an export is taken up again, another run's adapter may be the newest by now."""
+        finish = published(self._run_dir)
+        if finish is None and self._spec.export is not None:
+            lora = str(self._run_dir.output.lora)
+            self._report.event(StageEnded(time=time.time(), run_id=self._spec.run_id, stage=TRAINED, path=lora))
+        return finish
 
     def _advised(self, finish: Finish) -> Finish:
         """A stage that fails does not undo what was reached before it; the advice names the one command that goes on."""

@@ -21,6 +21,7 @@ from backpropagate.events import (
     StageStarted,
 )
 from backpropagate.keep import exports, history, locks, runs
+from backpropagate.keep.past import TRAINED
 from backpropagate.supervise import supervise
 from backpropagate_protocol.errors import BackpropagateError, BusyError
 from backpropagate_protocol.rundir import ExportDir
@@ -44,7 +45,7 @@ def adapter(untroubled: Trained) -> str:
 
 
 def names(story: Story) -> list[str]:
-    return [ended.stage for ended in story.of(StageEnded)]
+    return [ended.stage for ended in story.of(StageEnded) if ended.stage != TRAINED]
 
 
 def test_a_training_and_its_export_are_one_run(oracle: Oracle) -> None:
@@ -121,11 +122,13 @@ def test_what_ends_a_stage_after_the_training_costs_only_the_stage(oracle: Oracl
     assert outcome.adapter == str(run_dir.adapter)
     assert output.lora.is_dir()
     assert history.show(run_dir).status == "partial"
+    (output.lora / "of-a-newer-run").touch()
     again, story = resume_here(run_dir)
     assert (again.status, again.exit_code) == ("completed", 0), again
     assert (again.step, again.order, again.final_loss) == (outcome.step, outcome.order, outcome.final_loss)
     assert not story.of(AttemptStarted)
     assert result_of(spec).is_dir()
+    assert (output.lora / "of-a-newer-run").exists()
 
 
 def no_model(oracle: Oracle, toy: RunSpec) -> RunSpec:

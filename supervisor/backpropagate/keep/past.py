@@ -8,6 +8,8 @@ from pathlib import Path
 from backpropagate.events import Event, Exported, ExportProved, RouteFound, StageEnded, StageStarted
 from backpropagate_protocol.messages import ExportRoute
 
+TRAINED = "train"  # the training as a stage before others: its adapter is published
+
 
 @dataclass(slots=True)
 class Past:

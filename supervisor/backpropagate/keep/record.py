@@ -210,6 +210,8 @@ def _staged(row: RunRow, event: StageStarted | StageEnded | ExportProved | Expor
     match event:
         case StageStarted():
             return msgspec.structs.replace(row, packages={**row.packages, **event.versions})
+        case StageEnded(stage="train"):
+            return row
         case StageEnded():
             done: dict[str, object] = {"stage": event.stage, "seconds": event.seconds, "bytes": event.bytes}
             stages = [stage for stage in row.stages if stage["stage"] != event.stage]

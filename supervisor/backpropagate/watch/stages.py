@@ -98,6 +98,8 @@ def begun(event: events.StageStarted) -> str:
 
 def ended(event: events.StageEnded) -> str:
     """`convert      16.2 MB  3 s`, with a line for each thing to be known."""
+    if event.stage == "train":
+        return f"the adapter is in {event.path}"
     moved = size(event.bytes) if event.bytes else ""
     line = f"{event.stage:<16} {moved:>9}  {event.seconds:.0f} s"
     return "\n".join([f"{line}  {event.detail}".rstrip(), *(f"  {note}" for note in event.notes)])
