@@ -10,12 +10,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from backpropagate_runner.export.float_bits import narrow
 from backpropagate_runner.export.gguf_arch import GgufArch
+from backpropagate_runner.export.gguf_q8 import BYTES, VALUES, q8_0
 from backpropagate_runner.export.weights import Weights
 
 # Bytes of one row of `columns` values. Rows of a type with blocks are whole blocks.
 _WIDTH = {"F32": 4, "F16": 2, "BF16": 2}
-_Q8_VALUES, _Q8_BYTES = 32, 34
 
 # Bytes held at once for one value of a piece while it is made: its float32, and what comes before and after that.
 _HELD = 16
@@ -48,9 +49,7 @@ class Tensor:
 
     @property
     def bytes(self) -> int:
-        return (
-            prod(self.shape) // _Q8_VALUES * _Q8_BYTES if self.type == "Q8_0" else prod(self.shape) * _WIDTH[self.type]
-        )
+        return prod(self.shape) // VALUES * BYTES if self.type == "Q8_0" else prod(self.shape) * _WIDTH[self.type]
 
     def pieces(self, memory: int) -> Iterator[tuple[int, int]]:
         """Ranges of rows that are made at once within `memory` bytes."""
@@ -64,17 +63,22 @@ class Tensor:
         """These rows as they go to disk, and whether a finite number became infinite on the way."""
         if self.source.dtype == self.type:
             return self._arranged(self.source.stored(start, stop)), False
-        rows = self._arranged(self.source.rows(start, stop))
+        rows = self._floats(start, stop)
         if self.type == "F32":
             return rows, False
         if self.type == "F16":
             with np.errstate(over="ignore"):
                 halves = rows.astype(np.float16)
             return halves, bool(np.isinf(halves).any() and (np.isinf(halves) != np.isinf(rows)).any())
-        from gguf import GGMLQuantizationType
-        from gguf.quants import quantize
+        if self.type == "BF16":
+            upper = np.empty(rows.shape, np.uint16)
+            narrow(np.array(rows), "BF16", upper)  # which uses up what it is given
+            return upper, False
+        return q8_0(rows), False
 
-        return quantize(rows, GGMLQuantizationType[self.type]), False
+    def _floats(self, start: int, stop: int) -> NDArray[np.float32]:
+        rows: NDArray[np.float32] = self._arranged(self.source.rows(start, stop)).astype(np.float32, copy=False)
+        return rows
 
     def _arranged(self, rows: NDArray[np.generic]) -> NDArray[np.generic]:
         return rows if self.arrange is None else self.arrange(rows)
@@ -146,6 +150,6 @@ def _type(name: str, shape: tuple[int, ...], wanted: str) -> str:
     """As llama.cpp wants it: vectors and norms are small, and are computed with in float32."""
     if len(shape) < 2 or name.endswith("_norm.weight"):
         return "F32"
-    if wanted == "Q8_0" and shape[-1] % _Q8_VALUES:
+    if wanted == "Q8_0" and shape[-1] % VALUES:
         return "F16"
     return wanted

@@ -28,7 +28,9 @@ _BY_RULE = {
     rf"{_CASED[0]}{_CONTRACTIONS}?|{_CASED[1]}{_CONTRACTIONS}?|\p{{N}}{{1,3}}|{_SLASHED}": "gpt-4o",
 }
 # llama.cpp takes a whole word that is a token as it is in these; with the same rules, but merging in every case, is:
-_WITHOUT_MERGES = {"llama-bpe": "smaug-bpe", "tekken": None}
+_WITHOUT_MERGES = {"llama-bpe": "smaug-bpe"}
+# How a split says that what the rule matches becomes a word: the rules above leave nothing unmatched.
+_WORDS = (("Isolated", False), ("Removed", True))
 
 _SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
@@ -81,8 +83,8 @@ def read(folder: Path, rows: int, config: Mapping[str, object]) -> Vocabulary:
         types=types,
         merges=[_merge(pair) for pair in _list(model, "merges")],
         special=special,
-        add_bos=_adds("bos", first, settings, special, tokens),
-        add_eos=_adds("eos", last, settings, special, tokens),
+        add_bos=_adds("bos", first, special, tokens),
+        add_eos=_adds("eos", last, special, tokens),
         chat_template=chat_template(folder),
     )
 
@@ -110,7 +112,8 @@ def _pre(tokenizer: Mapping[str, object]) -> str:
             raise NotCovered(f"a tokenizer with {key}")
     normalizer = tokenizer.get("normalizer")
     kind = normalizer.get("type") if isinstance(normalizer, dict) else None
-    if normalizer is not None and kind != "NFC" and not (kind == "Sequence" and not normalizer.get("normalizers")):
+    empty = isinstance(normalizer, dict) and kind == "Sequence" and not normalizer.get("normalizers")
+    if normalizer is not None and kind != "NFC" and not empty:
         raise NotCovered(f"a tokenizer that normalizes text by {kind}")
     name = _named(_steps(tokenizer.get("pre_tokenizer")))
     if name is not None and not model.get("ignore_merges"):
@@ -134,7 +137,7 @@ def _named(steps: Sequence[Mapping[str, object]]) -> str | None:
             split, bytes_ = steps
             pattern = split.get("pattern")
             rule = pattern.get("Regex") if isinstance(pattern, dict) else None
-            plain = split.get("behavior") == "Isolated" and not split.get("invert") and not bytes_.get("use_regex")
+            plain = (split.get("behavior"), bool(split.get("invert"))) in _WORDS and not bytes_.get("use_regex")
             return _BY_RULE.get(str(rule)) if plain and not bytes_.get("add_prefix_space") else None
         case ["ByteLevel"]:
             (bytes_,) = steps
@@ -183,10 +186,9 @@ def _ends(tokenizer: Mapping[str, object]) -> tuple[str | None, str | None]:
     return None, None
 
 
-def _adds(
-    kind: str, end: str | None, settings: Mapping[str, object], special: Mapping[str, int], tokens: Sequence[str]
-) -> bool:
-    """Written in every case: llama.cpp's own default differs between ways of splitting."""
+def _adds(kind: str, end: str | None, special: Mapping[str, int], tokens: Sequence[str]) -> bool:
+    """Written in every case: llama.cpp's own default differs between ways of splitting. What the settings say beside the
+    tokenizer has no say in transformers either."""
     index = special.get(kind)
     return index is not None and end is not None and tokens[index] == end
 

@@ -23,7 +23,11 @@ def rebuild(vocabulary: Path, folder: Path) -> list[str]:
     special = [index for index, kind in enumerate(types) if kind in _SPECIAL]
     plain = {token: index for index, token in enumerate(tokens) if types[index] not in _SPECIAL}
     tokenizer = Tokenizer(
-        models.BPE(vocab=plain, merges=[tuple(merge.split(" ")) for merge in merges], ignore_merges=pre == "llama-bpe")
+        models.BPE(
+            vocab=plain,
+            merges=[(a, b) for a, _, b in (merge.partition(" ") for merge in merges)],
+            ignore_merges=pre == "llama-bpe",
+        )
     )
     if pre == "qwen2":
         tokenizer.normalizer = normalizers.NFC()

@@ -44,6 +44,14 @@ def test_a_way_of_splitting_is_known_by_its_rules(tmp_path: Path, rule: str, nam
     assert pre_tokenizer(save_tokenizer(tmp_path, rule)) == name
 
 
+def test_words_may_be_said_as_what_is_not_removed(tmp_path: Path) -> None:
+    split = {"type": "Split", "pattern": {"Regex": GPT4O}, "behavior": "Removed", "invert": True}
+    steps = [split, {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]
+    assert pre_tokenizer(edited(tmp_path, {"pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}})) == "gpt-4o"
+    split["invert"] = False
+    assert pre_tokenizer(edited(tmp_path, {"pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}})) is None
+
+
 @pytest.mark.parametrize(
     ("steps", "name"),
     [
