@@ -47,12 +47,12 @@ def spec(effective: int = 8, **safety: object) -> RunSpec:
 _MODEL = ModelSpec(name="tiny", path="/tiny")
 _EXPORT = ExportSpec(format="gguf", quantization="q4_k_m", destination="/exports", name="talk")
 _JOBS: dict[str, StageJob] = {
-    "preflight": PreflightJob(model=_MODEL, export=_EXPORT, adapter="/lora", work="/exports/work"),
-    "reference": ReferenceJob(model=_MODEL, adapter="/lora", prompts=("Why?",), out="/exports/work/reference"),
+    "preflight": PreflightJob(model=_MODEL, export=_EXPORT, adapter="/lora", work="/exports/made"),
+    "reference": ReferenceJob(model=_MODEL, adapter="/lora", prompts=("Why?",), out="/exports/made/reference"),
     "convert": ConvertJob(
-        model=_MODEL, adapter="/lora", out="/exports/work/f16.gguf", type="f16", name="talk", memory=256
+        model=_MODEL, adapter="/lora", out="/exports/made/f16.gguf", type="f16", name="talk", memory=256
     ),
-    "place": PlaceJob(source="/lora", out="/exports/work/lora"),
+    "place": PlaceJob(source="/lora", out="/exports/made/lora"),
     "register": RegisterJob(gguf="/exports/talk.gguf", name="talk", host="http://127.0.0.1:11434"),
 }
 
@@ -161,7 +161,7 @@ def _message(verb: str, words: list[str], number: dict[str, int], options: dict[
         case "stopped":
             return m.Stopped(step, saved=True)
         case "done" if words == ["made"]:
-            return m.Done(m.Made("/exports/work/f16.gguf", 1000))
+            return m.Done(m.Made("/exports/made/f16.gguf", 1000))
         case "done":
             return m.Done(m.TrainResult("/out/adapter", 100, 800, 100, 0.5))
         case _:

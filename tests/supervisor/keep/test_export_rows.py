@@ -28,7 +28,7 @@ PATH = "/exports/talk-Q4_K_M.gguf"
 
 def events(run_id: str) -> list[Event]:
     def done(stage: str, size: int) -> StageEnded:
-        return StageEnded(time=TIME, run_id=run_id, stage=stage, path=f"/work/{stage}", bytes=size, seconds=2.0)
+        return StageEnded(time=TIME, run_id=run_id, stage=stage, path=f"/made/{stage}", bytes=size, seconds=2.0)
 
     checks = (Check("tokens", True, 15.0, 15.0), Check("kl", True, 0.001, 0.01), Check("metadata", True))
     return [
