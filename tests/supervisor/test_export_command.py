@@ -39,7 +39,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def newest(folder: Path) -> str:
-    return history.list_rows(folder / "output")[-1].run_id
+    return history.list_rows(folder / "output")[0].run_id
 
 
 @pytest.mark.slow
