@@ -267,7 +267,7 @@ class ExportRoute(msgspec.Struct, frozen=True, array_like=True, tag="route"):
     converter_folder: str
     type: str = msgspec.field(name="kind")  # what is converted to: f32, f16, bf16, q8_0; empty if nothing is
     quantizer: str  # llama, ollama; empty if the converter writes what is wanted
-    verifier: str  # llama, weights
+    verifier: str  # llama, weights; empty where there is nothing to compare: an adapter alone
     bytes: int  # of the result
     work_bytes: int  # needed at once, result included
     free_bytes: int
