@@ -17,10 +17,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from backpropagate_backends.base import Reporting
+from backpropagate_backends.host_memory import free_host_memory
+from backpropagate_backends.model_source import Source, find
 from backpropagate_backends.torch_generate import ends_of, with_adapter
 from backpropagate_backends.torch_model import Precision, load_model
-from backpropagate_backends.torch_room import free_host_memory
-from backpropagate_backends.torch_source import Source, find
 from backpropagate_backends.torch_tokenizer import trained_tokenizer
 from backpropagate_protocol.jobs import ReferenceJob
 from backpropagate_protocol.messages import Made

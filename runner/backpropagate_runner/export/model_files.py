@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from backpropagate_backends.torch_source import Source, find
+from backpropagate_backends.model_source import Source, find
 from backpropagate_protocol.errors import ModelLoadError, UserInputError
 from backpropagate_protocol.spec import ModelSpec
 from backpropagate_runner.export.hub_files import Fetcher

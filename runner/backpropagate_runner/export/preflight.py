@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from backpropagate_backends.torch_room import free_host_memory
+from backpropagate_backends.host_memory import free_host_memory
 from backpropagate_protocol.errors import (
     DependencyError,
     InvalidSettingError,
