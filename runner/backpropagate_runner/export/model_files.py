@@ -17,6 +17,7 @@ from backpropagate_protocol.errors import ModelLoadError, UserInputError
 from backpropagate_protocol.spec import ModelSpec
 from backpropagate_runner.export.hub_files import Fetcher
 from backpropagate_runner.export.tensor_file import BadTensorFile, StoredTensor, TensorFile
+from backpropagate_runner.export.whole import check_whole
 
 Advance = Callable[[int, int, str], None]  # bytes done, bytes in all, what
 
@@ -93,6 +94,8 @@ def open_model(model: ModelSpec, advance: Advance | None = None, *, weights: boo
     source = find(model)
     if source.local and Path(source.path).is_dir():
         folder, told = Path(source.path), None
+        if weights:  # of a full fine-tune; the preflight need not read gigabytes for that
+            check_whole(folder, "DEP_MODEL_LOAD_FAILED")
     else:
         fetcher = Fetcher(source, advance or _silent)
         folder = fetcher.fetch(_SIDE_FILES + (_CODE if source.trust_remote_code else ()))

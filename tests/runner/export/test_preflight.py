@@ -156,7 +156,7 @@ def test_a_full_fine_tune_has_no_adapter_to_export(asked: Asked, wanted: str) ->
 
 def test_a_folder_that_holds_no_adapter_is_named(asked: Asked) -> None:
     error = asked.refusal(adapter=asked.home)
-    assert error.code == "INPUT_ADAPTER_UNSUPPORTED"
+    assert error.code == "INPUT_ADAPTER_INVALID"
     assert str(asked.home) in error.message
 
 
