@@ -54,7 +54,7 @@ def _model(job: ChatJob, voice: Voice, frameworks: Frameworks) -> Callable[[Mess
 
 
 def _gguf(job: ChatJob, voice: Voice) -> Callable[[Messages], Iterator[str]]:
-    from backpropagate_runner.export.hf_template import TemplateRefused, renderer
+    from backpropagate_runner.export.jinja_chat import TemplateRefused, renderer
     from backpropagate_runner.export.llama import Llama, Text
     from backpropagate_runner.export.read_gguf import GgufFile
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from backpropagate_runner.export import go_template
-from backpropagate_runner.export.hf_template import Conversation, TemplateRefused, renderer
+from backpropagate_runner.export.jinja_chat import Conversation, TemplateRefused, renderer
 from backpropagate_runner.export.read_gguf import GgufFile
 
 _SYSTEM, _USER, _ANSWER, _AGAIN = "qSystemMarkq", "qUserMarkq", "qAnswerMarkq", "qAgainMarkq"

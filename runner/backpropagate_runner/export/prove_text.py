@@ -7,7 +7,7 @@ from datetime import datetime
 
 from backpropagate_protocol.messages import Check
 from backpropagate_protocol.reference import Reference, Turns
-from backpropagate_runner.export.hf_template import TemplateRefused, renderer
+from backpropagate_runner.export.jinja_chat import TemplateRefused, renderer
 from backpropagate_runner.export.llama import Llama
 from backpropagate_runner.export.read_gguf import GgufFile
 
