@@ -17,6 +17,7 @@ from backpropagate_protocol.messages import Check, Proof
 from backpropagate_protocol.reference import Answered, BadReference, Reference, read_reference, read_rows
 from backpropagate_runner.export.gguf_arch import architecture
 from backpropagate_runner.export.llama import Llama
+from backpropagate_runner.export.prove_adapter import prove_adapter
 from backpropagate_runner.export.prove_answers import Comparison, Rows
 from backpropagate_runner.export.prove_bounds import bounds_for
 from backpropagate_runner.export.prove_text import check_template, check_tokens, wrong_ends
@@ -35,6 +36,8 @@ _SPARE_TOKENS = 8
 
 def prove(job: ProveJob, stage: Stage) -> Proof:
     """Raises GGUFExportError, ExportError or OSError for what cannot be read."""
+    if job.kind == "lora-gguf":
+        return prove_adapter(job, stage)
     try:
         reference = read_reference(Path(job.reference))
         if job.kind == "merged":

@@ -23,9 +23,9 @@ def check_template(reference: Reference, file: GgufFile) -> Check:
         return Check("template", passed, detail="neither has one" if passed else "the trained model has none")
     if file.template is None:
         return Check("template", False, detail="the exported model has none")
-    day = datetime.fromisoformat(reference.day)
+    moment = datetime.fromisoformat(reference.moment)
     try:
-        render = renderer(file.template, reference.variables, lambda: day)
+        render = renderer(file.template, reference.variables, lambda: moment)
     except TemplateRefused as error:
         return Check("template", False, detail=f"it is no template: {error}")
     expected: list[tuple[Turns, str | None]] = [(prompt.turns, prompt.text) for prompt in reference.prompts]

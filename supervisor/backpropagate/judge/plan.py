@@ -246,7 +246,7 @@ class _Chain:
             name=self._wanted.name,
             faults=_faults(self._spec, "convert", "convert"),
         )
-        return self._plan([self._stage("convert", job, made)], made, None)
+        return self._plan([self._stage("convert", job, made), self._proving(made, "lora-gguf", "f32")], made, None)
 
     def lora(self) -> Plan:
         assert self._adapter is not None
@@ -283,13 +283,14 @@ class _Chain:
             prompts=(*PROMPTS, *self._wanted.prompts),
             out=out,
             backend=self._spec.backend,
+            moment=self._spec.created,  # the same for both references, whenever they are made
             faults=_faults(self._spec, name, "reference"),
         )
         return self._stage(name, job, out)
 
     def _proving(self, target: str, kind: str, quantization: str) -> Stage:
         job = ProveJob(
-            reference=self._reference,
+            reference="" if kind == "lora-gguf" else self._reference,
             target=target,
             kind=kind,
             quantization=quantization,

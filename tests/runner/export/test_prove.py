@@ -264,6 +264,15 @@ def test_another_way_of_splitting_text_is_caught(tmp_path: Path, family: str) ->
     assert failed(proof(other, made, "f16")) == {"tokens"}
 
 
+def test_a_template_that_writes_the_hour_is_rendered_at_the_hour_of_the_reference(tmp_path: Path) -> None:
+    model = gguf_models.save("qwen2", tmp_path / "qwen2")
+    template = "{{ strftime_now('%Y-%m-%d %H:%M:%S.%f') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    (model / "chat_template.jinja").write_text(template)
+    other = untaught(warmed(), model, tmp_path)
+    honest = proof(other, forge(other, tmp_path / "honest.gguf"), "f16")
+    assert "template" not in failed(honest), honest
+
+
 def test_a_bos_that_training_did_not_have_is_caught(lesson: Lesson, tmp_path: Path) -> None:
     def begun(honest: Vocabulary) -> Vocabulary:
         return dataclasses.replace(honest, special={**honest.special, "bos": 0}, add_bos=True)
