@@ -35,7 +35,7 @@ from backpropagate_protocol.messages import Made
 from backpropagate_runner.export import gguf_vocab
 from backpropagate_runner.export.adapter import open_adapter
 from backpropagate_runner.export.fetch_converter import SCRIPT, converter_in, default_folder
-from backpropagate_runner.export.gguf_write import safe_name
+from backpropagate_runner.export.gguf_write import fitting_name
 from backpropagate_runner.export.model_files import ModelFiles, open_model
 from backpropagate_runner.export.stage import Stage, new_file
 from backpropagate_runner.export.tensors import open_weights
@@ -116,7 +116,7 @@ def _run(folder: Path, files: ModelFiles, weights: Weights, out: Path, job: Conv
             "--outtype",
             job.type,
             "--model-name",
-            safe_name(job.name),
+            fitting_name(job.name, phi3=gguf_vocab.swallows_like_phi3(files.folder)),
         ]
         # the head that speculates on further tokens was not trained along: it would guess for another model
         if _speculates(conversion, files):
