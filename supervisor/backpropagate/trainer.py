@@ -203,11 +203,11 @@ class Trainer:
     ) -> TrainingRun:
         """Goes on with an interrupted or failed run of this output folder, from its newest good checkpoint.
 
-        run: a run id, any unique prefix of one, or "latest". Raises RunNotFoundError, and UserInputError
+        run: a run id, any unique prefix of one, or "latest": the newest that is not complete. Raises RunNotFoundError, and UserInputError
         (STATE_RUN_FINISHED) for a run that is complete.
         """
         settings = Settings(self._given)
-        run_dir = runs.find(settings.text("training.output_dir"), run)
+        run_dir = history.to_resume(settings.text("training.output_dir"), run)
         if history.show(run_dir).status == "completed":
             raise error_for("STATE_RUN_FINISHED", "the run is complete", run_id=run_dir.run_id)
         return self._follow(run_dir, Calls(callback, on_step), settings.flag("safety.wait"))

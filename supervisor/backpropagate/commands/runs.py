@@ -8,6 +8,7 @@ import click
 
 from backpropagate.commands.flags import Command, from_table
 from backpropagate.screen import current
+from backpropagate.wishes.models import last_part
 from backpropagate.wishes.options import Value
 from backpropagate.wishes.settings import Settings
 
@@ -40,15 +41,26 @@ def list_runs(output_dir: Value, status: str | None, limit: int, every: bool, re
     screen.data({"schema_version": "1", "runs": rows}, "\n".join([_HEADER, *map(_line, rows)]) if rows else "")
 
 
+_OF_A_TRAINING = ("steps", "total_steps", "samples_seen", "order", "loss_history")
 _HEADER = f"{'run':8}  {'status':11}  {'steps':>13}  {'loss':>8}  {'started':20}  model, data"
 
 
 def _line(row: RunRow) -> str:
     loss = "" if row.final_loss is None else f"{row.final_loss:.4f}"
-    data = row.dataset_info.replace("\\", "/").rpartition("/")[2]
     label = f" ({row.name})" if row.name else ""
-    steps = row.session_kind if row.session_kind in ("export", "push") else f"{row.steps}/{row.total_steps or '?'}"
-    return f"{row.run_id[:8]}  {row.status:11}  {steps:>13}  {loss:>8}  {row.started_at:20}  {row.model_name}, {data}{label}"
+    steps = f"{row.steps}/{row.total_steps or '?'}" if row.session_kind == "single_run" else row.session_kind
+    return f"{row.run_id[:8]}  {row.status:11}  {steps:>13}  {loss:>8}  {row.started_at:20}  {_what(row)}{label}"
+
+
+def _what(row: RunRow) -> str:
+    """What was trained on what; of an export, what was or will be made; of an upload, what went where."""
+    model, wished = last_part(row.model_name), row.hyperparameters
+    if row.session_kind == "export":
+        made = last_part(row.export_paths[-1]) if row.export_paths else wished.get("quantization") or wished["format"]
+        return f"{model} -> {made}"
+    if row.session_kind == "push":
+        return f"{model} -> {wished['repo']}"
+    return f"{row.model_name}, {last_part(row.dataset_info)}"
 
 
 @click.command(cls=Command)
@@ -69,9 +81,12 @@ def show_run(run: str, output_dir: Value) -> None:
     row = history.show(run_dir)
     document: dict[str, object] = {**msgspec.to_builtins(row), "run_dir": str(run_dir.path)}
     shown = {name: value for name, value in document.items() if value not in (None, "", [], {}, ())}
+    if row.session_kind != "single_run":
+        shown = {name: value for name, value in shown.items() if name not in _OF_A_TRAINING}
     if row.micro_batch_history:
         shown["micro_batch_history"] = _batches(row)
-    shown["loss_history"] = sparkline([loss for _, loss in row.loss_history], width=60)
+    if row.session_kind == "single_run":
+        shown["loss_history"] = sparkline([loss for _, loss in row.loss_history], width=60)
     lines = [line for name, value in shown.items() for line in _field(name, value)]
     current().data(document, "\n".join(lines))
 

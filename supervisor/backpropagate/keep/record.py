@@ -82,7 +82,11 @@ _KINDS = {"export": "export", "push": "push"}
 def _hyperparameters(spec: RunSpec) -> dict[str, object]:
     if spec.kind != "train":
         wishes = msgspec.to_builtins(spec.export if spec.kind == "export" else spec.push)
-        return {name: value for name, value in wishes.items() if value not in (None, "", [], ())} if wishes else {}
+        return (
+            {name: value for name, value in wishes.items() if value not in (None, "", [], ()) and name != "card"}
+            if wishes
+            else {}
+        )
     shown: dict[str, object] = dict(msgspec.to_builtins(spec.train))
     shown.update({f"lora_{key}": value for key, value in msgspec.to_builtins(spec.lora).items()})
     shown.update(max_length=spec.data.max_length, samples=spec.data.samples, train_on=spec.data.train_on)
