@@ -99,10 +99,10 @@ class Plan:
     using: tuple[Stage, ...]
 
 
-def preflight(spec: RunSpec, *, trained: bool) -> Stage:
+def preflight(spec: RunSpec, *, trained: bool, revision: str | None = None) -> Stage:
     """The question whether the whole chain can work. `trained`: the adapter of this run is there already."""
     export = _wanted(spec)
-    model, adapter = subject(spec)
+    model, adapter = subject(spec, revision)
     by_training = spec.kind == "train" and not trained
     job = PreflightJob(
         model=spec.model if by_training else model,
@@ -156,7 +156,7 @@ def _work(spec: RunSpec, wanted: ExportSpec) -> Path:
 def subject(spec: RunSpec, revision: str | None = None) -> tuple[ModelSpec, str | None]:
     """The base model and the adapter. After a full fine-tune the result is a model of its own, and there is no adapter."""
     model, wanted = spec.model, _wanted(spec)
-    if revision and model.revision is None:
+    if revision:  # a branch may have moved since
         model = msgspec.structs.replace(model, revision=revision)
     if spec.kind != "train":
         return model, wanted.adapter
