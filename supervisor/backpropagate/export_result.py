@@ -34,7 +34,7 @@ class Check:
 class Proof:
     """What was exported, compared with what was trained.
 
-    verifier   `llama` (it was run by llama.cpp) `weights` (it was read), or `text` (only template and vocabulary were)
+    verifier   `llama` (it was run by llama.cpp), `weights` (it was read), or `text` (only template and vocabulary were)
     prompts    how many were tried; positions: places in their texts at which the two were compared
     """
 
