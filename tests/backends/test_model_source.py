@@ -49,6 +49,14 @@ def test_an_adapter_is_told_from_a_model(cpu: CpuBackend, tmp_path: Path) -> Non
         find(cpu, str(tmp_path))
 
 
+def test_half_an_adapter_is_told_from_a_model(cpu: CpuBackend, tmp_path: Path) -> None:
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(UserInputError, match=r"no adapter_config\.json") as caught:
+        find(cpu, str(tmp_path))
+    assert caught.value.code == "INPUT_ADAPTER_INVALID"
+    assert "adapter_config.json" in caught.value.suggestion
+
+
 def test_a_folder_without_weights_cannot_be_loaded(cpu: CpuBackend, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelLoadError, match="no weights"):
