@@ -110,6 +110,23 @@ class RunDir:
     def adapter(self) -> Path:
         return self.path / "adapter"
 
+    @property
+    def merges(self) -> Path:
+        """Of a campaign: one folder for what was merged after each run."""
+        return self.path / "merges"
+
+    def merge(self, link: int) -> Path:
+        """`run-001`, …: `merged/`, `next/`, the state, and combine.json."""
+        return self.merges / f"run-{link:03d}"
+
+    @property
+    def campaign_report(self) -> Path:
+        """Of a campaign: the scores and what they come to, as JSON."""
+        return self.path / "campaign.json"
+
+    def campaign_plot(self, suffix: str) -> Path:
+        return self.path / f"campaign.{suffix}"
+
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / checkpoint_name(step)
 
