@@ -166,6 +166,7 @@ class CampaignSpec(msgspec.Struct, frozen=True, kw_only=True):
     evaluate: bool = True  # held-out rows of every task after every run
     eval_rows: int = 64  # at most, of each task
     early_stop: int = 0  # runs in a row without a better average held-out loss until the campaign ends; 0: never
+    replay: float = 0.0  # share of earlier rows in a run, for those that are appended
 
 
 class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
