@@ -119,6 +119,10 @@ class RunDir:
         """`run-001`, …: `merged/`, `next/`, the state, and combine.json."""
         return self.merges / f"run-{link:03d}"
 
+    def merge_by(self, link: int, rule: str) -> Path:
+        """`run-005-ties`, …: the same by another rule, for `--merge auto` to choose from."""
+        return self.merges / f"run-{link:03d}-{rule}"
+
     @property
     def campaign_report(self) -> Path:
         """Of a campaign: the scores and what they come to, as JSON."""

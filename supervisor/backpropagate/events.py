@@ -251,6 +251,7 @@ class LinkStarted(_Event, frozen=True, kw_only=True, tag="link_started"):
     links: int
     link_run: str
     name: str
+    offset: int = 0  # bytes of that run's own events from before: what follows them belongs to this supervisor
 
 
 class LinkEnded(_Event, frozen=True, kw_only=True, tag="link_ended"):
@@ -265,6 +266,9 @@ class LinkEnded(_Event, frozen=True, kw_only=True, tag="link_ended"):
     final_loss: float | None = None
     recoveries: int = 0
     seconds: float = 0.0
+    samples_seen: int = 0
+    order: int = 0
+    model_revision: str = ""  # the base's commit that was trained on: the runs after it use the same
 
 
 class LinkMerged(_Event, frozen=True, kw_only=True, tag="link_merged"):
@@ -275,6 +279,7 @@ class LinkMerged(_Event, frozen=True, kw_only=True, tag="link_merged"):
     rule: str
     coefficient: float
     digest: str = ""
+    chosen: bool = False  # of several rules, by their scores (`--merge auto`)
 
 
 class LinkScore(msgspec.Struct, frozen=True):
