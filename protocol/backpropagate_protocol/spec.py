@@ -201,6 +201,10 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     init_adapter: str | None = None  # absolute folder of an adapter to begin from, in PEFT layout
 
 
+# Left out of the digest at their defaults: checkpoints from before there were such choices stay resumable.
+_SELECTION: dict[str, object] = {"start": 0, "holdout": 0, "part": "train", "replay": ()}
+
+
 def spec_digest(spec: RunSpec) -> str:
     """A digest of what must be equal in every attempt of a run: model, data, adapter, optimisation.
 
@@ -208,5 +212,9 @@ def spec_digest(spec: RunSpec) -> str:
     attempts without changing a single sample.
     """
     train = msgspec.structs.replace(spec.train, batch_size=None, gradient_checkpointing=None, logging_steps=1)
-    fixed = msgspec.json.encode([spec.model, spec.data, spec.lora, train], order="sorted")
+    data = msgspec.to_builtins(spec.data)
+    for name, default in _SELECTION.items():
+        if data[name] == default:
+            del data[name]
+    fixed = msgspec.json.encode([spec.model, data, spec.lora, train], order="sorted")
     return hashlib.sha256(fixed).hexdigest()
