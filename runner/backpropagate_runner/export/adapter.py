@@ -109,14 +109,17 @@ class Adapter:
         return problems
 
 
-def open_adapter(folder: str) -> Adapter:
-    """Raises UserInputError [INPUT_ADAPTER_UNSUPPORTED] for what is no adapter, or none that can be read here."""
+def open_adapter(folder: str, *, numbers: bool = True) -> Adapter:
+    """Raises UserInputError [INPUT_ADAPTER_UNSUPPORTED] for what is no adapter, or none that can be read here.
+
+    numbers: reads all of it, to refuse numbers that are not finite.
+    """
     path = Path(folder)
     config, raw = _config(path)
     _refuse_foreign(path, config, raw)
     tensors = _tensors(path)
     for tensor in tensors.values():
-        _check_numbers(path, tensor)
+        _check_numbers(path, tensor, values=numbers)
     parts: dict[str, dict[str, StoredTensor]] = {}
     replaced: dict[str, StoredTensor] = {}
     trained: dict[str, StoredTensor] = {}
@@ -206,15 +209,17 @@ def _tensors(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _check_numbers(path: Path, tensor: StoredTensor) -> None:
+def _check_numbers(path: Path, tensor: StoredTensor, *, values: bool) -> None:
     if tensor.dtype not in FLOATS:
         raise _unsupported(path, f"{tensor.name} is stored as {tensor.dtype}; known are {', '.join(FLOATS)}")
+    if not values:
+        return
     rows = max(1, (1 << 18) // max(1, tensor.row_size))
     for start in range(0, tensor.rows, rows):
         stored = tensor.read(start, min(start + rows, tensor.rows))
-        values = np.empty(stored.shape, np.float32)
-        widen(stored, tensor.dtype, values)
-        if not np.isfinite(values).all():
+        wide = np.empty(stored.shape, np.float32)
+        widen(stored, tensor.dtype, wide)
+        if not np.isfinite(wide).all():
             raise _unsupported(
                 path,
                 f"{tensor.name} holds NaN or infinite numbers",
