@@ -29,6 +29,7 @@ class _Entry(NamedTuple):
 # The summaries are written here so that the help page needs no import; a test holds them against the commands.
 COMMANDS: dict[str, _Entry] = {
     "train": _Entry("train", "train", "Fine-tune a model under supervision.", "Training"),
+    "multi-run": _Entry("multi_run", "multi_run", "Train a campaign: several runs, merged after each.", "Training"),
     "resume": _Entry("train", "resume", "Go on with an interrupted or failed run.", "Training"),
     "generate": _Entry("generate", "generate", "Ask a trained run, an adapter or a base model.", "Training"),
     "export": _Entry("export", "export", "Export a run, an adapter or a model: GGUF, merged, LoRA.", "Shipping"),

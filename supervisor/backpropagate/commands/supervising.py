@@ -45,6 +45,11 @@ def go_on(screen: Screen, run_dir: RunDir, detach: bool, wait: bool) -> int:
     return _supervised(screen, run_dir, detach, resumed=run_dir.events.exists(), wait=wait)
 
 
+def extended(screen: Screen, run_dir: RunDir, detach: bool, wait: bool) -> int:
+    """The same for a finished campaign that was just given one more run."""
+    return _supervised(screen, run_dir, detach, resumed=True, wait=wait)
+
+
 def _supervised(screen: Screen, run_dir: RunDir, detach: bool, *, resumed: bool, wait: bool) -> int:
     return _detached(screen, run_dir, wait) if detach else _in_foreground(screen, run_dir, resumed, wait)
 

@@ -1,0 +1,130 @@
+"""An earlier campaign in the same output folder: found, compared with what is wished now, gone on with, or added to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from backpropagate.judge.campaign import Facts
+from backpropagate.keep import history, journal, runs
+from backpropagate.keep.differences import Difference, differences
+from backpropagate.wishes.build_spec import data_spec
+from backpropagate.wishes.campaign_data import Window, enough, replayed, task_names
+from backpropagate.wishes.campaign_spec import replay_ratio
+from backpropagate.wishes.row_counts import Counter
+from backpropagate.wishes.settings import Settings
+from backpropagate_protocol.errors import ConfigurationError, DatasetError, DatasetNotFoundError, UserInputError
+from backpropagate_protocol.rundir import RunDir
+from backpropagate_protocol.spec import CampaignSpec, DataSpec, RunSpec
+
+SESSION_KIND = "multi_run"  # of a campaign's row in the history
+_SHOWN = 4
+
+
+def unfinished(output: str) -> RunDir | None:
+    """The newest campaign of the folder, if it has not come to its end. An older one that was left for it does not count."""
+    folder = runs.as_output(output)
+    for row in history.list_rows(folder):
+        if row.session_kind == SESSION_KIND:
+            return None if row.status == "completed" else folder.run(row.run_id)
+    return None
+
+
+def same_wishes(earlier: RunDir, spec: RunSpec) -> None:
+    """Raises ConfigurationError, naming what differs and both ways on, if it was begun with other wishes."""
+    differing = differences(runs.load_spec(earlier), spec)
+    differing = [each for each in differing if not each.name.startswith(("faults", "safety."))]
+    if not differing:
+        return
+    more = f", and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+    named = ", ".join(map(_in_words, differing[:_SHOWN]))
+    raise ConfigurationError(
+        f"campaign {earlier.run_id[:8]} in {earlier.output.path} is not finished, and was begun with other wishes: {named}{more}",
+        suggestion=f"Go on with it: {runs.resuming(earlier)}. Or begin anew beside it: the same command with --fresh.",
+        run_id=earlier.run_id,
+    )
+
+
+def _in_words(difference: Difference) -> str:
+    return f"{difference.name} {_value(difference.first)} (now {_value(difference.second)})"
+
+
+def _value(value: object) -> str:
+    return "-" if value is None else str(value)
+
+
+def campaign(run_dir: RunDir) -> tuple[RunSpec, CampaignSpec]:
+    """The spec of a run that is a campaign, with the runs that were appended since. Raises UserInputError for any other."""
+    spec = runs.load_spec(run_dir)
+    if spec.campaign is None:
+        owner = spec.parent
+        raise UserInputError(
+            f"run {run_dir.run_id[:8]} is " + (f"a run of campaign {owner[:8]}" if owner else "no campaign"),
+            suggestion=f"Name the campaign: {owner[:8]}" if owner else "`backprop list-runs` shows which runs are.",
+            run_id=run_dir.run_id,
+        )
+    facts = Facts.of(spec)
+    for event in journal.read(run_dir.events):
+        facts.event(event)
+    whole = msgspec.structs.replace(
+        spec.campaign,
+        runs=tuple(link.data for link in facts.links),
+        names=tuple(link.name for link in facts.links),
+    )
+    return spec, whole
+
+
+def newest(output: str) -> RunDir:
+    """The newest campaign of a folder. Raises UserInputError if there is none."""
+    folder = runs.as_output(output)
+    for row in history.list_rows(folder):
+        if row.session_kind == SESSION_KIND:
+            return folder.run(row.run_id)
+    raise UserInputError(
+        f"there is no campaign in {folder.path}",
+        suggestion="Name the output folder that it was started with: --output FOLDER; or begin one with --data.",
+    )
+
+
+def appended(run_dir: RunDir, settings: Settings, new: str, counter: Counter) -> tuple[DataSpec, str, list[str]]:
+    """What one more run of a finished campaign trains on, its task's name, and what there is to be said about it.
+
+    The way rows are read, held out and replayed is the campaign's own; only --replay may be said anew. Raises for a campaign
+    that is not finished, and for data that cannot be used.
+    """
+    if history.show(run_dir).status != "completed":
+        raise ConfigurationError(
+            f"campaign {run_dir.run_id[:8]} is not finished; only then can a run be added",
+            suggestion=f"Finish it first: {runs.resuming(run_dir)}",
+            run_id=run_dir.run_id,
+        )
+    spec, whole = campaign(run_dir)
+    pattern = msgspec.structs.replace(whole.runs[0], start=0, samples=None, replay=())
+    data = msgspec.structs.replace(pattern, source=data_spec(settings, new).source)
+    rows = counter(data)
+    enough(rows, 1, data.source)
+    if data.holdout > rows:
+        raise DatasetError(
+            f"{data.source} has {rows} rows, and this campaign holds out every {data.holdout}th",
+            suggestion=f"Collect at least {data.holdout} rows for a run of it.",
+        )
+    window = Window(0, rows)
+    ratio = replay_ratio(settings) if settings["campaign.replay"].explicit else whole.replay
+    try:
+        windows = [_window(each, counter) for each in whole.runs] if ratio else []
+    except DatasetNotFoundError as error:
+        if settings["campaign.replay"].explicit:
+            raise
+        return data, task_names([data], [window], whole.names)[0], [f"nothing earlier is replayed: {error.message}"]
+    seed = spec.train.seed + len(whole.runs)
+    again = replayed(whole.runs, windows, window.trained(data.holdout), ratio, seed) if ratio else ()
+    return msgspec.structs.replace(data, replay=again), task_names([data], [window], whole.names)[0], []
+
+
+def _window(data: DataSpec, counter: Counter) -> Window:
+    """The rows that an earlier run had: as its spec says, or all that its file has now."""
+    source = Path(data.source)
+    if source.is_absolute() and not source.exists():
+        raise DatasetNotFoundError(f"{source}, which an earlier run trained on, is not there any more")
+    return Window(data.start, data.samples if data.samples is not None else counter(data))

@@ -1,0 +1,35 @@
+"""How many rows a data set has: asked of a child, which reads and checks all of them without a framework."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from backpropagate_protocol.errors import DatasetParseError, DatasetValidationError
+from backpropagate_protocol.jobs import ValidateJob
+from backpropagate_protocol.messages import DataReport
+from backpropagate_protocol.spec import DataSpec
+
+Counter = Callable[[DataSpec], int]  # raises a coded error for data that cannot be trained on
+
+
+def counted_by_child(python: str | None) -> Counter:
+    """A counter for the main thread of a process that has no event loop of its own: a command's."""
+    from backpropagate.oneshot import run_job
+
+    def count(data: DataSpec) -> int:
+        report = run_job(ValidateJob(data=data), DataReport, backend="none", runner_python=python)
+        return usable(data, report.rows, report.bad, report.errors)
+
+    return count
+
+
+def usable(data: DataSpec, rows: int, bad: int, errors: Sequence[str]) -> int:
+    """The number of rows, bad ones too: that is how positions in a file are counted.
+
+    Raises for bad rows that nobody said should be left out: better now than in the run that meets them.
+    """
+    if bad and (rows == 0 or data.on_bad_row != "skip"):
+        kind = DatasetParseError if any("is not JSON" in error for error in errors) else DatasetValidationError
+        more = [f"… and {bad - len(errors)} more"] if bad > len(errors) else []
+        raise kind("\n  ".join([f"{data.source}: {bad} of {rows + bad} rows cannot be used", *errors, *more]))
+    return rows + bad
