@@ -23,7 +23,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from backpropagate.events import LinkScored
+from backpropagate.events import LinkScore, LinkScored
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +74,13 @@ class Forgetting:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """One candidate's scores: `rows[i][t]` after run i (from 1) on task t (from 0).
+    """One candidate's scores: `rows[i][t]` after run i (from 1) on task t (from 0), which run t + 1 taught.
 
-    taught[t] is the run that taught task t: run t + 1, unless a run has no held-out rows.
+    tasks: those with held-out rows, in order.
     """
 
     rows: Mapping[int, Row]
-    taught: tuple[int, ...]
+    tasks: tuple[int, ...]
 
     @property
     def runs(self) -> tuple[int, ...]:
@@ -90,32 +90,32 @@ class Matrix:
     def cell(self, run: int, task: int) -> Cell | None:
         return self.rows.get(run, {}).get(task)
 
-    def tasks_by(self, run: int) -> range:
+    def tasks_by(self, run: int) -> list[int]:
         """The tasks that have been taught when `run` is over."""
-        return range(sum(teacher <= run for teacher in self.taught))
+        return [task for task in self.tasks if task < run]
 
     def row(self, run: int) -> dict[int, Cell]:
         """The scores after `run` on what was taught by then; on later tasks nobody has a say about forgetting."""
         return {task: cell for task in self.tasks_by(run) if (cell := self.cell(run, task)) is not None}
 
 
-def matrix(scored: Iterable[LinkScored], candidate: str, taught: Sequence[int] | None = None) -> Matrix:
+def matrix(scored: Iterable[LinkScored], candidate: str, tasks: Sequence[int] | None = None) -> Matrix:
     """A candidate's scores out of a campaign's events; of two scores for the same cell the later one counts.
 
-    taught: by task, the run that taught it, oldest first; left out, task t is that of run t + 1.
+    tasks: those with held-out rows; left out, those that any candidate was ever scored on.
     """
     rows: dict[int, dict[int, Cell]] = {}
+    seen: set[int] = set()
     for event in scored:
-        row = rows.setdefault(event.link, {})
-        row.update({task: cell for task, cell in by_candidate(event).get(candidate, {}).items() if task >= 0})
-    tasks = max((task for row in rows.values() for task in row), default=-1) + 1
-    return Matrix(rows, tuple(range(1, tasks + 1)) if taught is None else tuple(taught))
+        rows.setdefault(event.link, {}).update(by_candidate(event.scores).get(candidate, {}))
+        seen |= {score.task for score in event.scores}
+    return Matrix(rows, tuple(sorted(seen)) if tasks is None else tuple(tasks))
 
 
-def by_candidate(event: LinkScored) -> dict[str, dict[int, Cell]]:
-    """What one evaluation said of each candidate, by task. Numbers that are none are no scores."""
+def by_candidate(scores: Iterable[LinkScore]) -> dict[str, dict[int, Cell]]:
+    """What was said of each candidate, by task. Numbers that are none are no scores."""
     found: dict[str, dict[int, Cell]] = {}
-    for score in event.scores:
+    for score in scores:
         row = found.setdefault(score.candidate, {})
         if math.isfinite(score.loss) and math.isfinite(score.accuracy):
             row[score.task] = Cell(score.accuracy, score.loss, score.tokens, score.rows)
@@ -140,7 +140,7 @@ def forgetting(scores: Matrix, run: int) -> Forgetting:
     now = standing(scores.row(run))
     both = [(before, after) for before, after, _ in _older(scores, run) if before is not None]
     tasks = scores.tasks_by(run)
-    learnt = [cell for task in tasks if (cell := scores.cell(scores.taught[task], task)) is not None]
+    learnt = [cell for task in tasks if (cell := scores.cell(task + 1, task)) is not None]
     return Forgetting(
         run=run,
         average_accuracy=now.average_accuracy if now else None,
@@ -152,8 +152,7 @@ def forgetting(scores: Matrix, run: int) -> Forgetting:
         worst=now.worst if now else None,
         missing=tuple(
             (each, task)
-            for each in sorted({*scores.taught, run})
-            if each <= run
+            for each in range(1, run + 1)
             for task in scores.tasks_by(each)
             if scores.cell(each, task) is None
         ),
@@ -164,7 +163,7 @@ def _older(scores: Matrix, run: int) -> list[tuple[Cell | None, Cell, float | No
     """Of each task that an earlier run taught: just after that run, now, and the best accuracy there was before now."""
     found = []
     for task in scores.tasks_by(run):
-        teacher, now = scores.taught[task], scores.cell(run, task)
+        teacher, now = task + 1, scores.cell(run, task)
         if teacher >= run or now is None:
             continue
         before = [cell.accuracy for i in range(teacher, run) if (cell := scores.cell(i, task)) is not None]
