@@ -111,6 +111,11 @@ class RunDir:
         return self.path / "adapter"
 
     @property
+    def begun_from(self) -> Path:
+        """Which adapter this run began from, where it began from one: another must not take its place."""
+        return self.path / "begun-from.json"
+
+    @property
     def merges(self) -> Path:
         """Of a campaign: one folder for what was merged after each run."""
         return self.path / "merges"
