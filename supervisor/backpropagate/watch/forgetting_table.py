@@ -71,18 +71,20 @@ def _table(report: CampaignReport, value: Value, show: Show, width: int) -> list
     if base:
         rows.append(("base", base))
     tasks = [task for task in report.held_out if any(task in row for _, row in rows)]
+    labels = ["", *(label for label, _ in rows)]
+    label_wide = max(map(_cells, labels))
+    name_wide = min(_NAME, width - label_wide - len(_GAP))
     columns = [
-        [_short(_title(task, report.tasks), _NAME), *(show(row[task]) if task in row else "" for _, row in rows)]
+        [_short(_title(task, report.tasks), name_wide), *(show(row[task]) if task in row else "" for _, row in rows)]
         for task in tasks
     ]
     columns.append([_MEAN, *(show(_mean(row.values())) if row else _NONE for _, row in rows)])
-    labels = ["", *(label for label, _ in rows)]
     said: list[str] = []
-    for some in _pages(columns, width - max(map(_cells, labels))):
+    for some in _pages(columns, width - label_wide):
         said += [] if not said else [""]
         for number, label in enumerate(labels):
             cells = [_right(column[number], max(map(_cells, column))) for column in some]
-            said.append(_GAP.join([_left(label, max(map(_cells, labels))), *cells]).rstrip())
+            said.append(_GAP.join([_left(label, label_wide), *cells]).rstrip())
     return said
 
 
