@@ -7,30 +7,27 @@ after the proof.
 from __future__ import annotations
 
 import errno
-import random
 import time
 from pathlib import Path
 
 import anyio.to_thread
 
 from backpropagate import __version__
-from backpropagate.driver import Driver
-from backpropagate.events import Exported, StageEnded
+from backpropagate.events import Exported
 from backpropagate.judge import plan, telling
 from backpropagate.judge.decisions import Finish
 from backpropagate.judge.plan import Plan, Stage
-from backpropagate.judge.stage import StagePolicy, StageResult
 from backpropagate.judge.verdict import GiveUp
 from backpropagate.keep import exports
 from backpropagate.keep.exports import ExportReport, ProofReport
 from backpropagate.keep.past import TRAINED, Past
 from backpropagate.keep.record import iso
 from backpropagate.reporter import Reporter
-from backpropagate.sensors.card import Card
+from backpropagate.stages import Stages
 from backpropagate.stops import Stops
 from backpropagate_protocol import durable
-from backpropagate_protocol.errors import CATALOGUE, ExitCode
-from backpropagate_protocol.messages import ExportRoute, Made, Proof, Pushed, Registered
+from backpropagate_protocol.errors import CATALOGUE
+from backpropagate_protocol.messages import Pushed
 from backpropagate_protocol.rundir import ExportDir, RunDir
 from backpropagate_protocol.spec import RunSpec
 
@@ -42,12 +39,15 @@ class Chain:
 
     def __init__(self, spec: RunSpec, run_dir: RunDir, report: Reporter, stops: Stops, past: Past) -> None:
         """`past` must be among those that `report` tells."""
-        self._spec, self._run_dir, self._report, self._stops, self._past = spec, run_dir, report, stops, past
-        self._card = Card(spec, None, None, wanted=False)  # a reference may use it, but reserves it not
-        self.recoveries = 0
+        self._spec, self._report, self._past = spec, report, past
+        self._stages = Stages(spec, run_dir, report, stops, past)
         self.export = past.exported.path if past.exported and Path(past.exported.path).exists() else None
         self.ollama: str | None = None
         self.url: str | None = None
+
+    @property
+    def recoveries(self) -> int:
+        return self._stages.recoveries
 
     @property
     def follows(self) -> bool:
@@ -64,7 +64,7 @@ class Chain:
         if self._past.route is None:
             return False
         first, *_ = plan.stages(self._spec, self._past.route)
-        return self.export is not None or self._has(first)
+        return self.export is not None or self._stages.has(first)
 
     async def run(self, revision: str) -> Finish:
         """Does what is left to do. `revision`: the base's commit that was trained on; empty: not known."""
@@ -78,13 +78,13 @@ class Chain:
 
     async def _export(self, chain: Plan) -> Finish | None:
         made, result = Path(chain.made), Path(chain.result)
-        if self.export != chain.result and not exports.is_published(self._spec.run_id, made, result):
+        if self.export != chain.result and not self._is_published(made, result):
             finish = await self._make(chain) or await self._give_its_name(chain)
             if finish is not None:
                 return finish
         self.export = chain.result
         for stage in chain.using:
-            if self._has(stage):
+            if self._stages.has(stage):
                 continue
             finish = await self._do(stage)
             if finish is not None:
@@ -94,9 +94,13 @@ class Chain:
         durable.discard(made.parent)
         return None
 
+    def _is_published(self, made: Path, result: Path) -> bool:
+        _, adapter = plan.subject(self._spec)
+        return exports.is_published(self._spec.run_id, made, result, adapter)
+
     async def _make(self, chain: Plan) -> Finish | None:
         done = 0
-        while done < len(chain.making) and self._has(chain.making[done]):
+        while done < len(chain.making) and self._stages.has(chain.making[done]):
             done += 1
         for stage in chain.making[done:]:  # what follows the first that is missing was made of something else
             finish = await self._do(stage)
@@ -104,41 +108,11 @@ class Chain:
                 return finish
         return None
 
-    def _has(self, stage: Stage) -> bool:
-        return self._past.has(stage.name, stage.output)
-
     async def _do(self, stage: Stage) -> Finish | None:
-        """Drives one stage to its end; None if all went well."""
-        attempts = self._past.attempts.get(stage.name, 0)
-        policy = StagePolicy(self._spec.run_id, self._spec.safety, stage, attempts=attempts, jitter=random.random())
-        driver = Driver(self._spec, self._run_dir, policy, self._report, self._card, self._stops)
-        began = time.monotonic()
-        finish = await driver.drive()
-        self.recoveries += policy.recoveries
-        if finish.exit_code is not ExitCode.DONE or policy.result is None:
-            return finish
-        ended = self._ended(stage, policy.result, round(time.monotonic() - began, 3))
-        if ended is not None:
-            self._report.event(ended)
-        return None
-
-    def _ended(self, stage: Stage, answer: StageResult, seconds: float) -> StageEnded | None:
-        """The event of a stage that is done; None for a proof that failed, which has to be made again."""
-        now, run_id, name = time.time(), self._spec.run_id, stage.name
-        match answer:
-            case ExportRoute(notes=notes):
-                return StageEnded(time=now, run_id=run_id, stage=name, seconds=seconds, notes=notes)
-            case Made(path, size, digest, notes):
-                return StageEnded(time=now, run_id=run_id, stage=name, seconds=seconds, path=path, bytes=size, digest=digest, notes=notes)  # fmt: skip
-            case Proof(passed=passed):
-                return StageEnded(time=now, run_id=run_id, stage=name, seconds=seconds) if passed else None
-            case Registered(registered, digest, uploaded=size):
-                detail = f"ollama run {registered}"
-                return StageEnded(time=now, run_id=run_id, stage=name, seconds=seconds, bytes=size, digest=digest, detail=detail)  # fmt: skip
-            case Pushed(url, _, files):
-                self.url = url
-                size = sum(size for _, size in files)
-                return StageEnded(time=now, run_id=run_id, stage=name, seconds=seconds, bytes=size, detail=url)
+        finish = await self._stages.do(stage)
+        if finish is None and isinstance(self._stages.answer, Pushed):
+            self.url = self._stages.answer.url
+        return finish
 
     # --- the result -------------------------------------------------------------------------------------------------
 

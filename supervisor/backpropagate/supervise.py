@@ -13,9 +13,11 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from backpropagate import __version__, checkpoints, process
+from backpropagate import __version__, campaign, checkpoints, process
+from backpropagate.campaign import Campaign
 from backpropagate.chain import Chain
 from backpropagate.events import RunCreated, RunEnded, RunResumed, StageEnded
+from backpropagate.judge import plan
 from backpropagate.judge.decisions import Finish
 from backpropagate.keep import exports, locks, runs
 from backpropagate.keep.journal import Journal
@@ -58,6 +60,11 @@ def supervise(
     whatever happens later is in the Outcome.
     """
     spec = runs.load_spec(run_dir)
+    if spec.parent is not None:
+        parent = run_dir.output.run(spec.parent)
+        text = f"run {spec.run_id} is run {spec.link} of the campaign {spec.parent}"
+        advice = f"`{runs.resuming(parent)}` goes on with the campaign."
+        raise error_for("STATE_RUN_OF_CAMPAIGN", text, suggestion=advice, run_id=spec.run_id)
     with ExitStack() as held:
         with _writable(run_dir, spec.run_id):
             _take_locks(held, spec, run_dir)
@@ -68,19 +75,20 @@ def supervise(
                 raise error_for("STATE_RUN_FINISHED", f"run {spec.run_id} is finished", run_id=spec.run_id)
             held.callback(_drop_if_empty, run_dir.events)
             lines = held.enter_context(Journal(run_dir.events))
-        report = Reporter(run_dir, lines, stood.record, [stood.past, *sinks])
+        report = Reporter(run_dir, lines, stood.record, [stood.past, *([stood.facts] if stood.facts else []), *sinks])
         held.callback(report.close)
         # A signal before the event loop listens is kept for it. Once the run is done, what remains is short and must not
         # be cut off: nobody looks into the list any more.
         early: list[str] = []
         with process.signals(early.append):
             stops = Stops(early, owner_pipe=owner_pipe)
-            return _Supervision(spec, run_dir, report, stops, stood, resumed=resumed, gpu_script=gpu_script).outcome()
+            did = _Supervision(spec, run_dir, report, stops, stood, sinks, resumed=resumed, gpu_script=gpu_script)
+            return did.outcome()
 
 
 def _take_locks(held: ExitStack, spec: RunSpec, run_dir: RunDir) -> None:
-    """A training has its output folder to itself. What only exports or pushes has its own run, and its result's name."""
-    if spec.kind == "train":
+    """What trains has its output folder to itself. What only exports or pushes has its own run, and its result's name."""
+    if plan.trains(spec):
         held.enter_context(locks.hold(run_dir.output.lock, spec.run_id, f"the output folder {run_dir.output.path}"))
     else:
         held.enter_context(locks.hold(run_dir.lock, spec.run_id, f"the run {spec.run_id}"))
@@ -98,8 +106,9 @@ def _result(spec: RunSpec) -> Path:
 
 
 def _sweep(spec: RunSpec, run_dir: RunDir) -> None:
-    if spec.kind == "train":
+    if plan.trains(spec):
         checkpoints.sweep(run_dir)
+        campaign.sweep(run_dir)
     if spec.export is not None:
         with suppress(OSError):
             exports.sweep(ExportDir(Path(spec.export.destination)).work(spec.run_id), _result(spec))
@@ -133,6 +142,7 @@ class _Supervision:
         report: Reporter,
         stops: Stops,
         stood: Stood,
+        sinks: Sequence[Sink],
         *,
         resumed: bool,
         gpu_script: Path | None,
@@ -140,8 +150,11 @@ class _Supervision:
         self._spec, self._run_dir, self._report, self._stops = spec, run_dir, report, stops
         self._previous = stood.status if resumed else None
         self._training = Training(spec, run_dir, report, stops, stood.start, gpu_script)
+        self._campaign = (
+            Campaign(spec, run_dir, report, stops, stood.facts, stood.past, sinks, gpu_script) if stood.facts else None
+        )
         self._chain = Chain(spec, run_dir, report, stops, stood.past)
-        self._kept = from_row(stood.record.row())
+        self._kept = self._campaign.kept if self._campaign else from_row(stood.record.row())
 
     def outcome(self) -> Outcome:
         """Does it, and tells how it ended."""
@@ -157,16 +170,19 @@ class _Supervision:
 
     def _begin(self) -> None:
         now, run_id = time.time(), self._spec.run_id
+        reserves = plan.trains(self._spec) and self._training.card.wanted
         if self._previous is not None:
-            at_once = self._spec.kind != "train" or not self._training.card.wanted
+            at_once = not reserves
             self._report.begin(RunResumed(time=now, run_id=run_id, previous=self._previous), now=at_once)
             return
         versions = {"backpropagate": __version__, "python": platform.python_version()}
-        at_once = self._spec.export is None and (self._spec.kind != "train" or not self._training.card.wanted)
+        at_once = self._spec.export is None and not reserves
         self._report.begin(RunCreated(time=now, run_id=run_id, versions=versions), now=at_once)
 
     async def _work(self) -> Finish:
         with self._stops.heard():
+            if self._campaign is not None:
+                return await self._run_campaign(self._campaign)
             trains = self._spec.kind == "train"
             done = await anyio.to_thread.run_sync(finished, self._run_dir) if trains else None
             self._kept = done or self._kept
@@ -177,6 +193,14 @@ class _Supervision:
             if finish is None and trains and not (done is not None and self._chain.follows):
                 finish = self._publish()
             return finish or self._advised(await self._chain.run(self._kept.revision))
+
+    async def _run_campaign(self, campaign: Campaign) -> Finish:
+        unfit = await self._preflight(trained=self._kept.adapter is not None)
+        if unfit is not None:
+            return self._advised(unfit)
+        finish = await campaign.run()
+        self._kept = campaign.kept
+        return self._advised(finish or await self._chain.run(self._kept.revision))
 
     async def _preflight(self, *, trained: bool) -> Finish | None:
         """Before anything that takes long. A run that only now begins leaves nothing if its export cannot work."""
@@ -231,7 +255,7 @@ class _Supervision:
             final_loss=kept.loss,
             samples_seen=kept.samples_seen,
             order=kept.order,
-            recoveries=self._training.recoveries + chain.recoveries,
+            recoveries=(self._campaign or self._training).recoveries + chain.recoveries,
             export=chain.export,
             ollama=chain.ollama,
             url=chain.url,

@@ -110,10 +110,12 @@ def _rename_over(source: Path, target: Path) -> None:
     durable.discard(old)
 
 
-def is_published(run_id: str, made: Path, result: Path) -> bool:
-    """Whether a supervisor that was cut off had given this run's result its name."""
+def is_published(run_id: str, made: Path, result: Path, adapter: str | None) -> bool:
+    """Whether a supervisor that was cut off had given this run's result its name. Not if the adapter is another by now."""
     report = read_report(result)
-    return report is not None and report.run_id == run_id and result.exists() and not made.exists()
+    if report is None or report.run_id != run_id or not result.exists() or made.exists():
+        return False
+    return adapter is None or report.adapter_digest == weights_digest(Path(adapter))
 
 
 def sweep(work: Path, result: Path | None = None) -> None:

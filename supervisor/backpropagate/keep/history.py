@@ -212,7 +212,7 @@ def show(run_dir: RunDir) -> RunRow:
 
 def _as_it_is(output: OutputDir, row: RunRow, training: str | None) -> RunRow:
     """An export does not need the folder to itself: the lock of its own directory tells whether it runs."""
-    if row.status == "running" and row.session_kind != "single_run":
+    if row.status == "running" and row.session_kind not in ("single_run", "multi_run"):
         holder = locks.holder_of(output.run(row.run_id).lock)
         training = holder.run_id if holder else None
     return seen(row, training)
@@ -224,7 +224,7 @@ def _training_here(output: OutputDir) -> str | None:
 
 
 def seen(row: RunRow, alive: str | None) -> RunRow:
-    """The row as the world is: only a run whose supervisor holds the folder's lock is running."""
-    if row.status == "running" and row.run_id != alive:
+    """The row as the world is: only a run whose supervisor, or that of its campaign, holds the folder's lock is running."""
+    if row.status == "running" and alive not in (row.run_id, row.parent or row.run_id):
         return msgspec.structs.replace(row, status="interrupted")
     return row
