@@ -37,6 +37,11 @@ COMMANDS: dict[str, _Entry] = {
     "chat": _Entry("chat", "chat", "Talk to a trained run, an adapter, a model or a GGUF.", "Shipping"),
     "list-runs": _Entry("runs", "list_runs", "List the runs of an output folder.", "Runs"),
     "show-run": _Entry("runs", "show_run", "Show everything about one run.", "Runs"),
+    "diff-runs": _Entry("diff_runs", "diff_runs", "Show in what two runs differ.", "Runs"),
+    "replay": _Entry("replay", "replay", "Train an earlier run once more, as a new run.", "Runs"),
+    "export-runs": _Entry(
+        "export_runs", "export_runs", "Write out the history of an output folder, the oldest run first.", "Runs"
+    ),
     "validate": _Entry("data", "validate", "Check a data set without training.", "Data"),
     "info": _Entry("system", "info", "Show versions, hardware and presets.", "System"),
     "config": _Entry("system", "config", "Show each setting and where its value comes from.", "System"),

@@ -14,12 +14,12 @@ from backpropagate.wishes.settings import Settings
 if TYPE_CHECKING:
     from backpropagate.keep.record import RunRow
 
-_STATUSES = ("running", "completed", "failed", "interrupted", "partial")
+STATUSES = ("running", "completed", "failed", "interrupted", "partial")
 
 
 @click.command(cls=Command)
 @from_table("training.output_dir")
-@click.option("--status", type=click.Choice(_STATUSES), help="Only runs of this status.")
+@click.option("--status", type=click.Choice(STATUSES), help="Only runs of this status.")
 @click.option(
     "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many, the newest first."
 )

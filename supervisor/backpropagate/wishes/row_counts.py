@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from backpropagate_protocol.errors import DatasetParseError, DatasetValidationError
 from backpropagate_protocol.jobs import ValidateJob
 from backpropagate_protocol.messages import DataReport
@@ -17,10 +19,15 @@ def counted_by_child(python: str | None) -> Counter:
     from backpropagate.oneshot import run_job
 
     def count(data: DataSpec) -> int:
-        report = run_job(ValidateJob(data=data), DataReport, backend="none", runner_python=python)
+        report = run_job(ValidateJob(data=every_row(data)), DataReport, backend="none", runner_python=python)
         return usable(data, report.rows, report.bad, report.errors)
 
     return count
+
+
+def every_row(data: DataSpec) -> DataSpec:
+    """The same file, without what leaves rows of it out by their position."""
+    return msgspec.structs.replace(data, start=0, holdout=0, part="train", replay=())
 
 
 def usable(data: DataSpec, rows: int, bad: int, errors: Sequence[str]) -> int:
