@@ -76,6 +76,7 @@ _ROWS = (
     CodeInfo("DEP_MLX_UNAVAILABLE", "the MLX toolchain is missing", _N, _USER, "pip install 'backpropagate[mlx]' on Apple silicon."),
     CodeInfo("DEP_OLLAMA_REGISTRATION_FAILED", "Ollama did not take the model", _L, _PARTIAL, "Start Ollama and run the export again; the training is kept."),
     CodeInfo("DEP_EXPORT_TOOL_MISSING", "a tool that this export needs is not installed", _N, _USER, "pip install 'backpropagate[export]'; the message names the tool and other ways."),
+    CodeInfo("DEP_PLOT_TOOL_MISSING", "the package that draws pictures is not installed", _N, _USER, "pip install 'backpropagate[plot]'; the numbers are in campaign.json without it."),
     CodeInfo("DEP_VERSION_UNSUPPORTED", "an installed package has a version we do not support", _N, _USER, "Install a version inside the range that the message names."),
     # while running
     CodeInfo("RUNTIME_TRAINING_FAILED", "the training failed", _R, _FAILED, "runner.log in the run directory has the traceback; `backprop resume RUN` goes on from the newest checkpoint."),
@@ -306,6 +307,7 @@ _SHARED: dict[str, type[BackpropagateError]] = {
     "HUB_PUSH_NOT_FOUND": HubPushError,
     "HUB_PUSH_NETWORK": HubPushError,
     "DEP_EXPORT_TOOL_MISSING": DependencyError,
+    "DEP_PLOT_TOOL_MISSING": DependencyError,
     "INPUT_RUN_AMBIGUOUS": RunNotFoundError,
     "CONFIG_OUTPUT_UNWRITABLE": ConfigurationError,
     "DEP_MLX_UNAVAILABLE": DependencyError,

@@ -13,7 +13,7 @@ from tests.house.source import PARTS, ROOT, modules, name_of, reaches, string_co
 
 _HEAVY = (
     "torch", "transformers", "numpy", "datasets", "peft", "trl", "accelerate", "pyarrow", "bitsandbytes",
-    "gguf", "llama_cpp", "safetensors", "huggingface_hub", "jinja2",
+    "gguf", "llama_cpp", "safetensors", "huggingface_hub", "jinja2", "matplotlib",
 )  # fmt: skip
 
 
@@ -139,6 +139,7 @@ _DOORS: dict[str, set[str]] = {
         "runner/backpropagate_runner/export/hub_files.py",
         "runner/backpropagate_runner/export/push.py",
     },
+    "matplotlib": {"runner/backpropagate_runner/plot.py"},
     "runpy": {
         "runner/backpropagate_runner/export/fetch_converter.py",
         "runner/backpropagate_runner/export/official.py",
