@@ -53,23 +53,26 @@ def evaluate(
         for task, data in enumerate(tasks):
             done = (number * len(tasks) + task, len(job.candidates) * len(tasks))
             stage.advance(*done, candidate.name)
-            scores.append(_Scorer(model, job.batch_size, stage).score(candidate.name, task, data, done))
+            scores.append(Scorer(model, job.batch_size, stage).score(candidate.name, task, data, done))
         if isinstance(model, PeftModel):
             base = model.unload()  # its layers are taken off again: the next candidate sees the bare base
     return tuple(scores)
 
 
-class _Scorer:
-    """One model. Batches are as large as wished while they fit; one that does not is halved, and so are those after it."""
+class Scorer:
+    """One model, already in evaluation mode. Batches are as large as wished while they fit; one that does not is halved, and so are those after it."""
 
-    def __init__(self, model: PreTrainedModel | PeftModel, batch_size: int, stage: Reporting) -> None:
+    def __init__(
+        self, model: PreTrainedModel | PeftModel, batch_size: int, stage: Reporting, logits: int = _LOGITS
+    ) -> None:
         self._model, self._batch, self._stage = model, max(1, batch_size), stage
         bare = model.get_base_model() if isinstance(model, PeftModel) else model
         self._chooses = "logits_to_keep" in inspect.signature(bare.forward).parameters
         width = bare.get_output_embeddings().weight.shape[0]
-        self._places = max(1, _LOGITS // (width * (4 + 4)))  # logits at once, over all rows of a batch
+        self._places = max(1, logits // (width * (4 + 4)))  # logits at once, over all rows of a batch
 
-    def score(self, name: str, task: int, data: Prepared, done: tuple[int, int]) -> Score:
+    def score(self, name: str, task: int, data: Prepared, done: tuple[int, int] = (0, 0)) -> Score:
+        """`done`: which of how many tasks this is, for the progress. NaN or infinity where the model says such things."""
         losses = [0.0] * len(data)
         foreseen = tokens = rows = 0
         waiting = list(_batches(_rows(data), self._batch, self._places))
