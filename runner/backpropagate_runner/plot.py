@@ -47,7 +47,7 @@ class _Kind(NamedTuple):
 
 
 _KINDS = (
-    _Kind("accuracy", "accuracy, % of tokens", "viridis", 100.0, "{:.0f}"),
+    _Kind("accuracy", "accuracy, % of tokens", "viridis", 100.0, "{:.1f}"),
     _Kind("loss", "loss, nats per token", "viridis_r", 1.0, "{:.2f}"),  # the better, the brighter, as with accuracy
 )
 
