@@ -78,13 +78,10 @@ class Scorer:
         waiting = list(_batches(_rows(data), self._batch, self._places))
         while waiting:
             batch = waiting.pop()
-            try:
-                found = self._batch_scores(batch)
-            except torch.OutOfMemoryError:
-                if len(batch) == 1:
-                    raise
+            found = self._tried(batch)
+            if found is None:
                 torch.cuda.empty_cache()
-                self._batch = max(1, len(batch) // 2)
+                self._batch = len(batch) // 2
                 left = [row for rows_of_batch in (*waiting, batch) for row in rows_of_batch]
                 waiting = list(_batches(left, self._batch, self._places))
                 continue
@@ -96,6 +93,15 @@ class Scorer:
             self._stage.advance(*done, f"{name}: {rows} of {len(data)} rows")
         share = max(1, tokens)
         return Score(name, task, math.fsum(losses) / share, foreseen / share, tokens, rows)
+
+    def _tried(self, batch: list[_Row]) -> list[tuple[float, int]] | None:
+        """None if it does not fit; what it held of the memory is free again then."""
+        try:
+            return self._batch_scores(batch)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            return None
 
     @torch.inference_mode()
     def _batch_scores(self, batch: list[_Row]) -> list[tuple[float, int]]:
