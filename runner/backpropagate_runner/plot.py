@@ -24,13 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SETTINGS = {
-    "svg.hashsalt": "backpropagate",  # the ids in the file would be random
-    "svg.fonttype": "none",  # text stays text
-    "text.parse_math": False,  # a task may be called $x$
-    "text.usetex": False,
-    "font.size": 9.0,
-}
 _NO_DATE: dict[str, dict[str, str | None]] = {".svg": {"Date": None}, ".png": {"Software": None}}
 _NUMBERED = 20  # more runs than that, and the numbers in the cells would run into each other
 _NAME = 18  # characters of a task's name
@@ -70,7 +63,10 @@ def plot(job: PlotJob, stage: Stage) -> Made:
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a name in letters that the font has not is still a name
         matplotlib.rcdefaults()  # not the user's own style: the picture is the same everywhere
-        matplotlib.rcParams.update(_SETTINGS)
+        matplotlib.rcParams["svg.hashsalt"] = "backpropagate"  # the ids in the file would be random
+        matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
+        matplotlib.rcParams["text.parse_math"] = False  # a task may be called $x$
+        matplotlib.rcParams["font.size"] = 9.0
         for number, out in enumerate(outs, 1):
             _save(_figure(report), out)
             stage.advance(number, len(outs), out.name)
