@@ -18,7 +18,7 @@ from backpropagate_runner.combine.low_rank import F32, svd, triangle, with_signs
 
 EXACT = 768
 OVERSAMPLED = 16
-PASSES = 4
+PASSES = 2
 
 
 class Rows(Protocol):
@@ -38,21 +38,17 @@ class Rows(Protocol):
 def cut_rows(matrix: Rows, r: int, tick: Callable[[], None], exact: int = EXACT) -> tuple[F32, F32]:
     """(A, B) with B A near `matrix`, as (r, columns) and (rows, r). `tick` is called for every block."""
     rows, columns = matrix.shape
-    basis = _all_directions(matrix, tick) if columns <= exact else _main_directions(matrix, r, tick)
-    # Of M W, with W's columns orthonormal, the triangle alone tells the singular values: M W = Q R, R = U S V^T.
-    small = triangle(block @ basis for block in _blocks(matrix, tick))
-    _, S, Vt = svd(small)
+    basis = _first_directions(matrix, r, tick) if columns <= exact else _main_directions(matrix, r, tick)
+    # With orthonormal columns W, M W = Q R tells all that is left of M: R = U S V^T, and M is near (M W V) (W V)^T.
+    image = np.concatenate([block @ basis for block in _blocks(matrix, tick)])
+    _, S, Vt = svd(triangle([image]))
     noise = max(matrix.shape) * np.finfo(np.float32).eps * float(S.max(initial=0.0)) * 1e-3
-    kept = min(r, int((noise < S).sum()))
-    roots = np.sqrt(S[:kept])
-    directions = basis @ Vt[:kept].T  # (columns, kept)
+    kept = min(r, int((S > noise).sum()))
+    turned, roots = Vt[:kept].T, np.sqrt(S[:kept])
     A = np.zeros((r, columns), np.float32)
-    A[:kept] = (directions * roots).T
+    A[:kept] = (basis @ turned * roots).T
     B = np.zeros((rows, r), np.float32)
-    at = 0
-    for block in _blocks(matrix, tick):
-        B[at : at + len(block), :kept] = block @ (directions / roots)
-        at += len(block)
+    B[:, :kept] = image @ (turned / roots)
     return with_signs(A, B)
 
 
@@ -62,9 +58,9 @@ def _blocks(matrix: Rows, tick: Callable[[], None]) -> Iterator[NDArray[np.float
         tick()
 
 
-def _all_directions(matrix: Rows, tick: Callable[[], None]) -> NDArray[np.float64]:
+def _first_directions(matrix: Rows, r: int, tick: Callable[[], None]) -> NDArray[np.float64]:
     _, _, Vt = svd(triangle(_blocks(matrix, tick)))
-    return np.ascontiguousarray(Vt.T)
+    return np.ascontiguousarray(Vt[:r].T)
 
 
 def _main_directions(matrix: Rows, r: int, tick: Callable[[], None]) -> NDArray[np.float64]:

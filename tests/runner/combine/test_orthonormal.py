@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from backpropagate_runner.combine.orthonormal import fits, orthonormal_rows
+from backpropagate_runner.combine.orthonormal import by_cholesky, by_householder, fits, orthonormal_rows
 from tests.runner.combine.runs import random
 
 shapes = st.integers(1, 12).flatmap(lambda r: st.tuples(st.just(r), st.integers(r, 40)))
@@ -71,3 +71,20 @@ def test_as_many_rows_as_inputs_fit_and_more_do_not() -> None:
     assert fits((8, 8))
     assert is_orthonormal(orthonormal_rows(random(8, 8)).rows)
     assert not fits((9, 8))
+
+
+@given(shapes, st.integers(0, 1000))
+def test_both_ways_lead_to_the_same_rows(shape: tuple[int, int], seed: int) -> None:
+    A = random(*shape, seed=seed)
+    quick, (slow, _) = by_cholesky(A), by_householder(A)
+    if quick is not None:
+        assert np.allclose(quick, slow, atol=1e-6)
+        assert np.allclose(quick @ quick.T, np.eye(len(A)), atol=1e-14)
+
+
+def test_rows_that_nearly_depend_take_the_slow_way() -> None:
+    A = random(4, 32)
+    A[3] = A[0] + np.float32(1e-6) * A[3]
+    assert by_cholesky(random(4, 32)) is not None
+    assert by_cholesky(A) is None
+    assert is_orthonormal(orthonormal_rows(A).rows)
