@@ -10,8 +10,9 @@ from backpropagate.commands.train import TRAINING_KEYS, later_flags
 from backpropagate.screen import Screen, current
 from backpropagate.wishes.options import BY_ARGUMENT, Value
 from backpropagate.wishes.settings import Settings
-from backpropagate_protocol.errors import ConfigurationError, UserInputError
-from backpropagate_protocol.spec import PlannedFault, RunSpec
+from backpropagate_protocol.errors import BusyError, UserInputError
+from backpropagate_protocol.rundir import RunDir
+from backpropagate_protocol.spec import DataSpec, PlannedFault, RunSpec
 
 _CAMPAIGN_KEYS = (
     "campaign.runs", "training.max_steps", "campaign.samples", "campaign.merge", "campaign.floor", "campaign.weight",
@@ -19,6 +20,7 @@ _CAMPAIGN_KEYS = (
     "campaign.early_stop",
 )  # fmt: skip
 _OF_ONE_TRAINING = ("data.source", "data.max_samples", *_CAMPAIGN_KEYS)
+_ASK_AGAIN_SECONDS = 1.0
 _KEPT = "a campaign keeps the settings it began with"
 
 
@@ -123,7 +125,7 @@ def _resumed(screen: Screen, settings: Settings, run: str, detach: bool) -> int:
 
 def _appended(screen: Screen, settings: Settings, named: str | None, new: str, detach: bool) -> int:
     from backpropagate.commands.supervising import extended
-    from backpropagate.keep import locks, runs
+    from backpropagate.keep import runs
     from backpropagate.wishes import campaign_again
     from backpropagate.wishes.row_counts import counted_by_child
     from backpropagate.wishes.surroundings import check_runner
@@ -136,12 +138,26 @@ def _appended(screen: Screen, settings: Settings, named: str | None, new: str, d
     for notice in said:
         screen.note(f"note: {notice}")
     wait = settings.flag("safety.wait")
-    holder = locks.holder_of(locks.output_lock(run_dir.output))
-    if holder is not None and not wait:
-        raise ConfigurationError(f"{run_dir.output.path} is taken by run {holder.run_id}", code="STATE_BUSY")
-    from backpropagate.campaign import extend
-
-    extend(run_dir, data, name)
+    _extended(screen, run_dir, data, name, wait)
     again = sum(portion.take for portion in data.replay)
     screen.note(f"one more run: {name}" + (f", and {again} earlier rows" if again else ""))
     return extended(screen, run_dir, detach, wait)
+
+
+def _extended(screen: Screen, run_dir: RunDir, data: DataSpec, name: str, wait: bool) -> None:
+    """Writes the new run down. Raises BusyError while another has the folder, unless that is to be waited for."""
+    import time
+
+    from backpropagate.campaign import extend
+
+    told = False
+    while True:
+        try:
+            return extend(run_dir, data, name)
+        except BusyError as busy:
+            if not wait:
+                raise
+            if not told:
+                screen.note(f"waiting: {busy.message}")
+                told = True
+            time.sleep(_ASK_AGAIN_SECONDS)

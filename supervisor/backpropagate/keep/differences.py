@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -11,6 +12,8 @@ from backpropagate_protocol.spec import RunSpec
 
 # What is different in any two runs, and decides nothing about their results.
 _OF_ONE_RUN = ("schema", "run_id", "created", "detached", "verbose", "safety.wait_for_lock", "parent", "link")
+
+_RUN, _SOURCE = re.compile(r"campaign\.runs\.\d+\."), "source"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,16 @@ def differences(first: RunSpec, second: RunSpec) -> list[Difference]:
     """In the order of the specs' fields. Names that were made from a run's id count as the same."""
     one, other = wishes(first), wishes(second)
     names = list(dict.fromkeys((*one, *other)))
-    return [Difference(name, one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)]
+    found = [Difference(name, one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)]
+    return [each for each in found if not _within_missing_run(each.name, one, other)]
+
+
+def _within_missing_run(name: str, one: Mapping[str, object], other: Mapping[str, object]) -> bool:
+    """Of a campaign's run that only one of them has, its data say enough."""
+    match = _RUN.match(name)
+    if match is None or name == match[0] + _SOURCE:
+        return False
+    return any(match[0] + _SOURCE not in wishes for wishes in (one, other))
 
 
 def wishes(spec: RunSpec) -> dict[str, object]:

@@ -71,15 +71,16 @@ def _unwritable(output: OutputDir, error: OSError, run_id: str) -> Configuration
 
 
 def find(output: Output, prefix: str) -> RunDir:
-    """The one run in `output` whose id begins with `prefix`; `latest` is the one made last.
+    """The one run in `output` whose id begins with `prefix`; `latest` is the one made last. A campaign stands for its runs.
 
     Raises RunNotFoundError: INPUT_RUN_NOT_FOUND for none, INPUT_RUN_AMBIGUOUS for several.
     """
     output = as_output(output)
     ids = run_ids(output)
     if prefix == "latest" and ids:
-        newest = max(ids, key=lambda run_id: output.run(run_id).spec.stat().st_mtime_ns)
-        return output.run(newest)
+        newest = output.run(max(ids, key=lambda run_id: output.run(run_id).spec.stat().st_mtime_ns))
+        parent = load_spec(newest).parent
+        return output.run(parent) if parent in ids else newest
     matches = [prefix] if prefix in ids else [run_id for run_id in ids if prefix and run_id.startswith(prefix)]
     if not ids:
         raise RunNotFoundError(

@@ -32,7 +32,7 @@ from backpropagate_protocol.spec import CampaignSpec, DataSpec, PlannedFault, Ru
 DEFAULT_REPLAY = 0.1  # what most evidence speaks for, where earlier data is at hand
 # What is said for one rule must not be passed over by another.
 _FOR_RULES = {
-    "campaign.floor": ("slao", "slao-product", "auto"),
+    "campaign.floor": ("slao", "slao-product", "average", "auto"),
     "campaign.weight": ("ema", "auto"),
     "campaign.density": ("ties", "dare", "auto"),
 }

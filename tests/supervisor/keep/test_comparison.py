@@ -49,6 +49,16 @@ def test_the_runs_of_a_campaign_are_numbered() -> None:
     ]
 
 
+def test_of_a_run_that_only_one_campaign_has_the_data_are_named() -> None:
+    def campaign(*sources: str) -> RunSpec:
+        runs = tuple(DataSpec(source=source, holdout=20) for source in sources)
+        return msgspec.structs.replace(spec(), campaign=CampaignSpec(runs=runs, names=()))
+
+    assert differences(campaign("/a.jsonl"), campaign("/a.jsonl", "/b.jsonl")) == [
+        Difference("campaign.runs.2.source", None, "/b.jsonl")
+    ]
+
+
 def test_losses_are_set_side_by_side_at_the_same_steps() -> None:
     first = [(step, 1.0 / step) for step in range(1, 11)]
     second = [(2, 0.9), (4, 0.8)]
