@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -75,15 +76,15 @@ class Scorer:
         """`done`: which of how many tasks this is, for the progress. NaN or infinity where the model says such things."""
         losses = [0.0] * len(data)
         foreseen = tokens = rows = 0
-        waiting = list(_batches(_rows(data), self._batch, self._places))
+        waiting = deque(_batches(_rows(data), self._batch, self._places))
         while waiting:
-            batch = waiting.pop()
+            batch = waiting.popleft()
             found = self._tried(batch)
             if found is None:
                 torch.cuda.empty_cache()
                 self._batch = len(batch) // 2
-                left = [row for rows_of_batch in (*waiting, batch) for row in rows_of_batch]
-                waiting = list(_batches(left, self._batch, self._places))
+                left = [row for rows_of_batch in (batch, *waiting) for row in rows_of_batch]
+                waiting = deque(_batches(left, self._batch, self._places))
                 continue
             for row, (loss, right) in zip(batch, found, strict=True):
                 losses[row.index] = loss
@@ -154,9 +155,10 @@ def _rows(data: Prepared) -> list[_Row]:
 
 
 def _batches(rows: list[_Row], most: int, places: int) -> Iterator[list[_Row]]:
-    """Rows of like length together, the longest last; alone, if their logits are too many for company."""
+    """Rows of like length together, the longest first: what does not fit is met at once. A row whose logits are too many for
+    company is alone."""
     batch: list[_Row] = []
-    for row in sorted(rows, key=lambda row: (len(row.ids), row.index)):
+    for row in sorted(rows, key=lambda row: (-len(row.ids), row.index)):
         together = [*batch, row]
         wanted = len({target for one in together for target in one.targets}) * len(together)
         if batch and (len(together) > most or wanted > places):
