@@ -99,7 +99,7 @@ class Campaign:
             while True:
                 step = judge.next_step(self._spec, self._facts)
                 if isinstance(step, Done):
-                    return None
+                    return await self._plot()
                 finish = await self._do(step)
                 if finish is not None:
                     return finish
@@ -211,7 +211,8 @@ class Campaign:
         ]
 
     def _scored(self, number: int, scores: Sequence[LinkScore]) -> LinkScored:
-        return LinkScored(time=time.time(), run_id=self._spec.run_id, link=number, scores=tuple(scores))
+        names = tuple(link.name for link in self._facts.links[:number])
+        return LinkScored(time=time.time(), run_id=self._spec.run_id, link=number, scores=tuple(scores), names=names)
 
     async def _choose(self, step: Choose) -> Finish | None:
         """Merges the last run by every rule, scores them all, and takes the best."""
@@ -248,7 +249,6 @@ class Campaign:
         if finish is None:
             lora = str(self._run_dir.output.lora)
             self._report.event(StageEnded(time=time.time(), run_id=self._spec.run_id, stage=TRAINED, path=lora))
-            finish = await self._plot()
         return finish
 
     def _take_adapter(self, step: Publish) -> None:
@@ -258,9 +258,11 @@ class Campaign:
 
     async def _plot(self) -> Finish | None:
         """Pictures of the scores; a campaign is none the worse without them."""
-        if not self._facts.scored or (self._spec.runner_python is None and find_spec("matplotlib") is None):
+        stage = judge.plot(self._spec)
+        drawn = self._spec.runner_python is not None or find_spec("matplotlib") is not None
+        if not (self._facts.scored and drawn) or self._stages.has(stage):
             return None
-        finish = await self._stages.do(judge.plot(self._spec))
+        finish = await self._stages.do(stage)
         if finish is not None and finish.code != _BY_WISH:
             self._warn(f"there is no plot: {finish.message}")
             return None

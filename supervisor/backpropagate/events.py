@@ -298,6 +298,7 @@ class LinkScored(_Event, frozen=True, kw_only=True, tag="link_scored"):
 
     link: int
     scores: tuple[LinkScore, ...]
+    names: tuple[str, ...] = ()  # of the tasks, by number
 
 
 class RunEnded(_Event, frozen=True, kw_only=True, tag="run_ended"):

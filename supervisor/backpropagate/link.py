@@ -14,7 +14,7 @@ from backpropagate.events import Event, LinkEnded, RunCreated, RunEnded, RunResu
 from backpropagate.judge.decisions import Finish
 from backpropagate.judge.telling import completed
 from backpropagate.keep import exports, runs
-from backpropagate.keep.journal import Journal
+from backpropagate.keep.journal import OF_ONE_RUN, Journal
 from backpropagate.reporter import Reporter
 from backpropagate.sensors.card import Reservation
 from backpropagate.stood import Stood, where_it_stood
@@ -26,8 +26,6 @@ from backpropagate_protocol.errors import CATALOGUE, ExitCode
 from backpropagate_protocol.redact import redact
 from backpropagate_protocol.rundir import OutputDir
 from backpropagate_protocol.spec import RunSpec
-
-_OF_ITS_OWN = (RunCreated, RunResumed, RunEnded)  # told to the campaign's watchers as LinkStarted and LinkEnded
 
 
 class Relay:
@@ -41,7 +39,7 @@ class Relay:
         if not self.begun:
             self.begun = True
             self._begin()
-        if isinstance(event, _OF_ITS_OWN):
+        if isinstance(event, OF_ONE_RUN):
             return
         for sink in list(self._watching):
             try:
@@ -117,6 +115,7 @@ class LinkRun:
             kept = training.kept(finish)
         else:
             finish, kept = completed(), done
+        checkpoints.sweep(self.run_dir)
         report.event(self._run_ended(finish, kept, time.monotonic() - began))
         ended = self._ended(kept, stood) if finish.exit_code is ExitCode.DONE else None
         return LinkOutcome(finish, kept, ended, training.recoveries)

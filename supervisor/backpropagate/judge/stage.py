@@ -4,7 +4,7 @@ A stage has nothing to save: a stop just ends it, and what it had half done is d
 test:
 
 1. At most one child: Spawn is answered only when the last one has exited.
-2. There are at most 1 + MORE_TRIES + SMALLER_TRIES + 1 children.
+2. There are at most 1 + MORE_TRIES + SMALLER_TRIES + OTHER_WAYS children.
 3. After StopAsked, every way leads to Finish: by the ladder's last rung at the latest.
 4. Nothing follows Finish.
 """

@@ -25,7 +25,7 @@ def in_words(event: CampaignEvent) -> str:
                 return f"{event.rule} scores best: that is what the runs are merged by"
             return f"merged by {event.rule}, the newest run with coefficient {event.coefficient:.3f}"
         case events.LinkScored():
-            return one_line(event)
+            return one_line(event, event.names)
         case _:
             assert_never(event)
 

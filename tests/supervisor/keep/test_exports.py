@@ -50,10 +50,21 @@ def test_a_folder_of_the_same_name_is_replaced_whole(tmp_path: Path) -> None:
 
 def test_a_result_has_its_name_only_with_the_report_of_its_own_run(tmp_path: Path) -> None:
     result, folder = tmp_path / "talk-merged", made(tmp_path, "x")
-    assert not exports.is_published("run", folder, result)
+    assert not exports.is_published("run", folder, result, None)
     exports.publish(folder, result, report())
-    assert exports.is_published("run", folder, result)
-    assert not exports.is_published("another", folder, result)
+    assert exports.is_published("run", folder, result, None)
+    assert not exports.is_published("another", folder, result, None)
+
+
+def test_a_result_that_was_made_of_an_earlier_adapter_of_the_same_run_is_made_again(tmp_path: Path) -> None:
+    result, folder, adapter = tmp_path / "talk-merged", made(tmp_path, "x"), tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_bytes(b"first")
+    told = msgspec.structs.replace(report(), adapter_digest=exports.weights_digest(adapter))
+    exports.publish(folder, result, told)
+    assert exports.is_published("run", folder, result, str(adapter))
+    (adapter / "adapter_model.safetensors").write_bytes(b"second")
+    assert not exports.is_published("run", folder, result, str(adapter))
 
 
 def test_what_was_not_proven_lies_beside_an_older_result_and_does_not_touch_it(tmp_path: Path) -> None:
