@@ -102,6 +102,11 @@ class RunDir:
         return self.path / "checkpoints"
 
     @property
+    def checkpoint_register(self) -> Path:
+        """What is known of checkpoints beyond their manifests: validation losses, and which are to stay."""
+        return self.path / "checkpoints.json"
+
+    @property
     def staging(self) -> Path:
         """Where the child writes what is not yet complete: on the same file system as `checkpoints`."""
         return self.path / "staging"
