@@ -133,6 +133,10 @@ class RunDir:
         """`run-005-ties`, …: the same by another rule, for `--merge auto` to choose from."""
         return self.merges / f"run-{link:03d}-{rule}"
 
+    def merge_again(self, rule: str) -> Path:
+        """`again-ties`, …: what `backprop merge` made of the runs afterwards."""
+        return self.merges / f"again-{rule}"
+
     @property
     def campaign_report(self) -> Path:
         """Of a campaign: the scores and what they come to, as JSON."""
