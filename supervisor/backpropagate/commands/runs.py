@@ -24,31 +24,49 @@ STATUSES = ("running", "completed", "failed", "interrupted", "partial")
     "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many, the newest first."
 )
 @click.option("--all", "every", is_flag=True, help="No limit.")
+@click.option("--flat", is_flag=True, help="One list, without the runs of a campaign below it.")
 @click.option("--rebuild", is_flag=True, help="First make the history again from the run directories.")
-def list_runs(output_dir: Value, status: str | None, limit: int, every: bool, rebuild: bool) -> None:
-    """List the runs of an output folder."""
+def list_runs(output_dir: Value, status: str | None, limit: int, every: bool, flat: bool, rebuild: bool) -> None:
+    """List the runs of an output folder.
+
+    A campaign comes with its runs below it, which --limit does not count.
+    """
     from backpropagate.keep import history
+    from backpropagate.keep.tree import tree
 
     screen = current()
     output = Settings({"output_dir": output_dir}).text("training.output_dir")
     if rebuild:
         count = history.rebuild(output)
         screen.note(f"made the history again from {count} {'run' if count == 1 else 'runs'}")
-    rows = history.list_rows(output, status, None if every else limit)
+    most = None if every else limit
+    listed = flat or status is not None  # a run that failed may be one of a campaign that did not
+    rows = [(row, "") for row in history.list_rows(output, status, most)] if listed else tree(output, most)
     if not rows:
         screen.note(f"no runs in {output}" if status is None else f"no {status} runs in {output}")
-    screen.data({"schema_version": "1", "runs": rows}, "\n".join([_HEADER, *map(_line, rows)]) if rows else "")
+    wide = max((len(branch) for _, branch in rows), default=0)
+    lines = [_header(wide), *(_line(row, branch, wide) for row, branch in rows)] if rows else []
+    screen.data({"schema_version": "1", "runs": [row for row, _ in rows]}, "\n".join(lines))
 
 
-_HEADER = f"{'run':8}  {'status':11}  {'steps':>13}  {'loss':>8}  {'started':20}  model, data"
+def _header(wide: int) -> str:
+    return f"{'run':{8 + wide}}  {'status':11}  {'steps':>13}  {'loss':>8}  {'started':20}  model, data"
 
 
-def _line(row: RunRow) -> str:
+def _line(row: RunRow, branch: str, wide: int) -> str:
     loss = "" if row.final_loss is None else f"{row.final_loss:.4f}"
-    data = row.dataset_info.replace("\\", "/").rpartition("/")[2]
     label = f" ({row.name})" if row.name else ""
     steps = row.session_kind if row.session_kind in ("export", "push") else f"{row.steps}/{row.total_steps or '?'}"
-    return f"{row.run_id[:8]}  {row.status:11}  {steps:>13}  {loss:>8}  {row.started_at:20}  {row.model_name}, {data}{label}"
+    run = f"{branch}{row.run_id[:8]}"
+    return f"{run:{8 + wide}}  {row.status:11}  {steps:>13}  {loss:>8}  {row.started_at:20}  {_about(row)}{label}"
+
+
+def _about(row: RunRow) -> str:
+    """Model and data; of a campaign, how many runs it has."""
+    data = row.dataset_info.replace("\\", "/").rpartition("/")[2]
+    if row.session_kind == "multi_run":
+        data = f"{len(row.runs)} {'run' if len(row.runs) == 1 else 'runs'} on {data}{' …' if len(row.runs) > 1 else ''}"
+    return f"{row.model_name}, {data}"
 
 
 @click.command(cls=Command)
@@ -57,22 +75,36 @@ def _line(row: RunRow) -> str:
 def show_run(run: str, output_dir: Value) -> None:
     """Show everything about one run.
 
-    RUN is a run id, any unique prefix of one, or `latest`.
+    RUN is a run id, any unique prefix of one, or `latest`. Of a campaign: its runs, and what was forgotten, too.
     """
+    import shutil
+
     import msgspec
 
-    from backpropagate.keep import history, runs
+    from backpropagate.keep import campaign_report, history, runs
+    from backpropagate.watch import forgetting_table
     from backpropagate.watch.view import sparkline
 
     output = Settings({"output_dir": output_dir}).text("training.output_dir")
     run_dir = runs.find(output, run)
     row = history.show(run_dir)
     document: dict[str, object] = {**msgspec.to_builtins(row), "run_dir": str(run_dir.path)}
+    report = None
+    if row.session_kind == "multi_run":
+        report = campaign_report.read(run_dir)
+        document["report"] = msgspec.to_builtins(report)
     shown = {name: value for name, value in document.items() if value not in (None, "", [], {}, ())}
     if row.micro_batch_history:
         shown["micro_batch_history"] = _batches(row)
     shown["loss_history"] = sparkline([loss for _, loss in row.loss_history], width=60)
+    for name in ("report", *(["link"] if not row.link else [])):  # the report is told as a table
+        shown.pop(name, None)
+    if row.runs:
+        shown["runs"] = [_run_of_campaign(run) for run in row.runs]
     lines = [line for name, value in shown.items() for line in _field(name, value)]
+    if report is not None:
+        table = forgetting_table.lines(report, width=shutil.get_terminal_size().columns)
+        lines += ["", *table] if table else []
     current().data(document, "\n".join(lines))
 
 
@@ -83,6 +115,15 @@ def _batches(row: RunRow) -> list[str]:
         f"batch {size}{f' × {wanted // size}' if isinstance(wanted, int) else ''} from step {step}"
         for step, size in row.micro_batch_history
     ]
+
+
+def _run_of_campaign(run: dict[str, object]) -> str:
+    """`2 5c2d8beb week-2: 100 steps, loss 1.234, merged by slao with 0.71`."""
+    said = f"{run.get('link')} {str(run.get('run_id', ''))[:8]} {run.get('name', '')}: {run.get('steps', 0)} steps"
+    loss, coefficient = run.get("loss"), run.get("coefficient")
+    said += f", loss {loss:.4f}" if isinstance(loss, float) else ""
+    said += f", recovered from {run['recoveries']}" if run.get("recoveries") else ""
+    return said + (f", merged by {run.get('rule')} with {coefficient:.2f}" if isinstance(coefficient, float) else "")
 
 
 def _field(name: str, value: object) -> list[str]:

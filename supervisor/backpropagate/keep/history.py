@@ -8,7 +8,7 @@ understood is moved aside, never overwritten, and the index is made again from t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -134,24 +134,30 @@ def row_of(run_dir: RunDir) -> RunRow:
     return folded.row()
 
 
-def list_rows(output: Output, status: str | None = None, limit: int | None = None) -> list[RunRow]:
+def list_rows(
+    output: Output,
+    status: str | None = None,
+    limit: int | None = None,
+    counted_as: Callable[[RunRow], str] = lambda row: row.run_id,
+) -> list[RunRow]:
     """The rows, newest first. A run whose supervisor is gone without a word is shown as `interrupted`.
 
-    With a limit, only as much of the file's end is read as is needed, however many runs there are.
+    With a limit, only as much of the file's end is read as is needed, however many runs there are. Rows that are
+    `counted_as` the same are counted once.
     """
     output = as_output(output)
     alive = _training_here(output)
     try:
-        return _select(output, _from_end(output.history), alive, status, limit)
+        return _select(output, _from_end(output.history), alive, status, limit, counted_as)
     except FileNotFoundError:
         return []
     except (_Torn, msgspec.DecodeError):
         with _locked(output):
             lines = _load(output)
             try:
-                return _select(output, reversed(lines), alive, status, limit)
+                return _select(output, reversed(lines), alive, status, limit, counted_as)
             except msgspec.DecodeError:
-                return _select(output, reversed(_repaired(output)), alive, status, limit)
+                return _select(output, reversed(_repaired(output)), alive, status, limit, counted_as)
 
 
 def _from_end(path: Path) -> Iterator[bytes]:
@@ -182,15 +188,24 @@ def _checked(line: bytes) -> bytes:
 
 
 def _select(
-    output: OutputDir, newest_first: Iterable[bytes], alive: str | None, status: str | None, limit: int | None
+    output: OutputDir,
+    newest_first: Iterable[bytes],
+    alive: str | None,
+    status: str | None,
+    limit: int | None,
+    counted_as: Callable[[RunRow], str],
 ) -> list[RunRow]:
     found: list[RunRow] = []
+    counted: set[str] = set()
     for line in newest_first:
-        if limit is not None and len(found) >= limit:
+        row = _decoder.decode(line)
+        key = counted_as(row)
+        if limit is not None and len(counted) >= limit and key not in counted:
             break
-        row = _as_it_is(output, _current(output, _decoder.decode(line)), alive)
+        row = _as_it_is(output, _current(output, row), alive)
         if status is None or row.status == status:
             found.append(row)
+            counted.add(key)
     return found
 
 
