@@ -10,7 +10,8 @@ TIES (Yadav et al., arXiv:2306.01708), for each module and with P_t = B_t A_t:
 DARE (Yu et al., arXiv:2311.03099): of each P_t an entry stays with probability `density`, divided by it; then the mean over t.
 
 Both act on the products, not on the factors: signs and sizes of factors mean nothing by themselves. The price is that every
-pass over a module multiplies all its factors anew: 2 x runs x r x outputs x inputs operations, five for wide layers (three for DARE).
+pass over a module multiplies all its factors anew, 2 x runs x r x outputs x inputs operations, and looks at every entry: five
+passes for wide layers under TIES, three under DARE.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def cut_rows(matrix: Rows, r: int, tick: Callable[[], None], exact: int = EXACT)
     image = np.concatenate([block @ basis for block in _blocks(matrix, tick)])
     _, S, Vt = svd(triangle([image]))
     noise = max(matrix.shape) * np.finfo(np.float32).eps * float(S.max(initial=0.0)) * 1e-3
-    kept = min(r, int((S > noise).sum()))
+    kept = min(r, int((noise < S).sum()))
     turned, roots = Vt[:kept].T, np.sqrt(S[:kept])
     A = np.zeros((r, columns), np.float32)
     A[:kept] = (basis @ turned * roots).T

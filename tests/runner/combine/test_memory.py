@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.house.source import ROOT
-from tests.runner.combine.runs import adapter, factors
+from tests.runner.combine.runs import Tensors, adapter, factors
 
 MODULES, SIZE, RANK = 24, 1024, 64  # 24 x 0.5 MB
 
@@ -49,7 +49,7 @@ print(merge("second") - before)
 def test_memory_does_not_grow_with_the_adapter(rule: str, tmp_path: Path) -> None:
     runs = []
     for number in (1, 2):
-        trained = {}
+        trained: Tensors = {}
         for module in range(MODULES):
             trained |= factors(number, r=RANK, inputs=SIZE, outputs=SIZE, module=f"model.{module}.up")
         runs.append(adapter(tmp_path / str(number), trained, r=RANK))
