@@ -18,6 +18,9 @@ from backpropagate_protocol.prepared import Prepared
 from backpropagate_protocol.rundir import Manifest
 from backpropagate_protocol.spec import ModelSpec
 
+# An adapter is a folder as PEFT lays it out, with these two files in it, whatever backend made it.
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
 
 @dataclass(frozen=True, slots=True)
 class Directive:

@@ -9,10 +9,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from backpropagate_backends.base import ADAPTER_CONFIG
 from backpropagate_protocol.errors import BackpropagateError, error_for
-
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -40,11 +38,11 @@ _MEANING: dict[str, object] = {
 def config_of(folder: Path) -> dict[str, object]:
     """The folder's adapter_config.json. Raises UserInputError [INPUT_ADAPTER_MISMATCH] if there is none to be read."""
     try:
-        found = json.loads((folder / CONFIG).read_bytes())
+        found = json.loads((folder / ADAPTER_CONFIG).read_bytes())
     except (OSError, ValueError) as error:
-        raise refusal(folder, [f"its {CONFIG} cannot be read: {error}"]) from error
+        raise refusal(folder, [f"its {ADAPTER_CONFIG} cannot be read: {error}"]) from error
     if not isinstance(found, dict):
-        raise refusal(folder, [f"its {CONFIG} is no object"])
+        raise refusal(folder, [f"its {ADAPTER_CONFIG} is no object"])
     return found
 
 

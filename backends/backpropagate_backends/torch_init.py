@@ -12,16 +12,17 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from backpropagate_backends.init_adapter import WEIGHTS, check_config, check_tensors, config_of, refusal
+from backpropagate_backends.base import ADAPTER_WEIGHTS
+from backpropagate_backends.init_adapter import check_config, check_tensors, config_of, refusal
 
 
 def begin_from(model: PeftModel, folder: Path) -> None:
     """`model` has its own, fresh adapter. Raises UserInputError [INPUT_ADAPTER_MISMATCH] for what does not fit it."""
     check_config(folder, config_of(folder), {**model.peft_config["default"].to_dict(), "peft_type": "LORA"})
     try:
-        tensors = load_file(folder / WEIGHTS)
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
     except (OSError, SafetensorError) as error:
-        raise refusal(folder, [f"its {WEIGHTS} cannot be read: {error}"]) from error
+        raise refusal(folder, [f"its {ADAPTER_WEIGHTS} cannot be read: {error}"]) from error
     own = get_peft_model_state_dict(model, save_embedding_layers=False)
     check_tensors(
         folder,

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from backpropagate_backends.init_adapter import CONFIG, WEIGHTS, check_config, check_tensors, config_of, refusal
+from backpropagate_backends.base import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from backpropagate_backends.init_adapter import check_config, check_tensors, config_of, refusal
 from backpropagate_protocol.spec import LoraSpec
 
 INPUTS, OUTPUTS = 6, 4
@@ -109,8 +110,8 @@ def save(folder: Path, factors: Factors, about: dict[str, object]) -> None:
         data += packed
     header = json.dumps(table).encode()
     header += b" " * (-len(header) % 8)
-    (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header + data)
-    (folder / CONFIG).write_text(json.dumps(about), encoding="utf-8")
+    (folder / ADAPTER_WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header + data)
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(about), encoding="utf-8")
 
 
 def load(folder: Path) -> Factors:
@@ -140,7 +141,7 @@ def _tensors(folder: Path) -> dict[str, tuple[tuple[int, ...], array[float]]]:
     """Every tensor of the file: its shape and its values."""
     found = {}
     try:
-        raw = (folder / WEIGHTS).read_bytes()
+        raw = (folder / ADAPTER_WEIGHTS).read_bytes()
         (length,) = struct.unpack_from("<Q", raw)
         for name, entry in json.loads(raw[8 : 8 + length]).items():
             if name == "__metadata__":
@@ -153,5 +154,5 @@ def _tensors(folder: Path) -> dict[str, tuple[tuple[int, ...], array[float]]]:
                 raise ValueError(f"{name} has {len(values)} values")
             found[name] = (tuple(entry["shape"]), array("d", values))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise refusal(folder, [f"its {WEIGHTS} cannot be read: {error}"]) from error
+        raise refusal(folder, [f"its {ADAPTER_WEIGHTS} cannot be read: {error}"]) from error
     return found

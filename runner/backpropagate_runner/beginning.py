@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from backpropagate_backends.init_adapter import CONFIG, WEIGHTS
+from backpropagate_backends.base import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from backpropagate_protocol.durable import write_file
 from backpropagate_protocol.errors import error_for
 from backpropagate_protocol.jobs import TrainJob
@@ -52,7 +52,7 @@ def check_beginning(job: TrainJob) -> None:
 
 def _digest(folder: Path) -> str:
     digests = []
-    for name in (CONFIG, WEIGHTS):
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         with open(folder / name, "rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from backpropagate_backends.init_adapter import CONFIG, check_config, check_tensors, config_of
+from backpropagate_backends.base import ADAPTER_CONFIG
+from backpropagate_backends.init_adapter import check_config, check_tensors, config_of
 from backpropagate_protocol.errors import UserInputError
 
 HERE = Path("adapter")
@@ -60,6 +61,6 @@ def test_of_many_differences_a_few_are_named_and_the_rest_counted() -> None:
 @pytest.mark.parametrize("content", [None, b"{", b"[]"])
 def test_a_folder_without_a_configuration_is_no_adapter(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
-        (tmp_path / CONFIG).write_bytes(content)
-    with pytest.raises(UserInputError, match=CONFIG):
+        (tmp_path / ADAPTER_CONFIG).write_bytes(content)
+    with pytest.raises(UserInputError, match=ADAPTER_CONFIG):
         config_of(tmp_path)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from backpropagate_backends import toy_adapter
-from backpropagate_backends.init_adapter import WEIGHTS
+from backpropagate_backends.base import ADAPTER_WEIGHTS
 from backpropagate_protocol.errors import UserInputError
 from backpropagate_protocol.spec import LoraSpec
 from backpropagate_runner.export.adapter import as_float, open_adapter
@@ -50,21 +50,21 @@ def test_what_is_read_is_what_was_written(saved: Path) -> None:
 
 
 def test_weights_that_are_not_finite_are_not_begun_from(saved: Path) -> None:
-    weights = (saved / WEIGHTS).read_bytes()
-    (saved / WEIGHTS).write_bytes(weights[:-4] + struct.pack("<f", math.nan))
+    weights = (saved / ADAPTER_WEIGHTS).read_bytes()
+    (saved / ADAPTER_WEIGHTS).write_bytes(weights[:-4] + struct.pack("<f", math.nan))
     with pytest.raises(UserInputError, match="not finite"):
         toy_adapter.begin_from(saved, LORA, "toy")
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 8, struct.pack("<Q", 2) + b"[]", struct.pack("<Q", 99) + b"{}"])
 def test_a_file_that_is_none_is_refused(saved: Path, content: bytes) -> None:
-    (saved / WEIGHTS).write_bytes(content)
+    (saved / ADAPTER_WEIGHTS).write_bytes(content)
     with pytest.raises(UserInputError) as caught:
         toy_adapter.load(saved)
     assert caught.value.code == "INPUT_ADAPTER_MISMATCH"
 
 
 def test_a_torn_file_is_refused(saved: Path) -> None:
-    (saved / WEIGHTS).write_bytes((saved / WEIGHTS).read_bytes()[:-5])
+    (saved / ADAPTER_WEIGHTS).write_bytes((saved / ADAPTER_WEIGHTS).read_bytes()[:-5])
     with pytest.raises(UserInputError, match="cannot be read"):
         toy_adapter.load(saved)

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from backpropagate_backends.init_adapter import WEIGHTS
+from backpropagate_backends.base import ADAPTER_WEIGHTS
 from backpropagate_protocol.jobs import TrainJob
 from backpropagate_protocol.messages import DataReady, Done, Fault, FaultKind, TrainResult
 from backpropagate_protocol.spec import PlannedFault
@@ -39,9 +39,9 @@ def _died_before_its_first_checkpoint(job: TrainJob, folder: Path) -> DataReady:
 def test_another_adapter_in_its_place_is_noticed_at_the_next_attempt(tmp_path: Path, adapter: Path) -> None:
     job = _from(adapter, tmp_path, PlannedFault("sigkill", 3))
     ready = _died_before_its_first_checkpoint(job, tmp_path)
-    weights = bytearray((adapter / WEIGHTS).read_bytes())
+    weights = bytearray((adapter / ADAPTER_WEIGHTS).read_bytes())
     weights[-1] ^= 1
-    (adapter / WEIGHTS).write_bytes(weights)
+    (adapter / ADAPTER_WEIGHTS).write_bytes(weights)
     with runner(again(job, ready, step=0), tmp_path) as child:
         fault = child.finish()
     assert isinstance(fault, Fault)
