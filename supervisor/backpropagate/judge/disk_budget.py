@@ -41,15 +41,15 @@ class CampaignBytes:
         return self.adapters + self.checkpoints + self.merges + self.result + self.export
 
     def __str__(self) -> str:
-        """`11.5 GB of checkpoints, 5.1 GB of merges, …`, the largest first."""
+        """`11.5 GB for checkpoints, 5.1 GB for merges, …`, the largest first."""
         parts = (
-            (self.checkpoints, "checkpoints"),
-            (self.merges, "merges"),
-            (self.adapters, "adapters"),
-            (self.result, "results"),
-            (self.export, "export"),
+            (self.checkpoints, "for checkpoints"),
+            (self.merges, "for merges"),
+            (self.adapters, "for adapters"),
+            (self.result, "for the result"),
+            (self.export, "for the export"),
         )
-        return ", ".join(f"{_size(count)} of {what}" for count, what in sorted(parts, reverse=True) if count)
+        return ", ".join(f"{_size(count)} {what}" for count, what in sorted(parts, reverse=True) if count)
 
 
 def adapter_parameters(config: Mapping[str, object], lora: LoraSpec) -> int | None:

@@ -134,7 +134,7 @@ def test_too_little_room_is_refused_with_what_is_needed_and_what_there_is() -> N
         check_room(needed, 12_345_000_000, "/out", "c")
     assert refused.value.message == (
         "the campaign needs about 35.0 GB on the disk of /out, which has 12.3 GB free: "
-        "30.0 GB of checkpoints, 5.0 GB of adapters, 0.9 MB of results"
+        "30.0 GB for checkpoints, 5.0 GB for adapters, 0.9 MB for the result"
     )
     assert "--keep-checkpoints 1" in refused.value.suggestion
     assert refused.value.run_id == "c"
