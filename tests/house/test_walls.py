@@ -80,11 +80,12 @@ def test_the_runner_knows_backends_by_their_contract_only() -> None:
     assert {name for name in used if ".".join(name.split(".")[:2]) not in known} <= {"backpropagate_backends"}
 
 
-def test_the_runner_computes_with_numbers_only_where_it_exports_and_talks() -> None:
+def test_the_runner_computes_with_numbers_only_where_it_exports_merges_and_talks() -> None:
     names = {"numpy", "gguf", "llama_cpp", "safetensors", "huggingface_hub", "jinja2"}
     found = {name_of(path) for path in modules("runner") if names & reaches(path)}
     assert found
-    elsewhere = {name for name in found if not name.startswith("runner/backpropagate_runner/export/")}
+    homes = ("runner/backpropagate_runner/export/", "runner/backpropagate_runner/combine/")
+    elsewhere = {name for name in found if not name.startswith(homes)}
     assert elsewhere == {"runner/backpropagate_runner/chat.py"}
 
 
