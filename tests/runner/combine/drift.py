@@ -25,7 +25,7 @@ from backpropagate_runner.export.adapter import CONFIG, WEIGHTS
 from tests.runner.combine.runs import Merging
 
 INPUTS, HIDDEN, CLASSES, CLUSTERS, TASKS = 64, 704, 10, 3, 5
-R, ALPHA, STEPS, BATCH, RATE = 8, 16.0, 100, 32, 1e-3
+R, ALPHA, STEPS, BATCH, RATE, KEPT = 8, 16.0, 100, 32, 1e-3, 64
 HIDDEN_LAYERS = ("l1", "l2", "l3")
 
 _CENTRES = torch.randn(CLASSES * CLUSTERS, INPUTS, generator=torch.Generator().manual_seed(5))
@@ -121,24 +121,42 @@ class Outcome:
         return float(self.scores.diagonal().mean())
 
 
-def campaign(net: Net, given: Sequence[Task], seed: int, rule: str, folder: Path) -> Outcome:
-    """Trains and merges run after run in `folder`."""
+def campaign(
+    net: Net,
+    given: Sequence[Task],
+    seed: int,
+    rule: str,
+    folder: Path,
+    *,
+    apart: bool = False,
+    replay: int = 0,
+) -> Outcome:
+    """Trains and merges run after run in `folder`.
+
+    apart: every run begins from a fresh adapter, not from what the merge before it left.
+    replay: so many rows of each batch are drawn from KEPT rows of each earlier task.
+    """
     scores = np.full((len(given), len(given)), np.nan)
     trained: list[Path] = []
-    start = _fresh(seed)
+    start = _fresh(10_000 * seed + 7)
     previous: str | None = None
+    kept: list[tuple[Tensor, Tensor]] = []
     for number, task in enumerate(given):
-        trained.append(_save(folder / f"run{number}", _train(net, start, task, 10_000 * seed + 101 + number)))
+        old = kept if replay else []
+        made = _train(net, start, task, 10_000 * seed + 101 + number, old, replay)
+        trained.append(_save(folder / f"run{number}", made))
+        kept.append(task.batch(KEPT, torch.Generator().manual_seed(10_000 * seed + 901 + number)))
         merging = Merging(trained, folder / f"merge{number}", rule, previous=previous)
-        previous, start = merging.made.path, _load(merging.out / NEXT)
+        previous = merging.made.path
+        start = _fresh(10_000 * seed + 8 + number) if apart else _load(merging.out / NEXT)
         net.adapter = _load(merging.out / MERGED)
-        scores[number, : number + 1] = [old.score(net) for old in given[: number + 1]]
+        scores[number, : number + 1] = [earlier.score(net) for earlier in given[: number + 1]]
     net.adapter = {}
     return Outcome(scores)
 
 
 def _fresh(seed: int) -> dict[str, tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(10_000 * seed + 7)
+    generator = torch.Generator().manual_seed(seed)
     found = {}
     for name, inputs in zip(HIDDEN_LAYERS, (INPUTS, HIDDEN, HIDDEN), strict=True):
         A = (torch.rand(R, inputs, generator=generator) * 2 - 1) / math.sqrt(inputs)
@@ -147,7 +165,12 @@ def _fresh(seed: int) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def _train(
-    net: Net, start: dict[str, tuple[Tensor, Tensor]], task: Task, seed: int
+    net: Net,
+    start: dict[str, tuple[Tensor, Tensor]],
+    task: Task,
+    seed: int,
+    old: Sequence[tuple[Tensor, Tensor]],
+    replay: int,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     net.adapter = {
@@ -157,7 +180,11 @@ def _train(
     optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.0)
     for step in range(STEPS):
         optimizer.param_groups[0]["lr"] = RATE * min(1, (step + 1) / 10) * max(0.1, 1 - step / STEPS)
-        x, labels = task.batch(BATCH, generator)
+        x, labels = task.batch(BATCH - replay if old else BATCH, generator)
+        if old:
+            which = torch.randint(0, KEPT * len(old), (replay,), generator=generator)
+            x = torch.cat([x, torch.cat([rows for rows, _ in old])[which]])
+            labels = torch.cat([labels, torch.cat([told for _, told in old])[which]])
         optimizer.zero_grad()
         torch.autograd.backward(F.cross_entropy(net(x), labels))
         nn.utils.clip_grad_norm_(weights, 1.0)
