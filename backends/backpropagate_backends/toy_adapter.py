@@ -13,6 +13,7 @@ import math
 import struct
 from array import array
 from dataclasses import dataclass
+from operator import mul
 from pathlib import Path
 from random import Random
 
@@ -59,7 +60,7 @@ class Factors:
 
 
 def product(column: list[float], row: list[float]) -> float:
-    return sum(x * y for x, y in zip(column, row, strict=True))
+    return math.fsum(map(mul, column, row))
 
 
 def rank_of(lora: LoraSpec) -> int:
