@@ -32,7 +32,7 @@ from backpropagate.judge import forgetting
 from backpropagate.judge.campaign import Choose, Combine, Done, Evaluate, Facts, Publish, Train
 from backpropagate.judge.decisions import Finish
 from backpropagate.judge.forgetting import pick
-from backpropagate.keep import campaign_adapter, campaign_report, history, locks, runs
+from backpropagate.keep import campaign_adapter, campaign_report, campaign_room, history, locks, runs
 from backpropagate.keep.campaign_adapter import Totals
 from backpropagate.keep.journal import Journal
 from backpropagate.keep.past import TRAINED, Past
@@ -43,6 +43,7 @@ from backpropagate.stages import Stages
 from backpropagate.stops import Stops
 from backpropagate.training import Kept, published
 from backpropagate.watch.sinks import Sink
+from backpropagate.wishes.environ import environment
 from backpropagate_protocol import durable
 from backpropagate_protocol.errors import (
     CATALOGUE,
@@ -92,7 +93,7 @@ class Campaign:
     async def run(self) -> Finish | None:
         """Does what is left to do; None if the merged adapter is published.
 
-        Raises BusyError if the card is taken and nothing was told of the campaign yet.
+        Raises BusyError if the card is taken, or DiskFullError if there is no room, and nothing was told of the campaign yet.
         """
         self._facts.forget_missing(Path.exists, self._spec)
         try:
@@ -103,10 +104,10 @@ class Campaign:
                 finish = await self._do(step)
                 if finish is not None:
                     return finish
-        except BusyError as busy:
+        except (BusyError, DiskFullError) as error:
             if not self._report.begun:
                 raise
-            return _refused(busy)
+            return _refused(error)
         except BackpropagateError as error:
             return _refused(error)
         except OSError as error:
@@ -132,6 +133,8 @@ class Campaign:
     # --- a run ------------------------------------------------------------------------------------------------------
 
     async def _train(self, step: Train) -> Finish | None:
+        if not judge.link_dir(self._spec, step.link.number).spec.is_file():  # what has begun has most of it already
+            campaign_room.check(self._spec, environment(), runs=len(self._facts.links), done=step.link.number - 1)
         link = LinkRun(step.run)
 
         def begin() -> None:
