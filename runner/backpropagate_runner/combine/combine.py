@@ -36,9 +36,11 @@ from backpropagate_runner.combine.previous import State, state_before
 from backpropagate_runner.combine.rules import Rule, Wishes, closed_form
 from backpropagate_runner.export.adapter import CONFIG, WEIGHTS, open_adapter
 from backpropagate_runner.export.digests import digest_of, files_below, folder_digest
+from backpropagate_runner.export.room import check_disk
 from backpropagate_runner.export.stage import Stage, new_folder
 
 _MIB = 1 << 20
+_SPARE = 64 * _MIB  # for tokenizers, and so that the disk is not filled to its last byte
 
 
 def combine(job: CombineJob, stage: Stage) -> Made:
@@ -46,8 +48,8 @@ def combine(job: CombineJob, stage: Stage) -> Made:
 
     Raises UserInputError [INPUT_VALIDATION_FAILED] for a rule or number that there is not, and
     [INPUT_ADAPTER_UNSUPPORTED] for an adapter that cannot be read or holds numbers that are not finite; SLAOMergeError for
-    runs that cannot be merged with one another; SLAOCheckpointError for a `previous` of another merge; OSError if the disk
-    does not take it.
+    runs that cannot be merged with one another; SLAOCheckpointError for a `previous` of another merge; DiskFullError if there
+    is no room; OSError if the disk does not take it.
     """
     wishes = Wishes.of(job)
     runs = open_runs(job.adapters, lambda detail: stage.advance(0, 0, detail))
@@ -56,11 +58,13 @@ def combine(job: CombineJob, stage: Stage) -> Made:
     for run in runs[-1:] if wishes.rule is Rule.NONE else runs[state.runs :]:
         open_adapter(str(run.adapter.folder))  # reads every number
         stage.advance(0, 0, f"run {run.number}")
+    check_disk(Path(job.out), 3 * runs[-1].adapter.bytes + _SPARE, "merging")
     with new_folder(Path(job.out)) as folder:
         notes = notes_on_scale(runs, wishes.rule)
         held, met = _Writing(job, wishes, runs, state, stage).into(folder)
         for note in met:
-            stage.notice(note, "warning")
+            if note not in state.notes:  # else it was said after the run before
+                stage.notice(note, "warning")
         digests = {name: held.get(folder / name) or digest_of(path) for name, path in files_below(folder).items()}
         record = _record(wishes, runs, digests, (*notes, *met))
         (folder / COMBINED).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")

@@ -27,6 +27,7 @@ class State:
 
     runs: int
     tensors: dict[str, StoredTensor]
+    notes: tuple[str, ...] = ()  # what was said when it was made
 
 
 NOTHING = State(0, {})
@@ -57,7 +58,7 @@ def _read(folder: Path, wishes: Wishes, runs: Sequence[Run]) -> State:
     try:
         if digest_of(path) != record.files.get(record.state):
             raise _Damaged(f"{record.state} is not as it was written")
-        return State(record.link, TensorFile(path).tensors)
+        return State(record.link, TensorFile(path).tensors, record.notes)
     except (OSError, BadTensorFile) as error:
         raise _Damaged(f"{record.state}: {error}") from error
 

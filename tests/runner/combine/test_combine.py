@@ -270,6 +270,9 @@ def test_a_rank_above_the_inputs_keeps_its_a_and_is_told_once(tmp_path: Path) ->
     assert "model.wide" not in notice
     assert merging.record.notes == (notice,)
     assert merging.made.notes == (notice,)
+    later = Merging([*runs, runs[0]], tmp_path / "later", previous=str(tmp_path / "out"))
+    assert later.notices == []
+    assert later.record.notes == (notice,)
 
 
 def test_rows_that_depend_on_one_another_are_told_and_replaced(tmp_path: Path) -> None:

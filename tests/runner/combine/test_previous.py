@@ -14,7 +14,7 @@ from backpropagate_protocol.combined import COMBINED, MERGED, STATE
 from backpropagate_protocol.errors import SLAOCheckpointError, UserInputError
 from backpropagate_runner.combine.rules import Rule
 from backpropagate_runner.export.adapter import CONFIG, WEIGHTS
-from tests.runner.combine.runs import B, Merging, adapter, several, tensors
+from tests.runner.combine.runs import F32, B, Merging, adapter, several, tensors
 
 STATEFUL = [rule for rule in Rule if rule.has_state]
 
@@ -159,3 +159,15 @@ def test_a_run_that_failed_leaves_the_state_as_it_was(rule: str, tmp_path: Path)
     adapter(runs[2], good)
     assert Merging(runs[:2], tmp_path / "two", rule).made.digest == made.digest
     assert Merging(runs, tmp_path / "out", rule, previous=made.path).record.link == 3
+
+
+@pytest.mark.parametrize("bent", [None, np.zeros((2, 2), np.float32)])
+def test_a_state_without_what_the_runs_have_is_refused(bent: F32 | None, tmp_path: Path) -> None:
+    runs = several(tmp_path, 3)
+    Merging(runs[:2], tmp_path / "two")
+    held = {name: value for name, value in tensors(tmp_path / "two" / MERGED).items() if name != B}
+    save_file(held if bent is None else held | {B: bent}, tmp_path / "two" / MERGED / WEIGHTS)
+    sealed(tmp_path / "two" / COMBINED, f"{MERGED}/{WEIGHTS}", tmp_path / "two")
+    with pytest.raises(SLAOCheckpointError, match="does not fit"):
+        Merging(runs, tmp_path / "out", previous=str(tmp_path / "two"))
+    assert not list(tmp_path.glob("out*"))
