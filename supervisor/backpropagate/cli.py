@@ -31,6 +31,7 @@ COMMANDS: dict[str, _Entry] = {
     "train": _Entry("train", "train", "Fine-tune a model under supervision.", "Training"),
     "multi-run": _Entry("multi_run", "multi_run", "Train a campaign: several runs, merged after each.", "Training"),
     "resume": _Entry("train", "resume", "Go on with an interrupted or failed run.", "Training"),
+    "merge": _Entry("merge", "merge", "Merge a campaign's runs once more, by any rule, without training.", "Training"),
     "generate": _Entry("generate", "generate", "Ask a trained run, an adapter or a base model.", "Training"),
     "export": _Entry("export", "export", "Export a run, an adapter or a model: GGUF, merged, LoRA.", "Shipping"),
     "push": _Entry("push", "push", "Push an adapter, a merged model or a GGUF to the hub.", "Shipping"),

@@ -96,9 +96,8 @@ def _begun(
     wanted = campaign_run(settings, data, counted_by_child, detached=detach, verbose=screen.verbose, faults=faults)
     for notice in (*notices(settings), *wanted.notices):
         screen.note(f"note: {notice}")
-    earlier = None if fresh else campaign_again.unfinished(wanted.spec.output)
+    earlier = None if fresh else campaign_again.to_go_on_with(wanted.spec)
     if earlier is not None:
-        campaign_again.same_wishes(earlier, wanted.spec)
         screen.note(f"note: campaign {earlier.run_id[:8]} was not finished and is gone on with (--fresh begins anew)")
         return go_on(screen, earlier, detach, settings.flag("safety.wait"))
     _shown(screen, wanted.spec)

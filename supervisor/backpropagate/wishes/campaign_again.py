@@ -31,6 +31,17 @@ def unfinished(output: str) -> RunDir | None:
     return None
 
 
+def to_go_on_with(spec: RunSpec) -> RunDir | None:
+    """An unfinished campaign in the same folder that was begun with these wishes; None: there is none.
+
+    Raises ConfigurationError if it was begun with others.
+    """
+    earlier = unfinished(spec.output)
+    if earlier is not None:
+        same_wishes(earlier, spec)
+    return earlier
+
+
 def same_wishes(earlier: RunDir, spec: RunSpec) -> None:
     """Raises ConfigurationError, naming what differs and both ways on, if it was begun with other wishes."""
     differing = differences(runs.load_spec(earlier), spec)

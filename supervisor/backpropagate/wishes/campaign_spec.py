@@ -87,12 +87,24 @@ def possible(settings: Settings) -> None:
             "a campaign merges adapters, and a full fine-tune has none", suggestion="Use --mode lora."
         )
     rule = settings.text("campaign.merge")
-    if settings.flag("lora.use_dora") and rule != "none":
+    mergeable(settings.flag("lora.use_dora"), rule)
+    numbers_that_count(settings, rule)
+    if not (settings.flag("campaign.evaluate") and settings.whole("campaign.holdout") > 0):
+        _decided_without(settings, "and nothing is to be evaluated", "Leave --no-evaluate or --holdout 0 out.")
+
+
+def mergeable(dora: bool, rule: str) -> None:
+    """Raises InvalidSettingError for adapters that no rule can merge."""
+    if dora and rule != "none":
         raise InvalidSettingError(
             f"DoRA adapters cannot be merged by {rule}: their magnitudes are fitted to the directions of one adapter, and "
             "belong to no other",
             suggestion="Leave --use-dora out, or keep the runs unmerged: --merge none.",
         )
+
+
+def numbers_that_count(settings: Settings, rule: str) -> None:
+    """Raises ConfigurationError for a number that was said and that this rule does not know."""
     for key, rules in _FOR_RULES.items():
         if settings[key].given and rule not in rules:
             flag = BY_KEY[key].flags[0]
@@ -100,8 +112,6 @@ def possible(settings: Settings) -> None:
                 f"{flag} means nothing to --merge {rule}",
                 suggestion=f"Leave it out, or choose --merge {' or '.join(rules)}.",
             )
-    if not (settings.flag("campaign.evaluate") and settings.whole("campaign.holdout") > 0):
-        _decided_without(settings, "and nothing is to be evaluated", "Leave --no-evaluate or --holdout 0 out.")
 
 
 def _decided_without(settings: Settings, why: str, advice: str) -> None:

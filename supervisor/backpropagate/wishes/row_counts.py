@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from backpropagate_protocol.errors import DatasetParseError, DatasetValidationError
+from backpropagate_protocol.errors import DatasetError, DatasetParseError, DatasetValidationError, error_for
 from backpropagate_protocol.jobs import ValidateJob
 from backpropagate_protocol.messages import DataReport
 from backpropagate_protocol.spec import DataSpec
@@ -21,6 +21,43 @@ def counted_by_child(python: str | None) -> Counter:
     def count(data: DataSpec) -> int:
         report = run_job(ValidateJob(data=every_row(data)), DataReport, backend="none", runner_python=python)
         return usable(data, report.rows, report.bad, report.errors)
+
+    return count
+
+
+class _Refusal(msgspec.Struct):
+    code: str
+    message: str
+    suggestion: str | None = None
+
+
+class _Answer(msgspec.Struct):
+    """Of `backprop validate --json`: a report, or an error without one."""
+
+    rows: int | None = None
+    bad: int = 0
+    errors: tuple[str, ...] = ()
+    error: _Refusal | None = None
+
+
+def counted_by_command(python: str | None) -> Counter:
+    """A counter for any thread, and beside a running event loop: `backprop validate`, as a process."""
+    from backpropagate.launch import answered
+
+    def count(data: DataSpec) -> int:
+        every = every_row(data)
+        command = ["validate", "--json", "--split", every.split, "--format", every.format]
+        command += ["--samples", str(every.samples)] if every.samples is not None else []
+        command += ["--runner-python", python] if python is not None else []
+        said = answered([*command, "--", every.source])
+        try:
+            answer = msgspec.json.decode(said, type=_Answer)
+        except msgspec.DecodeError as error:
+            raise DatasetError(f"{data.source} could not be checked") from error
+        if answer.rows is None:
+            refused = answer.error
+            raise error_for(refused.code, refused.message, suggestion=refused.suggestion) if refused else DatasetError(f"{data.source} could not be checked")  # fmt: skip
+        return usable(data, answer.rows, answer.bad, answer.errors)
 
     return count
 
