@@ -49,6 +49,7 @@ CHANGED: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda out: adapter(out, factors(2), base_model_name_or_path="another/base"),
         "someone/base and another/base",
     ),
+    "no base": (lambda out: adapter(out, factors(2), base_model_name_or_path=None), "someone/base and None"),
     "revision": (lambda out: adapter(out, factors(2), revision="abc"), "revisions of the base model are None and abc"),
     "bias": (lambda out: adapter(out, factors(2), bias="all"), "biases"),
     "inputs": (lambda out: adapter(out, factors(2, inputs=23)), "A 4 x 24, B 30 x 4 and A 4 x 23"),
@@ -176,6 +177,12 @@ def test_embeddings_have_their_a_interpolated_and_their_b_replaced(tmp_path: Pat
     assert np.array_equal(merging.merged[b], two[b])
     assert np.array_equal(merging.next[a], two[a])
     assert np.array_equal(merging.next[b], two[b])
+
+
+def test_whole_tensors_of_another_shape_are_refused(tmp_path: Path) -> None:
+    runs = [adapter(tmp_path / str(n), with_(model__norm__weight=random(n + 8))) for n in (1, 2)]
+    with pytest.raises(SLAOMergeError, match=r"model\.norm\.weight has the shapes \(9,\) and \(10,\)"):
+        Merging(runs, tmp_path / "out")
 
 
 def test_trained_tokens_are_interpolated_and_must_be_the_same_ones(tmp_path: Path) -> None:

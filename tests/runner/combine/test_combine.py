@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from backpropagate_protocol.combined import COMBINED, MERGED, NEXT
 from backpropagate_protocol.durable import files_of
-from backpropagate_protocol.errors import UserInputError
+from backpropagate_protocol.errors import SLAOMergeError, UserInputError
 from backpropagate_protocol.rundir import MANIFEST, PARTIAL
 from backpropagate_runner.combine.inputs import digest_of_adapter
 from backpropagate_runner.combine.rules import Rule, closed_form
@@ -226,6 +226,16 @@ def test_adapters_in_sixteen_bits_are_merged_in_thirty_two_and_keep_their_type(t
     assert np.allclose(merging.merged[B], exact, atol=2e-3)
     assert merging.record.state == "state.safetensors"
     assert merging.next[A].dtype == np.float16
+
+
+def test_a_result_that_sixteen_bits_cannot_hold_is_refused(tmp_path: Path) -> None:
+    runs = several(tmp_path / "runs", 2)
+    for run in runs:
+        large = {name: np.sign(value) * np.float16(30_000) for name, value in tensors(run).items()}
+        save_file({name: value.astype(np.float16) for name, value in large.items()}, run / WEIGHTS)
+    with pytest.raises(SLAOMergeError, match="does not fit into 16 bits"):
+        Merging(runs, tmp_path / "out", "slao-product")
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
 def test_progress_reaches_its_total(tmp_path: Path) -> None:

@@ -139,6 +139,15 @@ def test_a_weight_that_the_rule_does_not_use_may_change(tmp_path: Path) -> None:
     assert Merging(runs, tmp_path / "out", weight=0.1, previous=str(tmp_path / "two")).record.link == 3
 
 
+def test_a_record_of_another_layout_is_refused(tmp_path: Path) -> None:
+    runs = several(tmp_path, 3)
+    Merging(runs[:2], tmp_path / "two")
+    path = tmp_path / "two" / COMBINED
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 99}))
+    with pytest.raises(SLAOCheckpointError, match="another layout"):
+        Merging(runs, tmp_path / "out", previous=str(tmp_path / "two"))
+
+
 @pytest.mark.parametrize("count", [2, 1])
 def test_a_state_with_no_run_to_add_is_refused(count: int, tmp_path: Path) -> None:
     runs = several(tmp_path, 2)
