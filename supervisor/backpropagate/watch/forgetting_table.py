@@ -19,6 +19,7 @@ _NAME = 14  # the widest that a task's name may make its column
 _NARROWEST = 24  # a terminal below this gets lines of this width
 _MEAN = "mean"
 _NONE = "-"
+_UNMERGED = "none"  # the rule under which the newest run's adapter is the campaign's
 
 Show = Callable[[float], str]
 Value = Callable[[ScoreCell], float]
@@ -140,7 +141,7 @@ def _price(report: CampaignReport) -> list[str]:
     last = report.scored_runs[-1]
     own, merged = report.cell(NEWEST, last, last - 1), report.cell(MERGED, last, last - 1)
     part = next((part for part in report.runs if part.run == last), None)
-    weight = part.coefficient if part is not None and last > 1 else None
+    weight = part.coefficient if part is not None and last > 1 and part.rule != _UNMERGED else None
     said = []
     if weight is not None:
         said.append(f"newest run         merged in with a weight of {weight:.2f}")

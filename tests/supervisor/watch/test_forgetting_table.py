@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -152,6 +153,14 @@ def test_the_rule_that_was_chosen_has_a_star() -> None:
         "* ties          60.0 %  loss 1.500  worst 40.0 %",
         "  slao-product  55.0 %  loss 1.500  worst 40.0 %",
     ]
+
+
+def test_without_a_merge_there_is_no_weight_to_tell() -> None:
+    some = report(("a", "b"))
+    unmerged = msgspec.structs.replace(
+        some, runs=(msgspec.structs.replace(some.runs[0], rule="none", coefficient=1.0),)
+    )
+    assert not [line for line in lines(unmerged) if line.startswith("newest run")]
 
 
 def test_one_evaluation_in_one_line() -> None:
