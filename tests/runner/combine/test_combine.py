@@ -231,8 +231,9 @@ def test_adapters_in_sixteen_bits_are_merged_in_thirty_two_and_keep_their_type(t
 def test_a_result_that_sixteen_bits_cannot_hold_is_refused(tmp_path: Path) -> None:
     runs = several(tmp_path / "runs", 2)
     for run in runs:
-        large = {name: np.sign(value) * np.float16(30_000) for name, value in tensors(run).items()}
-        save_file({name: value.astype(np.float16) for name, value in large.items()}, run / WEIGHTS)
+        save_file(
+            {name: np.full_like(value, 60_000, np.float16) for name, value in tensors(run).items()}, run / WEIGHTS
+        )
     with pytest.raises(SLAOMergeError, match="does not fit into 16 bits"):
         Merging(runs, tmp_path / "out", "slao-product")
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
