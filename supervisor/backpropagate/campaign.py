@@ -170,10 +170,7 @@ class Campaign:
         return finish
 
     async def _combined(self, step: Combine) -> Finish | None:
-        finish = None if self._stages.has(step.stage) else await self._stages.do(step.stage)
-        if finish is not None and finish.exit_code is ExitCode.PARTIAL:
-            return Finish("partial", finish.exit_code, finish.code, finish.message, finish.suggestion)
-        return finish
+        return None if self._stages.has(step.stage) else _partial(await self._stages.do(step.stage))
 
     def _merged(self, step: Combine, *, chosen: bool = False) -> LinkMerged:
         about = campaign_adapter.combined(Path(step.job.out))
@@ -192,7 +189,7 @@ class Campaign:
         finish = await self._stages.do(step.stage)
         if finish is not None:
             if step.needed or finish.code in (None, _BY_WISH):
-                return finish
+                return _partial(finish)
             self._facts.unscored.add(step.link.number)
             self._warn(f"run {step.link.number} is not scored: {finish.message}")
             return None
@@ -223,7 +220,7 @@ class Campaign:
             finish = await self._combined(combine)
             if finish is not None:
                 return finish
-        finish = await self._stages.do(step.evaluate.stage)
+        finish = _partial(await self._stages.do(step.evaluate.stage))
         if finish is not None:
             return finish
         number = step.link.number
@@ -309,6 +306,13 @@ def _order(orders: Sequence[int]) -> int:
 
 def _as(score: LinkScore, candidate: str) -> LinkScore:
     return msgspec.structs.replace(score, candidate=candidate)
+
+
+def _partial(finish: Finish | None) -> Finish | None:
+    """What is trained is kept."""
+    if finish is None or finish.exit_code is not ExitCode.PARTIAL:
+        return finish
+    return Finish("partial", finish.exit_code, finish.code, finish.message, finish.suggestion)
 
 
 def _refused(error: BackpropagateError) -> Finish:

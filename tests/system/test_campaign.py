@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from backpropagate.campaign import extend
@@ -23,16 +25,16 @@ from backpropagate.events import (
     StageStarted,
     Step,
 )
-from backpropagate.keep import history, journal, runs
+from backpropagate.keep import history, journal, locks, runs, userstate
 from backpropagate.keep.journal import Follower
 from backpropagate.outcome import Outcome
 from backpropagate.supervise import supervise
-from backpropagate_protocol.errors import UserInputError
+from backpropagate_protocol.errors import BusyError, UserInputError
 from backpropagate_protocol.rundir import OutputDir, RunDir
 from backpropagate_protocol.spec import RunSpec
 from tests.conftest import Oracle
 from tests.system.campaigns import STEPS, campaign_of, data_set, home, link_home, published
-from tests.system.supervised import At, Supervisor, resume_here, run_here, supervisor
+from tests.system.supervised import At, Story, Supervisor, resume_here, run_here, supervisor
 
 pytestmark = pytest.mark.slow
 posix = pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
@@ -151,6 +153,24 @@ def test_an_evaluation_that_fails_for_good_is_told_and_the_campaign_goes_on(orac
     assert_the_same(spec, outcome, undisturbed)
     assert [event.link for event in story.of(LinkScored)] == [1, 3]
     assert any(event.text.startswith("run 2 is not scored") for event in story.of(Noticed))
+
+
+def test_an_evaluation_that_fails_for_good_ends_a_campaign_that_stops_by_it(oracle: Oracle) -> None:
+    spec = campaign_of(oracle.output(), "evaluate-001:error:1", "evaluate-001:error:1:2", runs=2, early_stop=1)
+    outcome, story = run_here(spec)
+    assert (outcome.status, outcome.code, outcome.adapter) == ("partial", "RUNTIME_EVALUATION_FAILED", None)
+    assert [event.link for event in story.of(LinkStarted)] == [1]
+    again, _ = resume_here(home(spec))
+    assert (again.status, again.step) == ("completed", 2 * STEPS)
+
+
+def test_a_campaign_whose_scores_do_not_get_better_ends_early_with_what_it_has(oracle: Oracle) -> None:
+    spec = campaign_of(oracle.output(), runs=4, early_stop=1)
+    spec = msgspec.structs.replace(spec, train=msgspec.structs.replace(spec.train, learning_rate=0.0))
+    outcome, story = run_here(spec)
+    assert [event.link for event in story.of(LinkStarted)] == [1, 2]
+    assert (outcome.status, outcome.step, outcome.total_steps) == ("completed", 2 * STEPS, 2 * STEPS)
+    published(spec)
 
 
 def test_a_merge_that_fails_for_good_leaves_a_campaign_that_can_be_resumed(oracle: Oracle, undisturbed: Ended) -> None:
@@ -318,3 +338,43 @@ def test_who_follows_the_campaigns_journal_sees_what_its_own_watchers_see(oracle
     assert [e for e in followed if isinstance(e, LinkEnded | LinkMerged)] == [
         e for e in story.events if isinstance(e, LinkEnded | LinkMerged)
     ]
+
+
+# --- the card -------------------------------------------------------------------------------------------------------
+
+
+def card(folder: Path) -> Path:
+    script = folder / "card.json"
+    script.write_text(json.dumps({"celsius": [60] * 2000, "interval": 0.1}))
+    return script
+
+
+def test_the_card_stays_reserved_from_the_first_run_to_the_last(oracle: Oracle) -> None:
+    holders: list[str] = []
+
+    class Looks(Story):
+        def event(self, event: Event) -> None:
+            if isinstance(event, LinkEnded | LinkMerged):
+                holders.extend(holder.run_id for path in _locks() if (holder := locks.holder_of(path)) is not None)
+
+    spec = campaign_of(oracle.output(), runs=2)
+    outcome = supervise(runs.create(spec), [Looks()], gpu_script=card(oracle.home))
+    assert outcome.status == "completed"
+    assert holders == [spec.run_id] * 4
+    assert [locks.holder_of(path) for path in _locks()] == [None]
+
+
+def _locks() -> list[Path]:
+    return sorted(path for path in userstate.state_dir().glob("*.lock") if not path.name.startswith("export-"))
+
+
+def test_a_campaign_whose_card_is_taken_never_began(oracle: Oracle) -> None:
+    spec, script = campaign_of(oracle.output(), runs=2), card(oracle.home)
+    supervise(runs.create(campaign_of(oracle.output("other"), runs=1)), gpu_script=script)
+    (lock,) = _locks()
+    run_dir = runs.create(spec)
+    with locks.hold(lock, "another", "the GPU"), pytest.raises(BusyError), runs.beginning(run_dir):
+        supervise(run_dir, gpu_script=script)
+    assert not run_dir.path.exists()
+    assert not link_home(spec, 1).path.exists()
+    assert history.list_rows(oracle.output()) == []

@@ -18,7 +18,8 @@ def in_words(event: CampaignEvent) -> str:
             return f"{where(event)} begins" if not event.offset else f"{where(event)} goes on"
         case events.LinkEnded():
             loss = "" if event.final_loss is None else f", loss {event.final_loss:.4f}"
-            again = f", recovered from {event.recoveries}" if event.recoveries else ""
+            faults = f"{event.recoveries} {'fault' if event.recoveries == 1 else 'faults'}"
+            again = f", recovered from {faults}" if event.recoveries else ""
             return f"run {event.link} ({event.name}) is trained: {event.steps} steps{loss}{again}"
         case events.LinkMerged():
             if event.chosen:

@@ -25,7 +25,7 @@ _LOSSES = 512  # points kept for the sparkline
 class RunView:
     """The state of one run as far as its events have told. Feed every event to `see`, in order."""
 
-    run_id: str = ""
+    run_id: str = ""  # of the first event: a campaign's, when its runs are told of, too
     phase: str = "starting"
     phase_done: int = 0
     phase_total: int = 0
