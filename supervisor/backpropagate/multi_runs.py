@@ -14,7 +14,7 @@ from backpropagate.keep.journal import read
 from backpropagate.trainer_base import TrainerBase
 from backpropagate.wishes.build_spec import notices
 from backpropagate.wishes.campaign_again import appended, newest, to_go_on_with
-from backpropagate.wishes.campaign_spec import campaign_run
+from backpropagate.wishes.campaign_spec import campaign_run, room_for
 from backpropagate.wishes.later import without_later
 from backpropagate.wishes.row_counts import counted_by_command
 from backpropagate.wishes.settings import Settings
@@ -103,6 +103,7 @@ class MultiRuns(TrainerBase):
         if earlier is not None:
             self._tell([f"campaign {earlier.run_id[:8]} was not finished and is gone on with"])
             return self._campaign(earlier, calls)
+        room_for(wanted.spec)
         run_dir = runs.create(wanted.spec)
         with runs.beginning(run_dir):
             return self._campaign(run_dir, calls)

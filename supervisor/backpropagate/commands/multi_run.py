@@ -90,7 +90,7 @@ def _begun(
     from backpropagate.commands.supervising import begin, go_on
     from backpropagate.wishes import campaign_again
     from backpropagate.wishes.build_spec import notices
-    from backpropagate.wishes.campaign_spec import campaign_run
+    from backpropagate.wishes.campaign_spec import campaign_run, room_for
     from backpropagate.wishes.row_counts import counted_by_child
 
     wanted = campaign_run(settings, data, counted_by_child, detached=detach, verbose=screen.verbose, faults=faults)
@@ -100,6 +100,7 @@ def _begun(
     if earlier is not None:
         screen.note(f"note: campaign {earlier.run_id[:8]} was not finished and is gone on with (--fresh begins anew)")
         return go_on(screen, earlier, detach, settings.flag("safety.wait"))
+    room_for(wanted.spec)
     _shown(screen, wanted.spec)
     return begin(screen, wanted.spec, detach)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from backpropagate.keep import campaign_room
 from backpropagate.wishes.build_spec import build_spec, data_spec
 from backpropagate.wishes.campaign_data import (
     Window,
@@ -23,6 +24,7 @@ from backpropagate.wishes.campaign_data import (
     task_names,
     with_window,
 )
+from backpropagate.wishes.environ import environment
 from backpropagate.wishes.options import BY_KEY
 from backpropagate.wishes.row_counts import Counter
 from backpropagate.wishes.settings import Settings
@@ -32,7 +34,7 @@ from backpropagate_protocol.spec import CampaignSpec, DataSpec, PlannedFault, Ru
 DEFAULT_REPLAY = 0.1  # what most evidence speaks for, where earlier data is at hand
 # What is said for one rule must not be passed over by another.
 _FOR_RULES = {
-    "campaign.floor": ("slao", "slao-product", "average", "auto"),
+    "campaign.floor": ("slao", "slao-product", "ema", "average", "auto"),
     "campaign.weight": ("ema", "auto"),
     "campaign.density": ("ties", "dare", "auto"),
 }
@@ -74,6 +76,12 @@ def campaign_run(
     chosen, said = campaign_spec(settings, every, [_counted(settings, each, counter(single.runner_python)) for each in limited(settings, every)])  # fmt: skip
     spec = msgspec.structs.replace(single, kind="campaign", data=chosen.runs[0], campaign=chosen)
     return Wanted(spec, tuple(said))
+
+
+def room_for(spec: RunSpec) -> None:
+    """Raises DiskFullError if the disk has no room for all of it. Not asked of a campaign that is gone on with."""
+    assert spec.campaign is not None
+    campaign_room.check(spec, environment(), runs=len(spec.campaign.runs), done=0)
 
 
 def possible(settings: Settings) -> None:
