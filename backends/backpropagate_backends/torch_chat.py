@@ -9,9 +9,9 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from backpropagate_backends.model_source import find
 from backpropagate_backends.torch_generate import ends_of, with_adapter
 from backpropagate_backends.torch_model import choose_precision, load_model
-from backpropagate_backends.torch_source import find
 from backpropagate_backends.torch_tokenizer import trained_tokenizer
 from backpropagate_protocol.errors import UserInputError
 from backpropagate_protocol.jobs import ChatJob

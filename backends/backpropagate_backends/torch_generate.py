@@ -10,8 +10,8 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from backpropagate_backends.model_source import find
 from backpropagate_backends.torch_model import choose_precision, load_model
-from backpropagate_backends.torch_source import find
 from backpropagate_backends.torch_tokenizer import load_tokenizer
 from backpropagate_protocol.errors import ModelLoadError, UserInputError
 from backpropagate_protocol.jobs import GenerateJob

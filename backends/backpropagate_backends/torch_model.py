@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from backpropagate_backends.torch_source import Source
+from backpropagate_backends.model_source import Source
 from backpropagate_protocol.errors import InvalidSettingError, ModelLoadError
 from backpropagate_protocol.spec import LoraSpec, ModelSpec
 

@@ -8,6 +8,8 @@ rendered and tokenised all the same, and the prover looks at the weights instead
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,12 +17,13 @@ from typing import Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import chat_template_utils
 
 from backpropagate_backends.base import Reporting
+from backpropagate_backends.host_memory import free_host_memory
+from backpropagate_backends.model_source import Source, find
 from backpropagate_backends.torch_generate import ends_of, with_adapter
 from backpropagate_backends.torch_model import Precision, load_model
-from backpropagate_backends.torch_room import free_host_memory
-from backpropagate_backends.torch_source import Source, find
 from backpropagate_backends.torch_tokenizer import trained_tokenizer
 from backpropagate_protocol.jobs import ReferenceJob
 from backpropagate_protocol.messages import Made
@@ -49,6 +52,8 @@ def write_reference(job: ReferenceJob, device: Literal["cpu", "cuda"], stage: Re
     source = find(job.model)
     tokenizer = trained_tokenizer(source, job.adapter)
     prompts = tuple(dict.fromkeys(job.prompts))
+    # one for all of it: a second reference is compared with this one, and may be made after midnight
+    moment = datetime.fromisoformat(job.moment) if job.moment else datetime.now()
     plan = _plan(source, device)
     notes = []
     model = None
@@ -68,7 +73,7 @@ def write_reference(job: ReferenceJob, device: Literal["cpu", "cuda"], stage: Re
     try:
         ends = tuple(ends_of(model, tokenizer)) if model is not None else _ends(tokenizer)
         for index, prompt in enumerate(prompts):
-            answered = _asked(tokenizer, (("user", prompt),))
+            answered = _asked(tokenizer, (("user", prompt),), moment)
             rows = b""
             if model is not None:
                 answered, rows = _answered(model, tokenizer, answered, ends)
@@ -90,8 +95,8 @@ def write_reference(job: ReferenceJob, device: Literal["cpu", "cuda"], stage: Re
                 special=_special(tokenizer),
                 ends=ends,
                 adds_bos=_adds_bos(tokenizer),
-                day=datetime.now().date().isoformat(),
-                rendered=tuple(Rendered(turns, _text(tokenizer, turns)) for turns in CONVERSATIONS if template),
+                moment=moment.isoformat(),
+                rendered=tuple(Rendered(turns, _text(tokenizer, turns, moment)) for turns in CONVERSATIONS if template),
                 probes=_probes(tokenizer),
                 why_not=plan if isinstance(plan, str) else "",
             )
@@ -144,9 +149,9 @@ def _stored(source: Source) -> str:
 # --- what it says -----------------------------------------------------------------------------------------------------
 
 
-def _asked(tokenizer: PreTrainedTokenizerBase, turns: Turns) -> Answered:
+def _asked(tokenizer: PreTrainedTokenizerBase, turns: Turns, moment: datetime) -> Answered:
     """The prompt as text and tokens. A model without a template gets the plain text."""
-    text = _text(tokenizer, turns) if tokenizer.chat_template else None
+    text = _text(tokenizer, turns, moment) if tokenizer.chat_template else None
     if text is None:
         text = turns[-1][1]
         return Answered(turns, text, tuple(tokenizer(text)["input_ids"]))
@@ -169,12 +174,26 @@ def _probes(tokenizer: PreTrainedTokenizerBase) -> tuple[Probe, ...]:
     return tuple(Probe(text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"])) for text in texts)
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, turns: Turns) -> str | None:
+def _text(tokenizer: PreTrainedTokenizerBase, turns: Turns, moment: datetime) -> str | None:
     messages = [{"role": role, "content": content} for role, content in turns]
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        with _clock(tokenizer.get_chat_template(), moment):
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     except Exception:  # noqa: BLE001 - a template may raise what it likes: it has no system role, for one
         return None
+
+
+@contextmanager
+def _clock(template: str, moment: datetime) -> Iterator[None]:
+    """Stops the clock that a template may ask. transformers takes only plain data for its variables, so that the function
+    has to be put into the template that it compiled and keeps."""
+    variables = chat_template_utils._compile_jinja_template(template).globals
+    before = variables["strftime_now"]
+    variables["strftime_now"] = lambda form: moment.strftime(form)
+    try:
+        yield
+    finally:
+        variables["strftime_now"] = before
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ from trl.chat_template_utils import (
     is_chat_template_stop_token_trained,
 )
 
-from backpropagate_backends.torch_source import Source, find
+from backpropagate_backends.model_source import Source, find
 from backpropagate_protocol.errors import DatasetFormatError, ModelLoadError
 from backpropagate_protocol.spec import ModelSpec
 

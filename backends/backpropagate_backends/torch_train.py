@@ -17,13 +17,13 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallb
 from trl import SFTConfig
 
 from backpropagate_backends.base import Session
+from backpropagate_backends.model_source import find
 from backpropagate_backends.torch_choices import model_of_run, optimizer_of_run, precision_of_run
 from backpropagate_backends.torch_data import Account, Collator, Course, course, ids_dataset
 from backpropagate_backends.torch_init import begin_from
 from backpropagate_backends.torch_model import Precision, add_adapter, all_finite, load_model
 from backpropagate_backends.torch_resume import ADAPTER, check_resume
 from backpropagate_backends.torch_sft import Boundary, ExactTrainer, Header
-from backpropagate_backends.torch_source import find
 from backpropagate_backends.torch_tokenizer import load_tokenizer
 from backpropagate_backends.torch_wishes import check_wishes
 from backpropagate_protocol.durable import file_entry

@@ -57,6 +57,7 @@ _ROWS = (
     CodeInfo("INPUT_MODEL_UNSUPPORTED", "this kind of model cannot be exported to the wanted format", _N, _USER, "Export it as `merged`, or to another format that the message names."),
     CodeInfo("INPUT_ADAPTER_UNSUPPORTED", "this kind of adapter cannot be exported to the wanted format", _N, _USER, "Export the merged model instead: --format merged or gguf."),
     CodeInfo("INPUT_ADAPTER_MISMATCH", "the adapter to begin from is not of the kind that this run trains", _N, _USER, "Train with the LoRA settings that the adapter was trained with, or begin without it."),
+    CodeInfo("INPUT_ADAPTER_INVALID", "the files of the adapter are damaged, missing or hold no usable numbers", _N, _USER, "Copy the adapter again from where it was made; or take an earlier checkpoint, or train again."),
     CodeInfo("INPUT_AUTH_REQUIRED", "the hub wants a token", _N, _USER, "Log in with `hf auth login`, set HF_TOKEN, or give --token-file."),
     CodeInfo("HUB_PUSH_INVALID_REPO", "the repository's name cannot be used", _N, _USER, "Give --repo owner/name."),
     CodeInfo("HUB_PUSH_NOT_FOUND", "there is no such account or organisation, or it is not yours", _N, _USER, "Check the owner in --repo, and what your token may write."),
@@ -133,12 +134,15 @@ class BackpropagateError(Exception):
         code: str | None = None,
         suggestion: str | None = None,
         run_id: str | None = None,
+        exit_code: ExitCode | None = None,
     ) -> None:
+        """exit_code: where it is not the code's own, because nothing was begun of what could be partly done."""
         super().__init__(message)
         self.message = message
         self.info = CATALOGUE[code or self.default_code]
         self.suggestion = suggestion or self.info.remedy
         self.run_id = run_id
+        self._exit_code = exit_code
         self.add_note(f"What to do: {self.suggestion}")  # shown under a traceback that nobody caught
 
     @property
@@ -147,7 +151,7 @@ class BackpropagateError(Exception):
 
     @property
     def exit_code(self) -> ExitCode:
-        return self.info.exit
+        return self._exit_code or self.info.exit
 
     @property
     def retry(self) -> Retry:
@@ -302,6 +306,7 @@ _SHARED: dict[str, type[BackpropagateError]] = {
     "INPUT_MODEL_UNSUPPORTED": UserInputError,
     "INPUT_ADAPTER_UNSUPPORTED": UserInputError,
     "INPUT_ADAPTER_MISMATCH": UserInputError,
+    "INPUT_ADAPTER_INVALID": UserInputError,
     "INPUT_AUTH_REQUIRED": UserInputError,
     "HUB_PUSH_INVALID_REPO": UserInputError,
     "HUB_PUSH_NOT_FOUND": HubPushError,
@@ -330,11 +335,16 @@ _SHARED: dict[str, type[BackpropagateError]] = {
 
 
 def error_for(
-    code: str, message: str, *, suggestion: str | None = None, run_id: str | None = None
+    code: str,
+    message: str,
+    *,
+    suggestion: str | None = None,
+    run_id: str | None = None,
+    exit_code: ExitCode | None = None,
 ) -> BackpropagateError:
     """The exception that stands for `code`; an unknown code (a newer runner's) becomes RUNTIME_INTERNAL."""
     if code not in CATALOGUE:
-        return BackpropagateError(f"{code}: {message}", suggestion=suggestion, run_id=run_id)
+        return BackpropagateError(f"{code}: {message}", suggestion=suggestion, run_id=run_id, exit_code=exit_code)
     by_default = {cls.default_code: cls for cls in _classes(BackpropagateError)}
     cls = _SHARED.get(code) or by_default[code]
-    return cls(message, code=code, suggestion=suggestion, run_id=run_id)
+    return cls(message, code=code, suggestion=suggestion, run_id=run_id, exit_code=exit_code)

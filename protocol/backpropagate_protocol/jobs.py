@@ -101,8 +101,9 @@ class ReferenceJob(_StageJob, frozen=True, kw_only=True, tag="reference"):
     model: ModelSpec
     adapter: str | None
     prompts: tuple[str, ...]
-    out: str  # a folder, see runner's export/reference_file
+    out: str  # a folder, see `reference.py`
     backend: str = "auto"
+    moment: str = ""  # ISO 8601: what a template that writes the date takes for now; empty: now
 
 
 class MergeJob(_StageJob, frozen=True, kw_only=True, tag="merge"):
@@ -148,12 +149,12 @@ class QuantizeJob(_StageJob, frozen=True, kw_only=True, tag="quantize"):
 class ProveJob(_StageJob, frozen=True, kw_only=True, tag="prove"):
     """Compare what was exported with the reference. Answered by Proof; a failed one is an answer, not an error.
 
-    target: a GGUF file (lora-gguf: with `base` its base's GGUF or None), or a folder with another reference.
+    target: a GGUF file, or a folder with another reference. An adapter alone says nothing: it has no `reference`.
     """
 
     reference: str
     target: str
-    kind: str  # gguf, merged
+    kind: str  # gguf, lora-gguf, merged
     quantization: str
     model: ModelSpec
     adapter: str | None

@@ -298,7 +298,10 @@ class Check(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Proof(msgspec.Struct, frozen=True, array_like=True, tag="proof"):
-    """Carried by Done after a ProveJob."""
+    """Carried by Done after a ProveJob.
+
+    verifier: llama, transformers (it was run); weights (it was read); text (its weights could be neither run nor read).
+    """
 
     passed: bool
     verifier: str

@@ -88,7 +88,7 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
     special: dict[str, int] = {}  # bos, eos, pad, unk: ids of the tokenizer
     ends: tuple[int, ...] = ()  # the tokens that end an answer
     adds_bos: bool = False  # the tokenizer puts the BOS before plain text
-    day: str = ""  # on which templates were rendered, as ISO 8601: some write the date
+    moment: str = ""  # at which all templates were rendered, as ISO 8601: some write the date, or the hour
     prompts: tuple[Answered, ...] = ()
     rendered: tuple[Rendered, ...] = ()
     probes: tuple[Probe, ...] = ()

@@ -160,11 +160,11 @@ class ExportDir:
         return self.path / f".export-{run_id[:8]}{PARTIAL}"
 
     def result(self, name: str, format: str, quantization: str | None) -> Path:
-        """`NAME-Q4_K_M.gguf`, `NAME-lora-F16.gguf`, `NAME-merged/`, `NAME-lora/`."""
+        """`NAME-Q4_K_M.gguf`, `NAME-lora-F32.gguf`, `NAME-merged/`, `NAME-lora/`."""
         if format == "gguf":
             return self.path / f"{name}-{(quantization or '').upper()}.gguf"
         if format == "lora-gguf":
-            return self.path / f"{name}-lora-F16.gguf"
+            return self.path / f"{name}-lora-F32.gguf"
         return self.path / f"{name}-{format}"
 
     @staticmethod

@@ -1,7 +1,7 @@
 """RunSpec: what the user asked for, complete and frozen. `spec.json` in the run directory is this, as JSON.
 
 The parent resolves settings, presets and arguments into a RunSpec before anything starts; from then on neither side
-reads a setting or an environment variable, so that a resume or a replay sees exactly the same wishes. Fields only grow
+reads a setting or an environment variable (but for where Ollama listens, which is no part of what is made), so that a resume or a replay sees exactly the same wishes. Fields only grow
 at the end and always with a default, so that an old `spec.json` can be read for ever.
 """
 
@@ -130,7 +130,7 @@ class ExportSpec(msgspec.Struct, frozen=True, kw_only=True):
     name: str  # the file's or folder's name without quantization and suffix
     adapter: str | None = None  # absolute folder; None: the adapter that this run trains
     ollama_name: str | None = None  # register with Ollama under this name
-    ollama_host: str = "http://127.0.0.1:11434"
+    ollama_host: str = "http://127.0.0.1:11434"  # empty: what OLLAMA_HOST says to the supervisor that asks
     lmstudio: str | None = None  # absolute models folder of LM Studio to place the file in
     converter_folder: str | None = None  # of llama.cpp, for models that our own converter does not cover
     memory: int = 256  # MiB that merging and converting may take beside the interpreter

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backpropagate_protocol.errors import UserInputError
+from backpropagate_protocol.errors import GGUFExportError, UserInputError
 from backpropagate_protocol.jobs import ChatJob
 from backpropagate_protocol.messages import Answers, Done, Phase, Said, Turn
 from backpropagate_runner.channel import Channel
@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from backpropagate_runner.export.read_gguf import GgufFile
+
 _ROOM = 8192  # tokens of a GGUF's conversation, where the model has no less: the cache is memory
 _DEFAULT_ROOM = 2048
+_OTHER = "Export or download the file again, or name another one."
 
 Messages = Sequence[tuple[str, str]]
 
@@ -54,21 +57,25 @@ def _model(job: ChatJob, voice: Voice, frameworks: Frameworks) -> Callable[[Mess
 
 
 def _gguf(job: ChatJob, voice: Voice) -> Callable[[Messages], Iterator[str]]:
-    from backpropagate_runner.export.hf_template import TemplateRefused, renderer
+    from backpropagate_runner.export.jinja_chat import TemplateRefused, renderer
     from backpropagate_runner.export.llama import Llama, Text
-    from backpropagate_runner.export.read_gguf import GgufFile
 
     assert job.gguf is not None
     voice.phase(Phase.LOAD, detail=job.gguf)
     path = Path(job.gguf)
     if not path.is_file():
         raise UserInputError(f"there is no file {path}", code="INPUT_MODEL_NOT_FOUND")
-    file = GgufFile(path)
+    file = _model_in(path)
     room = min(int(file.number("context_length") or _DEFAULT_ROOM), _ROOM)
     variables = {f"{name}_token": file.token(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
-    render = renderer(file.template, variables, datetime.now) if file.template else _plain
-    model = Llama(path, room, exact=False)
-    choose = _chooser(job)
+    try:
+        render = renderer(file.template, variables, datetime.now) if file.template else _plain
+    except TemplateRefused as error:
+        raise UserInputError(f"the chat template in {path.name} cannot be used: {error}", suggestion=_OTHER) from error
+    try:
+        model = Llama(path, room, exact=False)
+    except GGUFExportError as error:
+        raise UserInputError(error.message, suggestion=_OTHER) from error
 
     def answer(messages: Messages) -> Iterator[str]:
         turns = [{"role": role, "content": content} for role, content in messages]
@@ -79,11 +86,28 @@ def _gguf(job: ChatJob, voice: Voice) -> Callable[[Messages], Iterator[str]]:
         if len(ids) >= room:
             raise UserInputError(f"the conversation of {len(ids)} tokens is longer than the {room} that are held")
         text = Text()
+        choose = _chooser(job)  # anew, so that the seed decides each answer and not the talk before it
         for token in model.continuation(ids, min(job.max_new_tokens, room - len(ids)), choose):
             yield text.more(model.piece(token, special=False))
         yield text.rest()
 
     return answer
+
+
+def _model_in(path: Path) -> GgufFile:
+    """Raises UserInputError for a file that is damaged, or whose model lacks what only another file has."""
+    from backpropagate_runner.export.read_gguf import GgufFile
+
+    try:
+        file = GgufFile(path)
+    except GGUFExportError as error:
+        raise UserInputError(error.message, suggestion=_OTHER) from error
+    if file.fields.get("general.type", "model") != "model":
+        raise UserInputError(
+            f"{path.name} is an adapter, which cannot answer without its base model",
+            suggestion="Name the run or the adapter's folder; or give llama.cpp the GGUF of the base and this one: --lora.",
+        )
+    return file
 
 
 def _plain(messages: Sequence[object]) -> str:

@@ -22,7 +22,7 @@ LONG_LEASE = 3600.0
 TICK = 2.0
 
 # In these a framework may hold the GIL for minutes without a fault: imports, reading weights, compiling kernels.
-_LONG_PHASES = frozenset({Phase.IMPORT, Phase.LOAD, Phase.FIRST_STEP})
+_LONG_PHASES = frozenset({Phase.IMPORT, Phase.LOAD, Phase.FIRST_STEP, Phase.REFERENCE})
 
 
 class Lifeline:

@@ -8,6 +8,9 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
+import msgspec
+
+from backpropagate_protocol.errors import CATALOGUE
 from backpropagate_protocol.framing import encode
 from backpropagate_protocol.jobs import ChatJob, GenerateJob, Job, TrainJob, ValidateJob
 from backpropagate_protocol.messages import (
@@ -64,6 +67,7 @@ class Runner:
         self.voice = Voice(self.channel, self.lifeline)
         self.packages = _versions()
         self._grace = _DEFAULT_GRACE
+        self._talks = False
         self._drill: Drill | None = None
         self.channel.send(Hello(PROTOCOL_VERSION, os.getpid(), platform.python_version(), self.packages))
         self.channel.start()
@@ -103,6 +107,7 @@ class Runner:
 
     def _outcome(self, job: Job) -> tuple[ToParent, bytes]:
         """The last word and its frame: one that cannot be sent is a failure like any other."""
+        self._talks = isinstance(job, ChatJob)
         try:
             last = self._do(job)
             return last, encode(last)
@@ -114,6 +119,9 @@ class Runner:
     def _fault(self, error: BaseException) -> tuple[Fault, bytes]:
         try:
             fault = classify(error, self.voice.where, self.voice.step)
+            if self._talks and fault.code == "RUNTIME_TRAINING_FAILED":  # unforeseen, but of no training
+                code = "RUNTIME_INTERNAL"
+                fault = msgspec.structs.replace(fault, code=code, suggestion=CATALOGUE[code].remedy)
             return fault, encode(fault)
         except Exception as second:  # noqa: BLE001 - a library's exception may not even have a text
             name = redact(type(error).__name__)

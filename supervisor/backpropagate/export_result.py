@@ -34,7 +34,7 @@ class Check:
 class Proof:
     """What was exported, compared with what was trained.
 
-    verifier   `llama` (it was run by llama.cpp) or `weights` (it was read)
+    verifier   `llama` (it was run by llama.cpp), `weights` (it was read), or `text` (only template and vocabulary were)
     prompts    how many were tried; positions: places in their texts at which the two were compared
     """
 
@@ -48,7 +48,7 @@ class Proof:
         wrong = [str(check) for check in self.checks if not check.passed]
         if wrong or not self.passed:
             return f"FAILED: {'; '.join(wrong)}"
-        how = "run by llama.cpp" if self.verifier == "llama" else "read"
+        how = {"llama": "run by llama.cpp", "text": "weights not compared"}.get(self.verifier, "read")
         told = [
             f"{check.name} {check.value:.3g}"
             for check in self.checks

@@ -16,7 +16,7 @@ from typing import Self
 import msgspec
 
 from backpropagate.keep import runs
-from backpropagate_protocol.errors import BackpropagateError, TrainingError, error_for
+from backpropagate_protocol.errors import BackpropagateError, ExitCode, TrainingError, error_for
 from backpropagate_protocol.rundir import RunDir
 
 
@@ -124,6 +124,7 @@ class _Refusal(msgspec.Struct):
     code: str
     message: str
     suggestion: str | None = None
+    exit_code: ExitCode | None = None
 
 
 class _RefusalDocument(msgspec.Struct):
@@ -141,5 +142,7 @@ def _refusal(run_dir: RunDir, offset: int) -> BackpropagateError | None:
             said = msgspec.json.decode(line, type=_RefusalDocument).error
         except msgspec.DecodeError:
             continue
-        return error_for(said.code, said.message, suggestion=said.suggestion, run_id=run_dir.run_id)
+        return error_for(
+            said.code, said.message, suggestion=said.suggestion, run_id=run_dir.run_id, exit_code=said.exit_code
+        )
     return None

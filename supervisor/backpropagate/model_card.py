@@ -32,6 +32,7 @@ class CardFacts:
     report      of the export that made the files
     adapter     the fields of adapter_config.json
     base_card   the README.md of the base model, for its licence
+    revision    the commit of the base model that was trained on, where that is known
     """
 
     repo: str
@@ -42,6 +43,7 @@ class CardFacts:
     adapter: Mapping[str, object] | None = None
     base_card: str = ""
     version: str = ""
+    revision: str = ""
 
 
 def model_card(facts: CardFacts) -> str:
@@ -143,8 +145,9 @@ def _training(facts: CardFacts) -> Iterator[tuple[str, object]]:
         yield from _adapter(facts.adapter or {})
         return
     data, train, lora = spec.data, spec.train, spec.lora
-    if spec.model.revision:
-        yield "Revision of the base model", f"`{spec.model.revision}`"
+    revision = facts.revision or spec.model.revision
+    if revision:
+        yield "Revision of the base model", f"`{revision}`"
     yield "Data", _linked(data.source) if _is_hub_id(data.source) else f"`{_last(data.source)}`"
     if row is not None and row.dataset_digest:
         yield "SHA-256 of the data", f"`{row.dataset_digest}`"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 
 from backpropagate.driver import Driver
 from backpropagate.events import StageEnded
@@ -34,8 +35,8 @@ class Stages:
         """Whether it is done, by this supervisor or an earlier one, and what it made is still there."""
         return self._past.has(stage.name, stage.output)
 
-    async def do(self, stage: Stage) -> Finish | None:
-        """Drives one stage to its end; None if all went well."""
+    async def do(self, stage: Stage, inputs: Callable[[], str] | None = None) -> Finish | None:
+        """Drives one stage to its end; None if all went well. `inputs`: the digest of what an export is made of."""
         attempts = self._past.attempts.get(stage.name, 0)
         policy = StagePolicy(self._spec.run_id, self._spec.safety, stage, attempts=attempts, jitter=random.random())
         driver = Driver(self._spec, self._run_dir, policy, self._report, self._card, self._stops)
@@ -45,18 +46,21 @@ class Stages:
         if finish.exit_code is not ExitCode.DONE or policy.result is None:
             return finish
         self.answer = policy.result
-        ended = _ended(self._spec.run_id, stage, policy.result, round(time.monotonic() - began, 3))
+        ended = _ended(self._spec.run_id, stage, policy.result, round(time.monotonic() - began, 3), inputs)
         if ended is not None:
             self._report.event(ended)
         return None
 
 
-def _ended(run_id: str, stage: Stage, answer: StageResult, seconds: float) -> StageEnded | None:
+def _ended(
+    run_id: str, stage: Stage, answer: StageResult, seconds: float, inputs: Callable[[], str] | None
+) -> StageEnded | None:
     """The event of a stage that is done; None for a proof that failed, which has to be made again."""
     now, name = time.time(), stage.name
     match answer:
         case ExportRoute(notes=notes):
-            return StageEnded(time=now, run_id=run_id, stage=name, seconds=seconds, notes=notes)
+            digest = inputs() if inputs else ""
+            return StageEnded(time=now, run_id=run_id, stage=name, seconds=seconds, digest=digest, notes=notes)
         case Made(path, size, digest, notes):
             return StageEnded(time=now, run_id=run_id, stage=name, seconds=seconds, path=path, bytes=size, digest=digest, notes=notes)  # fmt: skip
         case Proof(passed=passed):

@@ -16,8 +16,8 @@ import msgspec
 from backpropagate import __version__, campaign, checkpoints, process
 from backpropagate.campaign import Campaign
 from backpropagate.chain import Chain
-from backpropagate.events import RunCreated, RunEnded, RunResumed, StageEnded
-from backpropagate.judge import plan
+from backpropagate.events import Noticed, RunCreated, RunEnded, RunResumed, StageEnded
+from backpropagate.judge import plan, telling
 from backpropagate.judge.decisions import Finish
 from backpropagate.keep import exports, locks, runs
 from backpropagate.keep.journal import Journal
@@ -28,7 +28,8 @@ from backpropagate.stood import Stood, where_it_stood
 from backpropagate.stops import Stops
 from backpropagate.training import Training, finished, from_row, published
 from backpropagate.watch.sinks import Sink
-from backpropagate_protocol.errors import CATALOGUE, ExitCode, Retry, error_for
+from backpropagate.wishes.export_spec import reaching
+from backpropagate_protocol.errors import CATALOGUE, BackpropagateError, ExitCode, Retry, error_for
 from backpropagate_protocol.redact import redact
 from backpropagate_protocol.rundir import ExportDir, RunDir
 from backpropagate_protocol.spec import RunSpec
@@ -65,11 +66,13 @@ def supervise(
         text = f"run {spec.run_id} is run {spec.link} of the campaign {spec.parent}"
         advice = f"`{runs.resuming(parent)}` goes on with the campaign."
         raise error_for("STATE_RUN_OF_CAMPAIGN", text, suggestion=advice, run_id=spec.run_id)
+    if spec.export is not None:
+        spec = msgspec.structs.replace(spec, export=reaching(spec.export))
     with ExitStack() as held:
         with _writable(run_dir, spec.run_id):
             _take_locks(held, spec, run_dir)
             _sweep(spec, run_dir)
-            resumed = resumed or run_dir.events.exists()
+            resumed = resumed or runs.has_begun(run_dir)
             stood = where_it_stood(spec, run_dir)
             if stood.status == "completed":
                 raise error_for("STATE_RUN_FINISHED", f"run {spec.run_id} is finished", run_id=spec.run_id)
@@ -82,27 +85,16 @@ def supervise(
         early: list[str] = []
         with process.signals(early.append):
             stops = Stops(early, owner_pipe=owner_pipe)
-            did = _Supervision(spec, run_dir, report, stops, stood, sinks, resumed=resumed, gpu_script=gpu_script)
+            did = _Supervision(spec, run_dir, report, stops, stood, sinks, held, resumed=resumed, gpu_script=gpu_script)
             return did.outcome()
 
 
 def _take_locks(held: ExitStack, spec: RunSpec, run_dir: RunDir) -> None:
-    """What trains has its output folder to itself. What only exports or pushes has its own run, and its result's name."""
+    """What trains has its output folder to itself; what only exports or pushes, its own run. Results' names: see chain."""
     if plan.trains(spec):
         held.enter_context(locks.hold(run_dir.output.lock, spec.run_id, f"the output folder {run_dir.output.path}"))
     else:
         held.enter_context(locks.hold(run_dir.lock, spec.run_id, f"the run {spec.run_id}"))
-    if spec.export is not None:
-        result = _result(spec)
-        with suppress(OSError):  # no place for the user's locks: nobody can be kept away, and the export goes on
-            held.enter_context(locks.hold(locks.export_lock(result), spec.run_id, f"the export to {result}"))
-
-
-def _result(spec: RunSpec) -> Path:
-    """The name that the export asks for."""
-    wish = spec.export
-    assert wish is not None
-    return ExportDir(Path(wish.destination)).result(wish.name, wish.format, wish.quantization)
 
 
 def _sweep(spec: RunSpec, run_dir: RunDir) -> None:
@@ -111,7 +103,7 @@ def _sweep(spec: RunSpec, run_dir: RunDir) -> None:
         campaign.sweep(run_dir)
     if spec.export is not None:
         with suppress(OSError):
-            exports.sweep(ExportDir(Path(spec.export.destination)).work(spec.run_id), _result(spec))
+            exports.sweep(ExportDir(Path(spec.export.destination)).work(spec.run_id))
 
 
 def _drop_if_empty(events: Path) -> None:
@@ -132,6 +124,21 @@ def _writable(run_dir: RunDir, run_id: str) -> Iterator[None]:
         raise error_for(code, text, run_id=run_id) from error
 
 
+def _unreached(finish: Finish, *, begun: bool, given: bool) -> tuple[str, ExitCode]:
+    """Status and exit of a run that reached nothing: nothing is partly done then, whatever the code says.
+
+    Unless a stage failed after a training that is finished, though another run's: what was `given` stands.
+    """
+    if finish.exit_code is not ExitCode.PARTIAL:
+        return finish.status, finish.exit_code
+    if begun and given:
+        return "partial", ExitCode.PARTIAL
+    never = CATALOGUE[finish.code].retry is Retry.NEVER if finish.code else False
+    if begun and (never or not str(finish.code).startswith(("DEP_", "HUB_"))):
+        return "failed", ExitCode.FAILED
+    return ("failed", ExitCode.USER_ERROR) if never else ("interrupted", ExitCode.TRY_LATER)
+
+
 class _Supervision:
     """One supervisor's work on a run that is ours."""
 
@@ -143,6 +150,7 @@ class _Supervision:
         stops: Stops,
         stood: Stood,
         sinks: Sequence[Sink],
+        held: ExitStack,
         *,
         resumed: bool,
         gpu_script: Path | None,
@@ -153,7 +161,7 @@ class _Supervision:
         self._campaign = (
             Campaign(spec, run_dir, report, stops, stood.facts, stood.past, sinks, gpu_script) if stood.facts else None
         )
-        self._chain = Chain(spec, run_dir, report, stops, stood.past)
+        self._chain = Chain(spec, run_dir, report, stops, stood.past, held)
         self._kept = self._campaign.kept if self._campaign else from_row(stood.record.row())
 
     def outcome(self) -> Outcome:
@@ -170,13 +178,11 @@ class _Supervision:
 
     def _begin(self) -> None:
         now, run_id = time.time(), self._spec.run_id
-        reserves = plan.trains(self._spec) and self._training.card.wanted
+        at_once = self._spec.export is None and not (plan.trains(self._spec) and self._training.card.wanted)
         if self._previous is not None:
-            at_once = not reserves
             self._report.begin(RunResumed(time=now, run_id=run_id, previous=self._previous), now=at_once)
             return
         versions = {"backpropagate": __version__, "python": platform.python_version()}
-        at_once = self._spec.export is None and not reserves
         self._report.begin(RunCreated(time=now, run_id=run_id, versions=versions), now=at_once)
 
     async def _work(self) -> Finish:
@@ -184,11 +190,15 @@ class _Supervision:
             if self._campaign is not None:
                 return await self._run_campaign(self._campaign)
             trains = self._spec.kind == "train"
-            done = await anyio.to_thread.run_sync(finished, self._run_dir) if trains else None
+            try:
+                done = await anyio.to_thread.run_sync(finished, self._run_dir) if trains else None
+            except OSError as error:
+                why = redact(error.strerror or str(error))
+                return self._advised(telling.unreadable_adapter(str(self._run_dir.adapter), why))
             self._kept = done or self._kept
             unfit = await self._preflight(trained=done is not None)
             if unfit is not None:
-                return self._advised(unfit)
+                return self._advised(unfit, begun=False)
             finish = await self._train() if trains and done is None else None
             if finish is None and trains and not (done is not None and self._chain.follows):
                 finish = self._publish()
@@ -197,7 +207,7 @@ class _Supervision:
     async def _run_campaign(self, campaign: Campaign) -> Finish:
         unfit = await self._preflight(trained=self._kept.adapter is not None)
         if unfit is not None:
-            return self._advised(unfit)
+            return self._advised(unfit, begun=False)
         finish = await campaign.run()
         self._kept = campaign.kept
         return self._advised(finish or await self._chain.run(self._kept.revision))
@@ -205,14 +215,33 @@ class _Supervision:
     async def _preflight(self, *, trained: bool) -> Finish | None:
         """Before anything that takes long. A run that only now begins leaves nothing if its export cannot work."""
         if self._previous is not None:
-            return await self._chain.preflight(trained=trained)
+            return await self._preflight_again(trained=trained)
         with self._report.rehearsing():
-            finish = await self._chain.preflight(trained=trained)
+            finish = await self._chain.preflight(trained=trained, revision="")
         if finish is None or finish.code is None or finish.code == _BY_WISH:
             return finish
-        raise error_for(finish.code, redact(finish.message), suggestion=finish.suggestion, run_id=self._spec.run_id)
+        advice = finish.suggestion.replace("Then continue.", "Then run the same command again.")
+        _, code = _unreached(finish, begun=False, given=False)
+        raise error_for(
+            finish.code, redact(finish.message), suggestion=advice, run_id=self._spec.run_id, exit_code=code
+        )
+
+    async def _preflight_again(self, *, trained: bool) -> Finish | None:
+        """A run that was under way does not wait for what only its last stage needs, and what may be there by then."""
+        try:
+            finish = await self._chain.preflight(trained=trained, revision=self._kept.revision)
+        except BackpropagateError as error:
+            if not self._report.begun:
+                raise
+            finish = telling.refused(error)
+        if finish is None or not plan.trains(self._spec) or trained or finish.code != "DEP_OLLAMA_REGISTRATION_FAILED":
+            return finish
+        text = redact(f"{finish.message}; the training goes on, and Ollama is asked again after it")
+        self._report.event(Noticed(time=time.time(), run_id=self._spec.run_id, level="warning", text=text))
+        return None
 
     async def _train(self) -> Finish | None:
+        self._chain.discard()  # what was made of an adapter that is gone
         finish = await self._training.run()
         self._kept = self._training.kept(finish)
         return finish if finish.exit_code is not ExitCode.DONE else None
@@ -225,14 +254,24 @@ class _Supervision:
             self._report.event(StageEnded(time=time.time(), run_id=self._spec.run_id, stage=TRAINED, path=lora))
         return finish
 
-    def _advised(self, finish: Finish) -> Finish:
-        """A stage that fails does not undo what was reached before it; the advice names the one command that goes on."""
+    def _advised(self, finish: Finish, *, begun: bool = True) -> Finish:
+        """A stage that fails does not undo what was reached before it; the advice names the one command that goes on.
+
+        Reached is the adapter that this run has trained, and the result that it has exported. begun False: nothing but the
+        preflight was asked.
+        """
         if finish.exit_code is ExitCode.DONE or finish.code is None:
             return finish
         reached = self._kept.adapter is not None or self._chain.export is not None
-        status, exit_code, message = finish.status, finish.exit_code, finish.message
+        message, status = finish.message, finish.status
+        exit_code: ExitCode = finish.exit_code
         if reached and finish.code != _BY_WISH:
             status, exit_code = "partial", ExitCode.PARTIAL
+        elif not reached:
+            given = self._spec.kind == "push" or (
+                self._spec.export is not None and self._spec.export.adapter is not None
+            )
+            status, exit_code = _unreached(finish, begun=begun, given=given)
         command = f"`{runs.resuming(self._run_dir)}`"
         advice = (finish.suggestion or CATALOGUE[finish.code].remedy).replace("`backprop resume RUN`", command)
         worth_it = CATALOGUE[finish.code].retry is not Retry.NEVER or reached

@@ -197,7 +197,7 @@ class Trainer(MultiRuns):
     ) -> TrainingRun:
         """Goes on with an interrupted or failed run of this output folder, from its newest good checkpoint.
 
-        run: a run id, any unique prefix of one, or "latest". Raises RunNotFoundError, and UserInputError
+        run: a run id, any unique prefix of one, or "latest": the newest that is not complete. Raises RunNotFoundError, and UserInputError
         (STATE_RUN_FINISHED) for a run that is complete.
         """
         run_dir = self._resumable(run, campaigns=False)

@@ -54,7 +54,7 @@ class TrainerBase:
 
     def _resumable(self, run: str, *, campaigns: bool) -> RunDir:
         """Raises for what is not there, of the other kind, or complete."""
-        run_dir = runs.find(Settings(self._given).text("training.output_dir"), run)
+        run_dir = history.to_resume(Settings(self._given).text("training.output_dir"), run)
         if (runs.load_spec(run_dir).kind == "campaign") is not campaigns:
             raise UserInputError(
                 f"run {run_dir.run_id[:8]} is {'no' if campaigns else 'a'} campaign",

@@ -6,8 +6,6 @@ import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import msgspec
-
 from backpropagate.driver import Driver
 from backpropagate.judge import plan
 from backpropagate.judge.decisions import Finish
@@ -20,7 +18,7 @@ from backpropagate.stops import Stops
 from backpropagate_protocol import durable
 from backpropagate_protocol.durable import NotWhole
 from backpropagate_protocol.errors import CATALOGUE, ExitCode
-from backpropagate_protocol.rundir import MANIFEST, Manifest, RunDir
+from backpropagate_protocol.rundir import Manifest, RunDir
 from backpropagate_protocol.spec import RunSpec
 
 
@@ -43,10 +41,13 @@ def from_row(row: RunRow) -> Kept:
 
 
 def finished(run_dir: RunDir) -> Kept | None:
-    """The result of a training that is complete: the adapter appears only then, and only whole. Reads all of it."""
+    """The result of a training that is complete: the adapter appears only then, and only whole. Reads all of it.
+
+    Raises OSError if it is there and cannot be read now: that is no reason to train again.
+    """
     try:
         manifest = durable.verify_dir(run_dir.adapter)
-    except (NotWhole, OSError):
+    except NotWhole:
         return None
     return _result(run_dir, manifest) if manifest.run_id == run_dir.run_id else None
 
@@ -54,13 +55,6 @@ def finished(run_dir: RunDir) -> Kept | None:
 def _result(run_dir: RunDir, m: Manifest) -> Kept:
     loss = finite(m.loss)
     return Kept(m.step, m.total_steps, m.samples_seen, m.order, loss, str(run_dir.adapter), m.model_revision)
-
-
-def _revision(adapter: Path) -> str:
-    try:
-        return msgspec.json.decode((adapter / MANIFEST).read_bytes(), type=Manifest).model_revision
-    except (OSError, msgspec.DecodeError):
-        return ""
 
 
 class Training:
@@ -103,7 +97,7 @@ class Training:
         kept, done = self._policy.committed, self._policy.result
         if finish.exit_code is ExitCode.DONE and done is not None:
             adapter, loss = self._run_dir.adapter, finite(done.final_loss)
-            total, revision = self._policy.total_steps, _revision(adapter)
+            total, revision = self._policy.total_steps, results.trained_revision(adapter)
             return Kept(done.step, total, done.samples_seen, done.order, loss, str(adapter), revision)
         if kept is None:
             return Kept(total_steps=self._policy.total_steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,28 @@ def test_the_adapter_is_on_it(cpu: CpuBackend, tiny: Path, adapter: Path, tmp_pa
     assert (len(with_adapter.adapter_digest), without.adapter_digest) == (64, "")
 
 
+def test_a_template_that_writes_date_and_hour_writes_the_moment_that_it_is_given(
+    cpu: CpuBackend, tiny: Path, tmp_path: Path
+) -> None:
+    dated = shutil.copytree(tiny, tmp_path / "dated")
+    template = dated / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%d %b %Y %H:%M') }}" + template.read_text(encoding="utf-8"))
+    for name in ("today", "tomorrow"):
+        job = ReferenceJob(
+            model=ModelSpec(name="tiny", path=str(dated)),
+            adapter=None,
+            prompts=PROMPTS[:1],
+            out=str(tmp_path / name),
+            backend="cpu",
+            moment="2026-03-01T23:59:58+00:00",
+        )
+        cpu.reference(job, Kept())
+        reference = read_reference(tmp_path / name)
+        assert reference.moment == job.moment
+        assert reference.prompts[0].text.startswith("01 Mar 2026 23:59")
+        assert (reference.rendered[0].text or "").startswith("01 Mar 2026 23:59")
+
+
 def test_it_stays_small_and_counts_what_it_kept(cpu: CpuBackend, tiny: Path, tmp_path: Path) -> None:
     made, reference = refer(cpu, tiny, None, tmp_path / "reference")
     assert made.bytes == sum(path.stat().st_size for path in (tmp_path / "reference").iterdir())
@@ -142,8 +165,6 @@ def test_a_template_that_refuses_a_conversation_is_noted_as_such(cpu: CpuBackend
 def test_the_tokenizer_beside_the_adapter_is_the_one_it_was_trained_with(
     cpu: CpuBackend, tiny: Path, adapter: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     from tests.backends.tiny_model import TEMPLATE
 
     mine = shutil.copytree(adapter, tmp_path / "adapter")
@@ -186,7 +207,6 @@ def test_a_model_larger_than_any_memory_is_not_loaded_and_that_is_told(
 ) -> None:
     """Its configuration promises 10^13 parameters; nobody looks at the weights."""
     import json
-    import shutil
 
     huge = shutil.copytree(tiny, tmp_path / "huge")
     config = json.loads((huge / "config.json").read_text())

@@ -74,10 +74,23 @@ def test_the_protocol_and_the_runner_load_without_any_framework(tmp_path: Path) 
 
 def test_the_runner_knows_backends_by_their_contract_only() -> None:
     """And by two questions that no framework is needed for: where a model's files are, and how much memory is free."""
-    names = ("registry", "base", "torch_source", "torch_room")
+    names = ("registry", "base", "model_source", "host_memory")
     known = {f"backpropagate_backends.{name}" for name in names}
     used = {name for path in modules("runner") for name in reaches(path) if name.startswith("backpropagate_backends")}
     assert {name for name in used if ".".join(name.split(".")[:2]) not in known} <= {"backpropagate_backends"}
+
+
+def test_the_linter_forbids_the_runner_every_backend_that_there_is() -> None:
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    (contract,) = (c for c in tool["importlinter"]["contracts"] if c["name"].startswith("the runner knows backends"))
+    known = {"base", "registry", "model_source", "host_memory", "__init__"}
+    there = {path.stem for path in modules("backends")} - known
+    assert {f"backpropagate_backends.{name}" for name in there} <= set(contract["forbidden_modules"])
+
+
+def test_what_the_runner_asks_of_backends_loads_no_framework(tmp_path: Path) -> None:
+    program = "import backpropagate_backends.model_source, backpropagate_backends.host_memory"
+    assert loaded_by(program, _HEAVY, tmp_path) <= {"huggingface_hub"}
 
 
 def test_the_runner_computes_with_numbers_only_where_it_exports_merges_and_talks() -> None:
@@ -133,10 +146,10 @@ _DOORS: dict[str, set[str]] = {
     # What an export reaches: llama.cpp, Ollama over HTTP, the hub, and programs of others, run in a child of their own.
     "llama_cpp": {"runner/backpropagate_runner/export/llama.py", "runner/backpropagate_runner/export/quantize.py"},
     "http.client": {"runner/backpropagate_runner/export/ollama.py"},
-    "urllib.request": {"backends/backpropagate_backends/torch_source.py"},
+    "urllib.request": {"backends/backpropagate_backends/model_source.py"},
     "socket": {"runner/backpropagate_runner/export/ollama.py"},
     "huggingface_hub": {
-        "backends/backpropagate_backends/torch_source.py",
+        "backends/backpropagate_backends/model_source.py",
         "runner/backpropagate_runner/export/hub_files.py",
         "runner/backpropagate_runner/export/push.py",
     },

@@ -25,7 +25,7 @@ def test_a_code_becomes_an_exception_that_says_it_again(code: str) -> None:
 @pytest.mark.parametrize("code", CODES)
 def test_an_entry_says_what_to_do_in_whole_sentences(code: str) -> None:
     info = CATALOGUE[code]
-    assert re.fullmatch(r"(INPUT|CONFIG|DEP|RUNTIME|STATE|PARTIAL)_[A-Z_]+", code)
+    assert re.fullmatch(r"(INPUT|CONFIG|DEP|HUB|RUNTIME|STATE|PARTIAL)_[A-Z_]+", code)
     assert len(info.title) > 10
     assert not info.title.endswith(".")
     assert info.remedy.endswith(".")

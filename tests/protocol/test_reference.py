@@ -34,7 +34,7 @@ def write(folder: Path) -> Reference:
     writer.add(answered("one", 3), rows(3, 0.0))
     writer.add(answered("two", 2), rows(2, 100.0))
     rendered = (Rendered((("system", "s"),), None),)
-    writer.commit(Reference(model="m", vocabulary=VOCABULARY, rendered=rendered, day="2026-01-01"))
+    writer.commit(Reference(model="m", vocabulary=VOCABULARY, rendered=rendered, moment="2026-01-01T23:59:58"))
     writer.close()
     return read_reference(folder)
 

@@ -22,6 +22,7 @@ from backpropagate_protocol.messages import (
 )
 from backpropagate_protocol.spec import ModelSpec
 from tests.runner.child import Child, runner
+from tests.runner.export.chat_templates import write_gguf
 
 TINY = Path(__file__).parents[2] / "fixtures" / "tiny-base"
 QUESTION = ("user", "What is the capital of France?")
@@ -190,5 +191,34 @@ def test_a_damaged_gguf_is_told(gguf: Path, tmp_path: Path) -> None:
     with runner(ChatJob(gguf=str(short)), tmp_path, "none") as child:
         fault = child.finish()
     assert isinstance(fault, Fault)
-    assert fault.code == "RUNTIME_GGUF_EXPORT_FAILED"
+    assert (fault.code, fault.kind) == ("INPUT_VALIDATION_FAILED", FaultKind.USER)
     assert "damaged" in fault.message
+
+
+def refusal(path: Path, folder: Path) -> Fault:
+    with runner(ChatJob(gguf=str(path)), folder, "none") as child:
+        fault = child.finish()
+    assert isinstance(fault, Fault)
+    assert fault.kind is FaultKind.USER
+    return fault
+
+
+def test_an_adapter_alone_cannot_be_talked_with(tmp_path: Path) -> None:
+    gguf_write = pytest.importorskip("backpropagate_runner.export.gguf_write")
+    head = gguf_write.Head("qwen2", "mine")
+    head.adapter(16.0)
+    gguf_write.write(tmp_path / "mine-lora-F16.gguf", head, [], lambda *sign: None, 1)
+    fault = refusal(tmp_path / "mine-lora-F16.gguf", tmp_path)
+    assert "adapter" in fault.message
+    assert "base" in fault.suggestion
+
+
+def test_a_template_that_is_none_is_told(tmp_path: Path) -> None:
+    fault = refusal(write_gguf(tmp_path / "m.gguf", "{% foo %}"), tmp_path)
+    assert "chat template in m.gguf" in fault.message
+    assert "resume" not in fault.suggestion
+
+
+def test_a_file_that_llama_cpp_does_not_take_is_the_users(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    assert "llama.cpp cannot load" in refusal(write_gguf(tmp_path / "m.gguf", None), tmp_path).message

@@ -26,15 +26,15 @@ def chat(folder: Path, *arguments: str, said: str = "") -> tuple[int, str, str]:
 
 
 def test_each_line_of_a_pipe_is_a_question_and_stdout_has_the_answers_only(tmp_path: Path) -> None:
-    code, out, err = chat(tmp_path, "any", "--backend", "toy", said="one\n\ntwo\n/exit\nthree\n")
+    code, out, err = chat(tmp_path, "me/any", "--backend", "toy", said="one\n\ntwo\n/exit\nthree\n")
 
     assert code == 0
     assert len(out.splitlines()) == 2
-    assert err == "loading any\n"
+    assert err == "loading me/any\n"
 
 
 def test_with_json_each_answer_is_a_line(tmp_path: Path) -> None:
-    code, out, err = chat(tmp_path, "any", "--backend", "toy", "--json", said="one\ntwo\n")
+    code, out, err = chat(tmp_path, "me/any", "--backend", "toy", "--json", said="one\ntwo\n")
     lines = [json.loads(line) for line in out.splitlines()]
 
     assert (code, err) == (0, "")
@@ -43,7 +43,7 @@ def test_with_json_each_answer_is_a_line(tmp_path: Path) -> None:
 
 
 def test_nothing_said_is_nothing_answered(tmp_path: Path) -> None:
-    assert chat(tmp_path, "any", "--backend", "toy")[:2] == (0, "")
+    assert chat(tmp_path, "me/any", "--backend", "toy")[:2] == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,7 @@ def test_nothing_said_is_nothing_answered(tmp_path: Path) -> None:
         (["broken.gguf"], "INPUT_VALIDATION_FAILED"),
         (["real.gguf", "--base"], "CONFIG_INVALID_SETTING"),
         (["./nothing"], "INPUT_MODEL_NOT_FOUND"),
+        (["nix"], "INPUT_MODEL_NOT_FOUND"),
         (["latest"], "INPUT_RUN_NOT_FOUND"),
         ([""], "INPUT_VALIDATION_FAILED"),
         (["tiny", "--temperature", "-1"], "INPUT_VALIDATION_FAILED"),
@@ -76,7 +77,7 @@ def test_a_person_can_reset_ask_for_help_and_leave(tmp_path: Path) -> None:
 
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "backpropagate", "chat", "any", "--backend", "toy"],
+        [sys.executable, "-P", "-m", "backpropagate", "chat", "me/any", "--backend", "toy"],
         cwd=tmp_path,
         stdin=theirs,
         stdout=subprocess.PIPE,

@@ -13,7 +13,7 @@ from backpropagate.keep import exports, journal, runs
 from backpropagate.keep.exports import ExportReport, ProofReport
 from backpropagate.model_card import CardFacts, model_card
 from backpropagate.wishes.card import card_for
-from backpropagate_protocol.rundir import MANIFEST, OutputDir, RunDir
+from backpropagate_protocol.rundir import MANIFEST, Manifest, OutputDir, RunDir
 from backpropagate_protocol.spec import DataSpec, ExportSpec, LoraSpec, ModelSpec, RunSpec, TrainSpec
 
 _RUN = "0d5c4f0e-1111-4222-8333-444455556666"
@@ -61,7 +61,7 @@ def _report(home: Path, adapter: Path | None, *, passed: bool = True) -> ExportR
         run_id="another",
         created="2026-11-01T11:00:00Z",
         result="m-Q4_K_M.gguf",
-        bytes=5,
+        bytes=4,
         digest="6" * 64,
         format="gguf",
         quantization="q4_k_m",
@@ -117,6 +117,28 @@ def test_every_field_of_a_trained_run_is_filled(tmp_path: Path) -> None:
     assert 'PeftModel.from_pretrained(base, "me/letters")' in card
     assert "unknown" not in card
     assert "None" not in card
+
+
+def test_the_commit_that_was_trained_on_is_told_and_not_the_branch_that_was_asked_for(tmp_path: Path) -> None:
+    run_dir = _trained(tmp_path, _spec(tmp_path))
+    (run_dir.adapter / MANIFEST).write_bytes(msgspec.json.encode(_manifest(model_revision="c0ffee")))
+    assert "| Revision of the base model | `c0ffee` |" in card_for("me/letters", run_dir.adapter, run=run_dir)
+
+
+def _manifest(**more: object) -> Manifest:
+    fields: dict[str, object] = {
+        "run_id": _RUN,
+        "step": 3,
+        "total_steps": 3,
+        "samples_seen": 24,
+        "order": 1,
+        "micro_batch": 4,
+        "accumulation": 2,
+        "data_digest": "d",
+        "spec_digest": "s",
+        "backend": "cpu",
+    }
+    return msgspec.convert({**fields, **more}, Manifest)
 
 
 def test_nothing_of_the_machine_is_in_a_card(tmp_path: Path) -> None:

@@ -34,3 +34,10 @@ def untroubled(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Children compute in one thread: sums of floats come out the same whatever else the machine does."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def adapter(untroubled: Trained) -> str:
+    """An adapter of the tiny base, really trained."""
+    assert untroubled.outcome.adapter is not None
+    return untroubled.outcome.adapter

@@ -14,6 +14,7 @@ from backpropagate.events import (
     Exported,
     ExportProved,
     FaultSeen,
+    Noticed,
     Recovering,
     RunEnded,
     RunResumed,
@@ -23,25 +24,18 @@ from backpropagate.events import (
 from backpropagate.keep import exports, history, locks, runs
 from backpropagate.keep.past import TRAINED
 from backpropagate.supervise import supervise
-from backpropagate_protocol.errors import BackpropagateError, BusyError
+from backpropagate.wishes import models
+from backpropagate_protocol.errors import BackpropagateError, BusyError, OllamaRegistrationError
 from backpropagate_protocol.rundir import ExportDir
 from backpropagate_protocol.spec import PushSpec, RunSpec
 from tests.conftest import Oracle
 from tests.doubles.ollama_server import OllamaDouble
-from tests.system.exported import export_of, result_of, trained_and_exported, wish
-from tests.system.real import Trained
-from tests.system.supervised import At, Story, Supervisor, resume_here, run_here, toy_spec
+from tests.system.exported import NAME, export_of, result_of, trained_and_exported, wish
+from tests.system.supervised import STEPS, At, Story, Supervisor, resume_here, run_here, toy_spec
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="a POSIX signal")
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
-
-
-@pytest.fixture
-def adapter(untroubled: Trained) -> str:
-    """An adapter of the tiny base, really trained."""
-    assert untroubled.outcome.adapter is not None
-    return untroubled.outcome.adapter
 
 
 def names(story: Story) -> list[str]:
@@ -81,7 +75,7 @@ def test_a_supervisor_killed_in_any_stage_leaves_what_is_done_and_the_run_goes_o
     run_dir = runs.create(spec)
     for stage in stages:
         with Supervisor(run_dir) as running:
-            running.until(lambda: _is_in(running, stage), f"it is in {stage}")  # noqa: B023 - waited for right here
+            running.until(lambda: is_in(running, stage), f"it is in {stage}")  # noqa: B023 - waited for right here
             running.process.kill()
             running.wait()
         assert history.show(run_dir).status == "interrupted"
@@ -95,7 +89,7 @@ def test_a_supervisor_killed_in_any_stage_leaves_what_is_done_and_the_run_goes_o
     assert [stage["stage"] for stage in row.stages] == ["preflight", *stages]
 
 
-def _is_in(running: Supervisor, stage: str) -> bool:
+def is_in(running: Supervisor, stage: str) -> bool:
     return any(started.stage == stage for started in running.of(StageStarted))
 
 
@@ -152,6 +146,57 @@ def test_an_export_that_cannot_work_is_refused_before_the_training_and_leaves_no
     assert history.list_rows(output) == []
 
 
+def dead_ollama(oracle: Oracle, toy: RunSpec) -> RunSpec:
+    """The toy, to be registered where nobody listens."""
+    with OllamaDouble() as server:
+        url = server.url
+    empty = no_model(oracle, toy).export
+    assert empty is not None
+    return msgspec.structs.replace(toy, export=msgspec.structs.replace(empty, ollama_name="talk", ollama_host=url))
+
+
+def test_a_server_that_is_away_at_first_is_a_matter_of_time_and_nothing_of_the_run_stays(oracle: Oracle) -> None:
+    output = oracle.output()
+    run_dir = runs.create(dead_ollama(oracle, toy_spec(output)))
+    with pytest.raises(OllamaRegistrationError) as refused, runs.beginning(run_dir):
+        supervise(run_dir)
+    assert refused.value.exit_code == 75
+    assert "run the same command again" in refused.value.suggestion
+    assert not run_dir.path.exists()
+
+
+def test_a_server_that_is_away_at_a_resume_does_not_keep_the_training_from_going_on(oracle: Oracle) -> None:
+    """What only the last stage needs may be there when it comes to it; here it is not, and the training is kept."""
+    output = oracle.output()
+    toy = toy_spec(output, "device_lost:12")
+    run_here(toy)
+    run_dir = output.run(toy.run_id)
+    run_dir.spec.write_bytes(msgspec.json.encode(dead_ollama(oracle, toy)))
+    outcome, story = resume_here(run_dir)
+    assert story.of(AttemptStarted)
+    assert any("the training goes on" in notice.text for notice in story.of(Noticed))
+    assert (outcome.status, outcome.exit_code) == ("partial", 3), outcome
+    assert (outcome.code, outcome.step) == ("DEP_OLLAMA_REGISTRATION_FAILED", STEPS)
+    assert outcome.adapter is not None
+
+
+def test_a_server_that_is_away_when_an_export_goes_on_is_a_matter_of_time(oracle: Oracle, adapter: str) -> None:
+    """Nothing was exported yet, so nothing is partly done."""
+    output = oracle.output()
+    run_dir = runs.create(lora_export(oracle, adapter, "place:hang:1"))
+    with Supervisor(run_dir) as running:
+        running.until(lambda: is_in(running, "place"), "it is in the stage")
+        running.process.kill()
+        running.wait()
+    with OllamaDouble() as server:
+        url = server.url
+    spec = runs.load_spec(run_dir)
+    export = msgspec.structs.replace(wish(output, adapter), ollama_name="talk", ollama_host=url)
+    run_dir.spec.write_bytes(msgspec.json.encode(msgspec.structs.replace(spec, export=export)))
+    outcome, _ = resume_here(run_dir)
+    assert (outcome.status, outcome.exit_code, outcome.code) == ("interrupted", 75, "DEP_OLLAMA_REGISTRATION_FAILED")
+
+
 def test_a_run_whose_preflight_fails_on_a_resume_keeps_everything(oracle: Oracle) -> None:
     output = oracle.output()
     toy = toy_spec(output, "device_lost:12")
@@ -205,7 +250,7 @@ def test_a_stage_that_fails_once_is_done_again(oracle: Oracle, adapter: str, fau
 def test_a_stage_that_dies_again_and_again_ends_the_run_with_its_code(oracle: Oracle, adapter: str) -> None:
     spec = lora_export(oracle, adapter, "place:sigkill:1:0")
     outcome, story = run_here(spec)
-    assert (outcome.status, outcome.exit_code, outcome.code) == ("failed", 3, "RUNTIME_LORA_EXPORT_FAILED"), outcome
+    assert (outcome.status, outcome.exit_code, outcome.code) == ("partial", 3, "RUNTIME_LORA_EXPORT_FAILED"), outcome
     assert len([started for started in story.of(StageStarted) if started.stage == "place"]) == 3
     assert runs.resuming(oracle.output().run(spec.run_id)) in outcome.suggestion
     assert not result_of(spec).exists()
@@ -221,7 +266,7 @@ def test_an_export_that_is_stopped_in_a_stage_goes_on_with_it(
     spec = lora_export(oracle, adapter, "place:hang:1")
     run_dir = runs.create(spec)
     with Supervisor(run_dir, owner=True) as running:
-        running.until(lambda: _is_in(running, "place"), "it is in the stage")
+        running.until(lambda: is_in(running, "place"), "it is in the stage")
         if wished:
             running.tell(wished)
         else:
@@ -239,7 +284,7 @@ def test_ctrl_c_in_the_preflight_of_a_new_run_is_an_interruption(oracle: Oracle,
     spec = lora_export(oracle, adapter, "preflight:hang:1")
     run_dir = runs.create(spec)
     with Supervisor(run_dir) as running:
-        running.until(lambda: "planned fault" in _log(run_dir.log), "it is in the preflight")
+        running.until(lambda: "planned fault" in log_of(run_dir.log), "it is in the preflight")
         running.signal(signal.SIGINT)
         assert running.wait() == 130
         assert running.ended().status == "interrupted"
@@ -247,7 +292,7 @@ def test_ctrl_c_in_the_preflight_of_a_new_run_is_an_interruption(oracle: Oracle,
     assert outcome.status == "completed"
 
 
-def _log(path: Path) -> str:
+def log_of(path: Path) -> str:
     return path.read_text(errors="replace") if path.exists() else ""
 
 
@@ -261,10 +306,65 @@ def test_an_export_goes_beside_a_training_but_not_beside_another_to_the_same_res
         assert supervise(run_dir).status == "completed"
     other = lora_export(oracle, adapter)
     with locks.hold(locks.export_lock(result_of(other)), "another-export", "the export"):
-        refused = runs.create(other)
+        refused, story = runs.create(other), Story()
         with pytest.raises(BusyError, match="another-export"), runs.beginning(refused):
-            supervise(refused)
+            supervise(refused, [story])
+    assert names(story) == ["preflight"]
     assert not refused.path.exists()
+
+
+def test_a_training_does_not_keep_the_name_of_its_export_from_others(oracle: Oracle) -> None:
+    """Only when it comes to the export: then somebody else may be at it, and the command that goes on is told."""
+    output = oracle.output()
+    toy = toy_spec(output, toy=models.resolve_model(models.TINY).path)
+    toy = msgspec.structs.replace(toy, export=wish(output, None, "lora"))
+    with locks.hold(locks.export_lock(result_of(toy)), "another-export", "the export"):
+        outcome, _ = run_here(toy)
+    assert (outcome.status, outcome.exit_code, outcome.code) == ("partial", 3, "STATE_BUSY"), outcome
+    assert outcome.adapter is not None
+    assert runs.resuming(output.run(toy.run_id)) in outcome.suggestion
+
+
+def test_what_nobody_of_us_made_keeps_its_name_whatever_the_result_comes_to_be_called(
+    oracle: Oracle, adapter: str
+) -> None:
+    """The name that was wished for is free; the one that the route leads to is not."""
+    spec = lora_export(oracle, adapter)
+    result = result_of(spec)
+    result.mkdir(parents=True)
+    (result / "precious.txt").write_text("somebody's")
+    run_dir, story = runs.create(spec), Story()
+    with pytest.raises(BackpropagateError) as refused, runs.beginning(run_dir):
+        supervise(run_dir, [story])
+    assert (refused.value.code, refused.value.exit_code) == ("CONFIG_OUTPUT_UNWRITABLE", 1)
+    assert names(story) == ["preflight"]
+    assert (result / "precious.txt").read_text() == "somebody's"
+    assert not run_dir.path.exists()
+
+
+def test_where_ollama_quantizes_the_name_that_counts_is_that_of_the_file_on_the_disk(
+    oracle: Oracle, adapter: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without llama.cpp what is called Q4_K_M is never made here; what it is instead is known after the preflight."""
+    shim = tmp_path / "without"
+    (shim / "llama_cpp").mkdir(parents=True)
+    (shim / "llama_cpp" / "__init__.py").write_text("raise ImportError('not here')\n")
+    monkeypatch.setenv("PYTHONPATH", str(shim))
+    output = oracle.output()
+    output.exports.mkdir(parents=True)
+    precious = [output.exports / f"{NAME}-{type}.gguf" for type in ("F16", "BF16", "F32")]
+    for path in precious:
+        path.write_text("somebody's")
+    with OllamaDouble() as server:
+        export = wish(output, adapter, quantization="q4_k_m")
+        export = msgspec.structs.replace(export, ollama_name="talk", ollama_host=server.url)
+        spec = export_of(adapter, output, export=export)
+        run_dir, story = runs.create(spec), Story()
+        with pytest.raises(BackpropagateError) as refused, runs.beginning(run_dir):
+            supervise(run_dir, [story])
+    assert refused.value.code == "CONFIG_OUTPUT_UNWRITABLE"
+    assert names(story) == ["preflight"]
+    assert {path.read_text() for path in precious} == {"somebody's"}
 
 
 def test_an_older_result_of_the_same_name_is_replaced_whole(oracle: Oracle, adapter: str) -> None:
@@ -287,8 +387,7 @@ def test_a_push_that_cannot_be_made_is_a_run_that_failed(oracle: Oracle, adapter
     push = PushSpec(folder=str(tmp_path / "nothing-here"), repo="someone/something", dry_run=True)
     spec = msgspec.structs.replace(export_of(adapter, output), kind="push", export=None, push=push)
     outcome, _ = run_here(spec)
-    assert outcome.status == "failed"
-    assert outcome.exit_code in (1, 3)
+    assert (outcome.status, outcome.exit_code, outcome.code) == ("failed", 1, "INPUT_VALIDATION_FAILED"), outcome
     (row,) = history.list_rows(output)
     assert (row.session_kind, row.steps) == ("push", 0)
 
@@ -303,7 +402,7 @@ def test_an_export_that_answers_otherwise_is_put_aside_and_not_registered(oracle
         damaged = At(lambda event: isinstance(event, StageEnded) and event.stage == "convert", lambda: _damage(made))
         outcome, story = run_here(spec, sinks=[damaged])
         assert not server.models
-    assert (outcome.status, outcome.exit_code, outcome.code) == ("failed", 3, "RUNTIME_EXPORT_MISMATCH"), outcome
+    assert (outcome.status, outcome.exit_code, outcome.code) == ("partial", 3, "RUNTIME_EXPORT_MISMATCH"), outcome
     result = result_of(spec)
     aside = ExportDir.rejected(result)
     assert aside.is_file()

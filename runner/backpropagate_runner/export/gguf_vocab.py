@@ -7,10 +7,12 @@ tokenizer's way is found by its very rules; one that has other rules would make 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from backpropagate_protocol.errors import ModelLoadError, UserInputError
 from backpropagate_runner.export.gguf_arch import NotCovered
 
 # gguf.TokenType
@@ -32,6 +34,32 @@ _WITHOUT_MERGES = {"llama-bpe": "smaug-bpe"}
 # How a split says that what the rule matches becomes a word: the rules above leave nothing unmatched.
 _WORDS = (("Isolated", False), ("Removed", True))
 
+# Ends of answers that llama.cpp knows by their text, whatever the file says of them.
+_KNOWN_ENDS = frozenset(
+    [
+        "</s>",
+        "<EOT>",
+        "_<EOT>",
+        "[EOT]",
+        "[EOS]",
+        "<eos>",
+        "<end_of_turn>",
+        "<turn|>",
+        "<end_of_utterance>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<|return|>",
+        "<|call|>",
+        "<|calls|>",
+        "<|flush|>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<|tool_response>",
+    ]
+)
+_PHI3 = ("<unk>", "<s>", "</s>", "<|endoftext|>")  # the four that llama.cpp's rule for Phi-3 speaks of by name
 _SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
@@ -47,6 +75,7 @@ class Vocabulary:
     add_bos: bool
     add_eos: bool
     chat_template: str | None
+    notes: tuple[str, ...] = ()
 
 
 def pre_tokenizer(folder: str | Path) -> str | None:
@@ -63,8 +92,12 @@ def tokenizer_folder(model: Path, adapter: Path | None) -> Path:
     return adapter if adapter is not None and (adapter / "tokenizer.json").is_file() else model
 
 
-def read(folder: Path, rows: int, config: Mapping[str, object]) -> Vocabulary:
-    """The tokenizer in `folder` for a model whose embedding has `rows` rows. Raises NotCovered with the reason."""
+def read(folder: Path, rows: int, config: Mapping[str, object], ends: Sequence[int] = ()) -> Vocabulary:
+    """The tokenizer in `folder` for a model whose embedding has `rows` rows. `ends`: all tokens that end an answer.
+
+    Raises NotCovered with the reason; UserInputError [INPUT_MODEL_UNSUPPORTED] for what no GGUF can say, and ModelLoadError
+    for a damaged file.
+    """
     tokenizer, settings = _json(folder / "tokenizer.json"), _json(folder / "tokenizer_config.json", optional=True)
     pre = _pre(tokenizer)
     model = _object(tokenizer, "model")
@@ -76,7 +109,10 @@ def read(folder: Path, rows: int, config: Mapping[str, object]) -> Vocabulary:
     tokens = [by_id.get(index, f"[PAD{index}]") for index in range(rows)]
     types = [_type(added.get(index), tokens[index]) if index in by_id else UNUSED for index in range(rows)]
     special = _special(settings, config, {str(entry["content"]): index for index, entry in added.items()}, rows)
+    if (turn := _end_of_turn(ends, special, tokens)) is not None:
+        special["eot"] = turn
     first, last = _ends(tokenizer)
+    template = chat_template(folder)
     return Vocabulary(
         pre=pre,
         tokens=tokens,
@@ -85,7 +121,8 @@ def read(folder: Path, rows: int, config: Mapping[str, object]) -> Vocabulary:
         special=special,
         add_bos=_adds("bos", first, special, tokens),
         add_eos=_adds("eos", last, special, tokens),
-        chat_template=chat_template(folder),
+        chat_template=template,
+        notes=_swallowing(folder, added.values(), template, {kind: tokens[index] for kind, index in special.items()}),
     )
 
 
@@ -168,10 +205,72 @@ def _special(
         index = added.get(content) if isinstance(content, str) else None
         if index is None:
             fallback = config.get(f"{kind}_token_id")
+            fallback = fallback[0] if isinstance(fallback, list) and fallback else fallback
             index = fallback if isinstance(fallback, int) and 0 <= fallback < rows else None
         if index is not None:
             found[kind] = index
     return found
+
+
+def ends_of_answers(model: Path) -> tuple[int, ...]:
+    """What the model in this folder says ends an answer, besides its tokenizer's eos."""
+    said = _json(model / "generation_config.json", optional=True).get("eos_token_id")
+    return tuple(index for index in (said if isinstance(said, list) else [said]) if isinstance(index, int))
+
+
+def _end_of_turn(ends: Sequence[int], special: Mapping[str, int], tokens: Sequence[str]) -> int | None:
+    """The end that is not the eos: GGUF has room for one, and llama.cpp knows those of well-known models by their text."""
+    others = [index for index in ends if 0 <= index < len(tokens) and index != special.get("eos")]
+    unknown = [index for index in others if tokens[index] not in _KNOWN_ENDS]
+    return unknown[0] if unknown else None
+
+
+def _swallowing(
+    folder: Path, added: Iterable[Mapping[str, object]], template: str | None, special: Mapping[str, str]
+) -> tuple[str, ...]:
+    """What is to be said of marks that swallow the blanks beside them, for which GGUF has no words.
+
+    Raises UserInputError if the chat template itself writes such blanks: then no prompt would be the same tokens.
+    """
+    right = [str(entry["content"]) for entry in added if entry.get("rstrip")]
+    left = [str(entry["content"]) for entry in added if entry.get("lstrip")]
+    if not right and not left:
+        return ()
+    text = _probe(template, special) if template is not None else ""
+    swallowed = [mark for mark in right if re.search(re.escape(mark) + r"\s", text)]
+    swallowed += [mark for mark in left if re.search(r"\s" + re.escape(mark), text)]
+    if swallowed:
+        raise UserInputError(
+            f"the tokenizer in {folder} swallows the blanks beside {swallowed[0]}, and its chat template writes some there: "
+            "a GGUF cannot say that, and every prompt would become other tokens",
+            code="INPUT_MODEL_UNSUPPORTED",
+            suggestion="Export it as `merged` or `lora`; or train with a chat template that writes no blanks there.",
+        )
+    return (f"blanks beside {(right + left)[0]} become other tokens in a GGUF: the tokenizer swallows them",)
+
+
+def _probe(template: str, special: Mapping[str, str]) -> str:
+    """A conversation as the template writes it; a shorter one where that is refused."""
+    from backpropagate_runner.export.jinja_chat import TemplateRefused, renderer
+
+    turns = [{"role": role, "content": "x"} for role in ("system", "user", "assistant", "user")]
+    for talk in (turns, turns[1:]):
+        try:
+            return renderer(template, {f"{kind}_token": token for kind, token in special.items()})(talk)
+        except TemplateRefused:
+            continue
+    return ""
+
+
+def swallows_like_phi3(folder: Path) -> bool:
+    """Whether special tokens swallow the blanks after them as those of Phi-3's first vocabulary do, for which llama.cpp has
+    a rule that goes by the model's name."""
+    tokenizer = _json(folder / "tokenizer.json", optional=True)
+    added = [entry for entry in _list(tokenizer, "added_tokens") if isinstance(entry, dict)]
+    vocab = _object(tokenizer, "model").get("vocab") if tokenizer else None
+    there = set(vocab if isinstance(vocab, dict) else ()) | {str(entry.get("content")) for entry in added}
+    marks = [entry for entry in added if entry.get("special") and entry.get("content") not in _PHI3]
+    return there >= set(_PHI3) and bool(marks) and all(entry.get("rstrip") for entry in marks)
 
 
 def _ends(tokenizer: Mapping[str, object]) -> tuple[str | None, str | None]:
@@ -206,7 +305,12 @@ def _json(path: Path, *, optional: bool = False) -> dict[str, object]:
         if optional:
             return {}
         raise NotCovered(f"a tokenizer without {path.name}")
-    read = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of the text, or of its encoding
+        raise ModelLoadError(
+            f"{path} cannot be read: {error}", suggestion="The file is damaged: download or copy the model again."
+        ) from error
     if not isinstance(read, dict):
         raise NotCovered(f"{path.name} is not an object")
     return read

@@ -30,6 +30,7 @@ Advance = Callable[[int, int, str], None]
 _ALIGNMENT = 32
 _FILE_TYPE = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
 _QUANTIZATION_VERSION = 2
+_PHI3 = ("phi-3", "phi3")
 
 
 class Head:
@@ -87,10 +88,18 @@ class Head:
 def safe_name(name: str) -> str:
     """llama.cpp looks for tokens of Phi-3's first vocabulary in any model whose name has phi-3 or phi3 in it, and
     does not load one that has not got them."""
-    for trap in ("phi-3", "phi3"):
+    for trap in _PHI3:
         while (at := name.lower().find(trap)) >= 0:
             name = f"{name[: at + 3]} 3{name[at + len(trap) :]}"
     return name or "model"
+
+
+def fitting_name(name: str, *, phi3: bool) -> str:
+    """What a converted model is called. phi3: its vocabulary is the one that llama.cpp's rule is for, which then reads
+    prompts as the model's own tokenizer does, and only by that name."""
+    if not phi3:
+        return safe_name(name)
+    return name if any(trap in name.lower() for trap in _PHI3) else f"{name} (phi-3)".strip()
 
 
 def write(path: Path, head: Head, tensors: Sequence[Tensor], advance: Advance, memory: int) -> tuple[str, list[str]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.file_download import repo_folder_name
 
-from backpropagate_backends.torch_source import Source
+from backpropagate_backends.model_source import Source
 
 _CONFIG = "config.json"
 _SIGN = 1.0  # seconds between two signs of progress

@@ -106,7 +106,8 @@ class Llama:
     """A GGUF in memory, with room for `context` tokens. Close it, or use it in a `with`."""
 
     def __init__(self, path: Path, context: int, threads: int = 0, *, exact: bool = True) -> None:
-        """`exact`: with a cache in float32, twice as large as it need be.
+        """`context` 0: only the vocabulary is read, which needs no memory for the model; it can say nothing then.
+        `exact`: with a cache in float32, twice as large as it need be.
 
         Raises DependencyError if llama.cpp is not there, GGUFExportError if it does not take the file."""
         load()
@@ -119,7 +120,8 @@ class Llama:
         wishes.n_gpu_layers = 0
         # Weights rearranged for speed would be a second copy of the model.
         wishes.use_extra_bufts = False
-        model = native.llama_model_load_from_file(os.fsencode(path), wishes)
+        wishes.vocab_only = not context
+        model = native.llama_model_load_from_file(os.fsencode(path), wishes)  # on Windows too, it reads UTF-8
         if not model:
             raise GGUFExportError(f"llama.cpp cannot load {path.name}: {self._log.reason()}")
         self._model = model
@@ -127,6 +129,9 @@ class Llama:
         self._vocab = native.llama_model_get_vocab(model)
         self.vocabulary = int(native.llama_vocab_n_tokens(self._vocab))
         self.room = context
+        self._held: list[int] = []  # the tokens that the cache knows
+        if not context:
+            return
         settings = native.llama_context_default_params()
         settings.n_ctx, settings.n_batch, settings.n_ubatch = context, _BATCH, _BATCH
         settings.type_k = settings.type_v = _F32 if exact else _F16
@@ -138,14 +143,14 @@ class Llama:
             native.llama_model_free(model)
             raise GGUFExportError(f"llama.cpp cannot run {path.name}: {self._log.reason()}")
         self._batch = native.llama_batch_init(_BATCH, 0, 1)
-        self._held: list[int] = []  # the tokens that the cache knows
 
     def close(self) -> None:
         if self._context:
             self._native.llama_batch_free(self._batch)
             self._native.llama_free(self._context)
+        if self._model:
             self._native.llama_model_free(self._model)
-            self._context = None
+        self._context = self._model = None
 
     def __enter__(self) -> Self:
         return self

@@ -37,8 +37,8 @@ class _Shard:
 def merge(job: MergeJob, stage: Stage, shard_bytes: int = SHARD) -> Made:
     """Writes the merged model, tensors in the precision that the base has them in.
 
-    Raises what `open_model`, `open_adapter` and `open_weights` raise; MergeExportError for numbers that are not finite;
-    OSError if the disk does not take it.
+    Raises what `open_model`, `open_adapter` and `open_weights` raise, and reading from the last; OSError if the disk does
+    not take it.
     """
     files = open_model(job.model, stage.advance)
     adapter = open_adapter(job.adapter)

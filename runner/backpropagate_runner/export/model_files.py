@@ -12,11 +12,13 @@ from pathlib import Path
 
 import msgspec
 
-from backpropagate_backends.torch_source import Source, find
+from backpropagate_backends.model_source import Source, find
 from backpropagate_protocol.errors import ModelLoadError, UserInputError
 from backpropagate_protocol.spec import ModelSpec
 from backpropagate_runner.export.hub_files import Fetcher
+from backpropagate_runner.export.model_layout import CODE, SIDE_FILES
 from backpropagate_runner.export.tensor_file import BadTensorFile, StoredTensor, TensorFile
+from backpropagate_runner.export.whole import check_whole
 
 Advance = Callable[[int, int, str], None]  # bytes done, bytes in all, what
 
@@ -24,33 +26,6 @@ CONFIG = "config.json"
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _BIN = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-
-# What makes a model besides its weights.
-TEMPLATE_FILES = ("chat_template.json", "chat_template.jinja", "additional_chat_templates/*.jinja")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
-    "tekken.json",
-    *TEMPLATE_FILES,
-)
-_SIDE_FILES = (
-    CONFIG,
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "LICENSE*",
-    "LICENCE*",
-    "NOTICE*",
-    "USE_POLICY*",
-    *TOKENIZER_FILES,
-)
-_CODE = ("*.py",)
 
 _FULL_PRECISION = (
     "Give the full-precision model that it was made from (such as owner/name without -4bit, -GPTQ, -AWQ or -FP8). "
@@ -79,7 +54,7 @@ class ModelFiles:
 
     def side_files(self) -> dict[str, Path]:
         """Everything but the weights, by name below the folder (with forward slashes)."""
-        patterns = _SIDE_FILES + (_CODE if self.trust_remote_code else ())
+        patterns = SIDE_FILES + (CODE if self.trust_remote_code else ())
         return {path.relative_to(self.folder).as_posix(): path for path in _matching(self.folder, patterns)}
 
 
@@ -93,9 +68,11 @@ def open_model(model: ModelSpec, advance: Advance | None = None, *, weights: boo
     source = find(model)
     if source.local and Path(source.path).is_dir():
         folder, told = Path(source.path), None
+        if weights:  # of a full fine-tune; the preflight need not read gigabytes for that
+            check_whole(folder, "DEP_MODEL_LOAD_FAILED")
     else:
         fetcher = Fetcher(source, advance or _silent)
-        folder = fetcher.fetch(_SIDE_FILES + (_CODE if source.trust_remote_code else ()))
+        folder = fetcher.fetch(SIDE_FILES + (CODE if source.trust_remote_code else ()))
         told = fetcher.told()
         if weights:
             _fetch_weights(source, fetcher, folder)

@@ -35,7 +35,7 @@ from backpropagate_protocol.messages import Made
 from backpropagate_runner.export import gguf_vocab
 from backpropagate_runner.export.adapter import open_adapter
 from backpropagate_runner.export.fetch_converter import SCRIPT, converter_in, default_folder
-from backpropagate_runner.export.gguf_write import safe_name
+from backpropagate_runner.export.gguf_write import fitting_name
 from backpropagate_runner.export.model_files import ModelFiles, open_model
 from backpropagate_runner.export.stage import Stage, new_file
 from backpropagate_runner.export.tensors import open_weights
@@ -116,19 +116,24 @@ def _run(folder: Path, files: ModelFiles, weights: Weights, out: Path, job: Conv
             "--outtype",
             job.type,
             "--model-name",
-            safe_name(job.name),
+            fitting_name(job.name, phi3=gguf_vocab.swallows_like_phi3(files.folder)),
         ]
         # the head that speculates on further tokens was not trained along: it would guess for another model
         if _speculates(conversion, files):
             arguments.append("--no-nextn")
         sys.argv = [SCRIPT, *arguments]
-        with _our_numbers(weights), _our_names(), _our_progress(advance):
-            runpy.run_path(str(folder / SCRIPT), run_name="__main__")
+        with _our_numbers(weights) as unread, _our_names(), _our_progress(advance):
+            _convert(folder)
+        if unread:
+            raise GGUFExportError(
+                f"llama.cpp's converter in {folder} reads tensors in a way that is not known here, and would have lost "
+                f"the adapter: {len(unread)} that it changes were not asked for, among them {min(unread)}",
+                suggestion="Use the converter that `backprop setup --converter` fetches; or export --format merged.",
+            )
     except BackpropagateError:
         raise
-    except SystemExit as end:
-        if end.code not in (None, 0):
-            raise GGUFExportError(f"llama.cpp's converter gave up on {files.name}: {words.last}") from None
+    except SystemExit:
+        raise GGUFExportError(f"llama.cpp's converter gave up on {files.name}: {words.last}") from None
     except (NotImplementedError, ImportError) as error:
         raise UserInputError(
             f"llama.cpp's converter does not know how to convert {files.name}: {error}",
@@ -143,6 +148,15 @@ def _run(folder: Path, files: ModelFiles, weights: Weights, out: Path, job: Conv
         logging.getLogger().removeHandler(words)
 
 
+def _convert(folder: Path) -> None:
+    """Raises SystemExit only for a failure."""
+    try:
+        runpy.run_path(str(folder / SCRIPT), run_name="__main__")
+    except SystemExit as end:
+        if end.code not in (None, 0):
+            raise
+
+
 def _speculates(conversion: ModuleType, files: ModelFiles) -> bool:
     names = files.config.get("architectures")
     if not isinstance(names, list) or not names:
@@ -154,12 +168,16 @@ def _speculates(conversion: ModuleType, files: ModelFiles) -> bool:
 
 
 @contextmanager
-def _our_numbers(weights: Weights) -> Iterator[None]:
-    """Tensors that the adapter changes are computed when the converter reads them; the rest stay mapped files."""
+def _our_numbers(weights: Weights) -> Iterator[set[str]]:
+    """Tensors that the adapter changes are computed when the converter reads them; the rest stay mapped files.
+
+    What is given are the names of the former that were not read yet: another converter may read by another way.
+    """
     utility = importlib.import_module("gguf.utility")
     opened, plain = utility.SafetensorsLocal.__enter__, utility.LocalTensor.mmap_bytes
     names: dict[int, str] = {}  # by the identity of what stands for them; they are all kept until the end
     kept: list[_Part] = []
+    unread = {name for name in weights.names if weights.touched(name)}
 
     def named(part_file: object) -> dict[str, _Part]:
         parts: dict[str, _Part] = opened(part_file)
@@ -172,12 +190,13 @@ def _our_numbers(weights: Weights) -> Iterator[None]:
         if name is None or not weights.touched(name):
             read: NDArray[np.uint8] = plain(part)
             return read
+        unread.discard(name)
         return np.ascontiguousarray(weights.stored(name, 0, part.shape[0])).reshape(-1).view(np.uint8)
 
     utility.SafetensorsLocal.__enter__ = named
     utility.LocalTensor.mmap_bytes = bytes_of
     try:
-        yield
+        yield unread
     finally:
         utility.SafetensorsLocal.__enter__, utility.LocalTensor.mmap_bytes = opened, plain
 

@@ -2,7 +2,9 @@
 
 The Jinja template is rendered with marks in the place of contents and cut at the marks; what lies between them is set into
 a fixed Go frame. The result is used only if it says, word for word, what the Jinja template says of every probe
-conversation. So a template that treats a turn by its content or its place is refused rather than approximated.
+conversation. So a template that treats a turn by its place, or by what stands in it as far as the probes do, is refused
+rather than approximated. Blanks around a content are the one difference that is accepted: a template that trims them
+(as Llama 3's does) has no counterpart in Go, and the probes have none.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from backpropagate_runner.export import go_template
-from backpropagate_runner.export.hf_template import Conversation, TemplateRefused, renderer
+from backpropagate_runner.export.jinja_chat import Conversation, TemplateRefused, renderer
 from backpropagate_runner.export.read_gguf import GgufFile
 
 _SYSTEM, _USER, _ANSWER, _AGAIN = "qSystemMarkq", "qUserMarkq", "qAnswerMarkq", "qAgainMarkq"

@@ -15,8 +15,10 @@ from pathlib import Path
 from backpropagate_protocol.errors import ExportError
 from backpropagate_protocol.jobs import PlaceJob
 from backpropagate_protocol.messages import Made
+from backpropagate_runner.export import adapter
 from backpropagate_runner.export.digests import digest_of, files_below, folder_digest
 from backpropagate_runner.export.stage import Stage, new_file, new_folder
+from backpropagate_runner.export.whole import check_whole
 
 _LINKED = 16 << 20  # bytes from which on a file is linked
 _CHUNK = 16 << 20
@@ -31,11 +33,16 @@ Progress = Callable[[int], None]
 def place(job: PlaceJob, stage: Stage) -> Made:
     """What was at `out` is replaced when the new is whole; if it is the same already it is left alone.
 
-    Raises ExportError if there is nothing at `source`, and OSError if the disk does not take it.
+    Raises ExportError if there is nothing at `source`, what `open_adapter` raises for an adapter that is no good, and
+    OSError if the disk does not take it.
     """
     source, out = Path(job.source), Path(job.out)
     if not source.exists():
         raise ExportError(f"there is nothing at {source} that could be placed at {out}")
+    if (source / adapter.CONFIG).is_file():
+        adapter.open_adapter(job.source)
+    elif source.is_dir():
+        check_whole(source, "DEP_MODEL_LOAD_FAILED")
     files = files_below(source) if source.is_dir() else {source.name: source}
     total = sum(path.stat().st_size for path in files.values())
     done = 0

@@ -6,12 +6,12 @@ its code and every way around it. Of a hub's model only the small files are fetc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from backpropagate_backends.torch_room import free_host_memory
+from backpropagate_backends.host_memory import free_host_memory
 from backpropagate_protocol.errors import (
     DependencyError,
     InvalidSettingError,
@@ -33,10 +33,20 @@ from backpropagate_runner.export.model_files import ModelFiles, check_full_preci
 from backpropagate_runner.export.ollama import Server
 from backpropagate_runner.export.room import check_disk, check_writable, megabytes, same_disk
 from backpropagate_runner.export.route import Way, no_converter, unsupported, way
-from backpropagate_runner.export.sizes import Sizes, estimated_parameters, folder_bytes, of_gguf, of_merged, stored_type
+from backpropagate_runner.export.sizes import (
+    Sizes,
+    estimated_parameters,
+    folder_bytes,
+    of_gguf,
+    of_merged,
+    reference_bytes,
+    stored_type,
+)
 from backpropagate_runner.export.stage import Stage
 
+_PROMPTS = 12  # of every proof, with some out of the training data
 _LOADING = 1.3  # what holding a model takes, over the size of its weights
+_RUNNING = 512 << 20  # llama.cpp's cache for the longest prompt in float32, and what it computes with
 
 
 class _Converter(NamedTuple):
@@ -70,10 +80,15 @@ def preflight(job: PreflightJob, stage: Stage) -> ExportRoute:
     if export.format == "lora-gguf":
         how = Way("f32", "")
     parameters = files.parameters or estimated_parameters(files.config)
-    sizes = _sizes(export, how, parameters, stored, adapter_bytes)
+    sizes = _sizes(export, how, parameters, stored, adapter_bytes, files.config)
     stage.advance(detail="the disk")
     free = _disks(job, export, sizes)
-    verifier = _verifier(export, files.weight_bytes or folder_bytes(parameters, stored), notes)
+    verifier = _verifier(export, sizes.result, files.weight_bytes or folder_bytes(parameters, stored), notes)
+    if verifier == "weights" and export.format == "gguf" and not _readable(files):
+        notes.append(
+            f"{files.name} is an architecture that llama.cpp's converter alone knows: unless it is run, the proof covers "
+            "template and vocabulary, not the weights"
+        )
     if how.quantizer == "ollama":
         notes.append(f"the file will be {how.type.upper()}; Ollama makes {export.quantization} of it on the way in")
     if job.model.load_in_4bit and export.format in ("merged", "gguf"):
@@ -197,12 +212,16 @@ def _template(files: ModelFiles, job: PreflightJob, export: ExportSpec) -> list[
     return [f"{files.name} has no chat template: the file will have none, and whoever runs it continues plain text"]
 
 
-def _sizes(export: ExportSpec, how: Way, parameters: int, stored: str, adapter_bytes: int) -> Sizes:
+def _sizes(
+    export: ExportSpec, how: Way, parameters: int, stored: str, adapter_bytes: int, config: Mapping[str, object]
+) -> Sizes:
+    reference = reference_bytes(config, _PROMPTS + len(export.prompts))
     match export.format:
         case "merged":
-            return of_merged(parameters, stored)
+            return of_merged(parameters, stored, reference)
         case "gguf":
-            return of_gguf(parameters, how.type, export.quantization if how.quantizer == "llama" else None)
+            quantized = export.quantization if how.quantizer == "llama" else None
+            return of_gguf(parameters, how.type, quantized, reference)
         case _:
             return Sizes(adapter_bytes, adapter_bytes)
 
@@ -219,7 +238,7 @@ def _disks(job: PreflightJob, export: ExportSpec, sizes: Sizes) -> int:
     return free
 
 
-def _verifier(export: ExportSpec, weight_bytes: int, notes: list[str]) -> str:
+def _verifier(export: ExportSpec, file_bytes: int, weight_bytes: int, notes: list[str]) -> str:
     """llama if what is exported can be run here, else weights; the reason for less is told. An adapter alone answers
     nothing, so there is nothing to compare."""
     if export.format in ("lora", "lora-gguf"):
@@ -227,14 +246,25 @@ def _verifier(export: ExportSpec, weight_bytes: int, notes: list[str]) -> str:
     if export.format == "gguf" and (missing := llama.available()):
         notes.append(f"the file will be read, not run, to prove it: {missing}")
         return "weights"
+    # A GGUF is mapped, and only its cache is allocated; whether the trained model can be asked is the reference's business.
+    needed = file_bytes + _RUNNING if export.format == "gguf" else int(weight_bytes * _LOADING)
     free = free_host_memory()
-    if free < weight_bytes * _LOADING:
+    if free < needed:
         notes.append(
-            f"the weights will be read, not run, to prove them: running the model takes about "
-            f"{megabytes(int(weight_bytes * _LOADING))} of memory, and {megabytes(free)} are free"
+            f"the weights will be read, not run, to prove them: running the model takes about {megabytes(needed)} of "
+            f"memory, and {megabytes(free)} are free"
         )
         return "weights"
     return "llama" if export.format == "gguf" else "weights"
+
+
+def _readable(files: ModelFiles) -> bool:
+    """Whether its tensors can be told from the file's by our own converter."""
+    try:
+        read_architecture(files.config)
+    except NotCovered:
+        return False
+    return True
 
 
 def _architecture(files: ModelFiles) -> str:

@@ -16,7 +16,8 @@ from backpropagate_protocol.jobs import ProveJob
 from backpropagate_protocol.messages import Check, Proof
 from backpropagate_protocol.reference import Answered, BadReference, Reference, read_reference, read_rows
 from backpropagate_runner.export.gguf_arch import architecture
-from backpropagate_runner.export.llama import Llama
+from backpropagate_runner.export.llama import Llama, available
+from backpropagate_runner.export.prove_adapter import prove_adapter
 from backpropagate_runner.export.prove_answers import Comparison, Rows
 from backpropagate_runner.export.prove_bounds import bounds_for
 from backpropagate_runner.export.prove_text import check_template, check_tokens, wrong_ends
@@ -24,13 +25,19 @@ from backpropagate_runner.export.prove_weights import check_tensors, sampled, wr
 from backpropagate_runner.export.read_gguf import GgufFile
 from backpropagate_runner.export.stage import Stage
 
-_LLAMA, _WEIGHTS = "llama", "weights"
+_LLAMA, _WEIGHTS, _TEXT = "llama", "weights", "text"
+_NOT_SEEN = (
+    "the weights in this file were compared with nothing: its architecture is known to llama.cpp alone, and it could not be "
+    "run here; only template and vocabulary are proved"
+)
 _MIB = 1 << 20
 _SPARE_TOKENS = 8
 
 
 def prove(job: ProveJob, stage: Stage) -> Proof:
     """Raises GGUFExportError, ExportError or OSError for what cannot be read."""
+    if job.kind == "lora-gguf":
+        return prove_adapter(job, stage)
     try:
         reference = read_reference(Path(job.reference))
         if job.kind == "merged":
@@ -47,12 +54,15 @@ def _gguf(job: ProveJob, reference: Reference, stage: Stage) -> Proof:
     file = GgufFile(Path(job.target))
     running = job.verifier == _LLAMA and not reference.why_not
     comparison = Comparison(bounds_for(job.quantization, reference))
-    tensors, problem = _numbers(job, reference, file, stage, every_row=not running)
-    checks = [check_template(reference, file), tensors]
+    numbers, problem = _numbers(job, reference, file, stage, every_row=not running)
+    checks = [check_template(reference, file), *numbers]
     problems = [problem]
-    whole = tensors.passed or tensors.value is not None  # llama.cpp refuses a file that lacks a tensor
-    if job.verifier == _LLAMA and whole:
-        with Llama(file.path, _longest(reference) + _SPARE_TOKENS) as model:
+    whole = all(
+        check.passed or check.value is not None for check in numbers
+    )  # llama.cpp refuses a file that lacks a tensor
+    if whole and not available():
+        # where it is not run its vocabulary alone is loaded: a wrong way of splitting text is the commonest fault of all
+        with Llama(file.path, _longest(reference) + _SPARE_TOKENS if running else 0) as model:
             checks.append(check_tokens(reference, file, model))
             problems.append(wrong_ends(reference, model))
             if running:
@@ -60,7 +70,10 @@ def _gguf(job: ProveJob, reference: Reference, stage: Stage) -> Proof:
                 checks += comparison.checks()
     wrong = "; ".join(problem for problem in problems if problem)
     checks.append(Check("metadata", not wrong, detail=wrong or "configuration, vocabulary, special tokens"))
-    return _proof(_LLAMA if running else _WEIGHTS, checks, comparison)
+    verifier = _LLAMA if running else _WEIGHTS if numbers else _TEXT
+    if verifier == _TEXT:
+        stage.notice(_NOT_SEEN, "warning")
+    return _proof(verifier, checks, comparison)
 
 
 def _longest(reference: Reference) -> int:
@@ -87,8 +100,8 @@ def _shaped(data: bytes, reference: Reference) -> Rows:
 
 def _numbers(
     job: ProveJob, reference: Reference, file: GgufFile, stage: Stage, *, every_row: bool
-) -> tuple[Check, str]:
-    """Tensors, and what is wrong with the metadata, as far as our own converter knows how they have to be."""
+) -> tuple[list[Check], str]:
+    """Tensors (none where only running it tells), and what is wrong with the metadata, as far as our own converter knows how they have to be."""
     from backpropagate_runner.export.adapter import open_adapter
     from backpropagate_runner.export.gguf_vocab import tokenizer_folder
     from backpropagate_runner.export.model_files import open_model
@@ -100,10 +113,10 @@ def _numbers(
     folder = tokenizer_folder(files.folder, None if job.adapter is None else Path(job.adapter))
     problem = wrong_vocabulary(folder, reference, file)
     if arch is None:
-        detail = "not compared: this architecture was converted by llama.cpp's converter, and is proved by running it"
-        return Check("tensors", True, detail=detail), problem
-    tensors = check_tensors(weights, arch, file, job.memory * _MIB, stage.advance, every_row=every_row)
-    return tensors, wrong_metadata(arch, file) or problem
+        return [], problem
+    base = open_weights(files, None)
+    numbers = check_tensors(weights, base, arch, file, job.memory * _MIB, stage.advance, every_row=every_row)
+    return numbers, wrong_metadata(arch, file) or problem
 
 
 # --- a merged model ---------------------------------------------------------------------------------------------------

@@ -69,11 +69,12 @@ _BY_QUANTIZATION = {
 _BY_PRECISION = {"fp32": _EXACT, "fp16": _HALF, "bf16": _BRAIN}
 
 # Relative RMS error of a whole tensor, by its type: about five times that of normally distributed weights, since blocks
-# with outliers are rounded more coarsely. A tensor in the wrong place or order is at 1.4, a missing one at 1.
+# with outliers are rounded more coarsely; three times where every number is rounded alone. A tensor in the wrong place or
+# order is at 1.4, a missing one at 1. What an adapter changes may be far below: see `prove_change`.
 _BY_TYPE = {
     "F32": 1e-5,
-    "F16": 1e-2,
-    "BF16": 1e-2,
+    "F16": 1e-3,
+    "BF16": 5e-3,
     "Q8_0": 0.06,
     "Q6_K": 0.12,
     "Q5_K": 0.2,
@@ -85,6 +86,7 @@ _BY_TYPE = {
     "Q3_K": 0.55,
 }
 _COARSEST = 0.75
+_HALF_STEP = 2.0**-25  # float16 below 2^-14 rounds by this, however small the number is
 
 
 def bounds_for(quantization: str, *references: Reference) -> Bounds:
@@ -102,6 +104,11 @@ def bounds_for(quantization: str, *references: Reference) -> Bounds:
     )
 
 
-def tensor_bound(kind: str) -> float:
-    """For a tensor of this type of GGUF."""
-    return _BY_TYPE.get(kind, _COARSEST)
+def tensor_bound(kind: str, mean_size: float, *, copied: bool) -> float:
+    """For a tensor of this type of GGUF. mean_size: RMS of its numbers. copied: it is stored so already, to the bit."""
+    if copied and kind in ("F32", "F16", "BF16"):
+        return 0.0
+    bound = _BY_TYPE.get(kind, _COARSEST)
+    if kind == "F16" and mean_size:
+        bound += _HALF_STEP / mean_size
+    return bound

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from backpropagate_protocol.messages import Check
 from backpropagate_protocol.reference import Reference, Turns
-from backpropagate_runner.export.hf_template import TemplateRefused, renderer
+from backpropagate_runner.export.jinja_chat import TemplateRefused, renderer
 from backpropagate_runner.export.llama import Llama
 from backpropagate_runner.export.read_gguf import GgufFile
 
@@ -23,9 +23,9 @@ def check_template(reference: Reference, file: GgufFile) -> Check:
         return Check("template", passed, detail="neither has one" if passed else "the trained model has none")
     if file.template is None:
         return Check("template", False, detail="the exported model has none")
-    day = datetime.fromisoformat(reference.day)
+    moment = datetime.fromisoformat(reference.moment)
     try:
-        render = renderer(file.template, reference.variables, lambda: day)
+        render = renderer(file.template, reference.variables, lambda: moment)
     except TemplateRefused as error:
         return Check("template", False, detail=f"it is no template: {error}")
     expected: list[tuple[Turns, str | None]] = [(prompt.turns, prompt.text) for prompt in reference.prompts]

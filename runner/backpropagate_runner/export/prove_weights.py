@@ -18,12 +18,13 @@ from backpropagate_protocol.reference import Reference
 from backpropagate_runner.export.gguf_arch import GgufArch
 from backpropagate_runner.export.gguf_tensors import Tensor, tensors
 from backpropagate_runner.export.prove_bounds import tensor_bound
+from backpropagate_runner.export.prove_change import Changes, Compared
 from backpropagate_runner.export.read_gguf import GgufFile
 from backpropagate_runner.export.weights import Weights
 
 _SAMPLES = 4  # places in each tensor
 _SAMPLE_ROWS = 32
-_TINY = 1e-8  # a tensor of zeros has no relative error
+_TINY = 1e-9  # what stands for a bound of nothing
 _OPTIONAL_TOLERANCE = 1e-5
 _DEFAULT_BASE = 10000.0
 _BYTE_LEVEL = "gpt2"  # tokenizer.ggml.model
@@ -32,43 +33,66 @@ Advance = Callable[[int, int, str], None]
 
 
 def check_tensors(
-    weights: Weights, arch: GgufArch, file: GgufFile, memory: int, advance: Advance, *, every_row: bool
-) -> Check:
-    """`memory`: bytes for one piece."""
+    weights: Weights, base: Weights, arch: GgufArch, file: GgufFile, memory: int, advance: Advance, *, every_row: bool
+) -> list[Check]:
+    """`base`: the same without the adapter. `memory`: bytes for one piece.
+
+    Two checks: that each tensor is what it has to be, and that what the adapter changed is changed: quantizing rounds by
+    more than most fine-tunes change, so that the first alone would pass an export without its adapter.
+    """
     planned = tensors(weights, arch, "f32")
     names = {tensor.name for tensor in planned}
     if missing := sorted(names - file.tensors.keys()):
-        return Check("tensors", False, detail=f"{len(missing)} are missing, among them {missing[0]}")
+        return [Check("tensors", False, detail=f"{len(missing)} are missing, among them {missing[0]}")]
     if every_row and (unknown := sorted(file.tensors.keys() - names)):  # else, the answers judge them
-        return Check("tensors", False, detail=f"{len(unknown)} are not the model's, among them {unknown[0]}")
+        return [Check("tensors", False, detail=f"{len(unknown)} are not the model's, among them {unknown[0]}")]
     worst, detail, value, bound = -1.0, "", 0.0, 0.0
+    untouched = _untouched(weights, base, arch)
+    changes = Changes()
     total = sum(math.prod(tensor.shape) for tensor in planned)
     done = 0
     for tensor in planned:
         info = file.tensors[tensor.name]
         if info.elements != math.prod(tensor.shape):
-            return Check("tensors", False, detail=f"{tensor.name} has the shape {info.shape}, not {tensor.shape}")
+            return [Check("tensors", False, detail=f"{tensor.name} has the shape {info.shape}, not {tensor.shape}")]
         advance(done, total, tensor.name)
-        error = _error(tensor, file, memory, every_row)
-        limit = tensor_bound(info.type)
-        if not error / limit <= worst:  # not a number is the worst of all
-            worst = error / limit if math.isfinite(error) else math.inf
-            value, bound, detail = error, limit, f"{len(planned)} tensors, the farthest is {tensor.name} ({info.type})"
+        before = untouched.get(tensor.name)
+        compared = _compare(tensor, before, file, memory, every_row)
+        if before is not None and not compared.change and not every_row:  # few rows of an embedding may be trained
+            compared = _compare(tensor, before, file, memory, every_row=True)
+        if before is not None:
+            changes.add(tensor.name, compared)
+        copied = before is None and tensor.source.dtype == info.type
+        limit = tensor_bound(info.type, compared.mean_size, copied=copied)
+        error = compared.error
+        far = error / max(limit, _TINY) if math.isfinite(error) else math.inf  # not a number is the worst of all
+        if far > worst:
+            worst, value, bound = far, error, limit
+            detail = f"{len(planned)} tensors, the farthest is {tensor.name} ({info.type})"
         done += math.prod(tensor.shape)
-    return Check("tensors", worst <= 1.0, value, bound, detail)
+    return [Check("tensors", worst <= 1.0, value, bound, detail), *changes.checks()]
 
 
-def _error(tensor: Tensor, file: GgufFile, memory: int, every_row: bool) -> float:
-    """The relative RMS error of a tensor, or of some of its rows."""
-    difference = size = 0.0
+def _untouched(weights: Weights, base: Weights, arch: GgufArch) -> dict[str, Tensor]:
+    """What the base has in the place of each tensor that the adapter changes, by its name in the file."""
+    names = arch.all_names(weights.names)
+    plain = {tensor.name: tensor for tensor in tensors(base, arch, "f32")}
+    shared = plain.get("token_embd.weight")  # stands for an output that the base has no tensor of its own for
+    found = {mapped: plain.get(mapped, shared) for name, mapped in names.items() if weights.touched(name)}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def _compare(tensor: Tensor, before: Tensor | None, file: GgufFile, memory: int, every_row: bool) -> Compared:
+    """A tensor, or some of its rows."""
+    compared = Compared()
     for start, stop in tensor.pieces(memory) if every_row else sampled(tensor.shape, tensor.step):
         expected, _ = tensor.piece(start, stop)
         one = expected.astype(np.float64)
         flat = len(tensor.shape) == 1
         found = file.rows(tensor.name, 0, 1)[0, start:stop] if flat else file.rows(tensor.name, start, stop)
-        difference += float(((found.reshape(one.shape) - one) ** 2).sum())
-        size += float((one**2).sum())
-    return math.sqrt(difference) / max(math.sqrt(size), _TINY)
+        was = one if before is None else before.piece(start, stop)[0].astype(np.float64)
+        compared.add(was.reshape(one.shape), one, found.reshape(one.shape).astype(np.float64))
+    return compared
 
 
 def sampled(shape: tuple[int, ...], step: int = 1) -> Iterator[tuple[int, int]]:

@@ -26,17 +26,23 @@ _TICK = 1.0  # seconds between two signs while one file is uploaded
 _AHEAD = 8 << 20  # bytes; larger files are uploaded one by one before the commit, smaller ones within it
 _MAIN = "main"
 
+_STAYS = "does not belong to the model, and stays here"
+_LISTED = 8
+
 T = TypeVar("T")
 
 
 def push(job: PushJob, stage: Stage, endpoint: str | None = None) -> Pushed:
     """Uploads what `choose` chooses; `endpoint` is another hub than the client's own. Raises the HUB_PUSH_ errors,
-    INPUT_AUTH_REQUIRED, and INPUT_VALIDATION_FAILED for a folder with nothing to push."""
+    INPUT_AUTH_REQUIRED, and what `choose` raises."""
     from huggingface_hub import constants
 
     spec = job.push
     check_repo(spec.repo)
-    files = choose(Path(spec.folder), spec.card, spec.files)
+    chosen = choose(Path(spec.folder), spec.card, spec.files)
+    files = chosen.files
+    if chosen.left_out:
+        stage.notice(f"{_listed(chosen.left_out)} in {spec.folder} {_STAYS}")
     listed = tuple((file.name, file.size) for file in files)
     if spec.dry_run:
         return Pushed(url=f"{endpoint or constants.ENDPOINT}/{spec.repo}", commit="", files=listed)
@@ -48,6 +54,11 @@ def push(job: PushJob, stage: Stage, endpoint: str | None = None) -> Pushed:
     except Exception as error:  # noqa: BLE001 - the client's own classes change; each is told in our codes
         raise translated(error, spec.repo, token) from None  # the original may hold the token
     return Pushed(url=url, commit=commit, files=listed)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    rest = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + rest
 
 
 def _token(file: str | None) -> str:

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from http import HTTPStatus
 
+from backpropagate_protocol import hub_names
 from backpropagate_protocol.errors import BackpropagateError, error_for
 from backpropagate_protocol.hub import is_hub_trouble
 from backpropagate_protocol.redact import redact
 
-_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
-_LONGEST = 96
 _MASK = "[redacted]"
 
 
 def check_repo(repo: str) -> None:
     """Raises HUB_PUSH_INVALID_REPO unless `repo` is an owner/name that the hub can have."""
-    parts = repo.split("/")
-    problem = ""
-    if len(parts) != 2 or not all(parts):
-        problem = "it is not owner/name"
-    elif len(repo) > _LONGEST:
-        problem = f"it has more than {_LONGEST} characters"
-    elif not all(_PART.fullmatch(part) for part in parts):
-        problem = "owner and name take letters, digits and `_ . -`, and neither begin nor end with `.` or `-`"
-    elif "--" in repo or ".." in repo:
-        problem = "`--` and `..` cannot be in it"
-    elif repo.endswith((".git", ".ipynb")):
-        problem = "it cannot end in .git or .ipynb"
-    if problem:
-        raise error_for("HUB_PUSH_INVALID_REPO", f"{repo!r} cannot be a repository of the hub: {problem}")
+    wrong = hub_names.check_repo(repo)
+    if wrong is not None:
+        raise error_for("HUB_PUSH_INVALID_REPO", wrong)
 
 
 def without(token: str | None, text: str) -> str:

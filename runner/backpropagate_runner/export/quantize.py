@@ -10,6 +10,9 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from backpropagate_protocol.durable import file_entry
@@ -22,6 +25,7 @@ from backpropagate_runner.export.read_gguf import GgufFile
 from backpropagate_runner.export.room import check_disk
 from backpropagate_runner.export.stage import Stage, new_file
 
+_PLAIN = "quantized.gguf.partial"
 _BUFFER = 64 << 20  # bytes of rows in memory at once; more makes it no faster
 _WHOLE = frozenset({"F32", "F16", "BF16"})
 _TENSOR = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]\s*(\S*)")
@@ -79,7 +83,8 @@ class _Run:
         wishes.ftype = _file_type(self._job.quantization)
         wishes.max_buf_size = _BUFFER
         wishes.dry_run = self._dry
-        failed = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(wishes))
+        with _writable(target.absolute()) as name:
+            failed = llama_cpp.llama_model_quantize(os.fsencode(source.absolute()), name, ctypes.byref(wishes))
         Log()
         if self._error is not None:
             raise self._error
@@ -101,6 +106,35 @@ class _Run:
                 self._stage.advance(self._total * (at - 1) // count, self._total, name)
             except BaseException as error:  # noqa: BLE001 - it would be lost in the library: told after the call
                 self._error = error
+
+
+@contextmanager
+def _writable(target: Path) -> Iterator[bytes]:
+    """A name by which llama.cpp can write `target`."""
+    if sys.platform != "win32":
+        yield os.fsencode(target)
+        return
+    with plainly_named(target) as name:
+        yield name
+
+
+@contextmanager
+def plainly_named(target: Path) -> Iterator[bytes]:
+    """A name of ASCII letters alone, relative to the folder of `target`, which what was written there becomes.
+
+    On Windows llama.cpp reads by names in UTF-8, but writes by names in the code page of the system. This process does
+    nothing else, so that it may change its folder.
+    """
+    before = os.getcwd()
+    os.chdir(target.parent)
+    try:
+        yield _PLAIN.encode("ascii")
+        if os.path.exists(_PLAIN):
+            os.replace(_PLAIN, target.name)
+    finally:
+        with suppress(FileNotFoundError):
+            os.remove(_PLAIN)
+        os.chdir(before)
 
 
 def _file_type(quantization: str) -> int:

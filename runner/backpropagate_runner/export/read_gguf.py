@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from backpropagate_protocol.errors import GGUFExportError
+from backpropagate_protocol.errors import DependencyError, GGUFExportError
 
 Scalar = int | float | bool | str
 Value = Scalar | list[Scalar]
@@ -24,6 +24,44 @@ Value = Scalar | list[Scalar]
 _MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+
+# By the number that stands for a type: its name, and how many elements are kept together in how many bytes.
+TYPES = {
+    0: ("F32", 1, 4),
+    1: ("F16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34),
+    9: ("Q8_1", 32, 40),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
+    15: ("Q8_K", 256, 292),
+    16: ("IQ2_XXS", 256, 66),
+    17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98),
+    19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18),
+    21: ("IQ3_S", 256, 110),
+    22: ("IQ2_S", 256, 82),
+    23: ("IQ4_XS", 256, 136),
+    24: ("I8", 1, 1),
+    25: ("I16", 1, 2),
+    26: ("I32", 1, 4),
+    27: ("I64", 1, 8),
+    28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56),
+    30: ("BF16", 1, 2),
+    34: ("TQ1_0", 256, 54),
+    35: ("TQ2_0", 256, 66),
+    39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36),
+    41: ("Q1_0", 128, 18),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +126,14 @@ class GgufFile:
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows start … stop-1, dequantised; shape (stop-start, length of a row)."""
-        from gguf import GGMLQuantizationType, quants
-
+        try:
+            from gguf import GGMLQuantizationType, quants
+        except ImportError as error:
+            raise DependencyError(
+                "the gguf package is not installed, which reads the numbers in a GGUF",
+                code="DEP_EXPORT_TOOL_MISSING",
+                suggestion="pip install gguf (it comes with 'backpropagate[cpu]' and [cuda]).",
+            ) from error
         info = self.tensors[name]
         row_bytes = info.bytes // info.rows
         with open(self.path, "rb") as file:
@@ -117,7 +161,8 @@ class GgufFile:
             self.fields[key] = reader.value(reader.number("I"))
         infos = [self._info(reader) for _ in range(tensors)]
         alignment = self.fields.get("general.alignment", 32)
-        assert isinstance(alignment, int)
+        if not isinstance(alignment, int) or alignment <= 0:
+            raise GGUFExportError(f"{self.path.name} is damaged: its alignment is {alignment}")
         begin = -(-reader.at // alignment) * alignment
         for info in infos:
             end = begin + info.offset + info.bytes
@@ -125,21 +170,20 @@ class GgufFile:
                 raise GGUFExportError(
                     f"{self.path.name} is damaged: {info.name} ends at byte {end} of a file of {self.size}"
                 )
+            if info.name in self.tensors:
+                raise GGUFExportError(f"{self.path.name} is damaged: it holds {info.name} twice")
             self.tensors[info.name] = TensorInfo(info.name, info.shape, info.type, begin + info.offset, info.bytes)
 
     def _info(self, reader: _Reader) -> TensorInfo:
-        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
         name = reader.text()
         shape = tuple(reversed([reader.number("Q") for _ in range(reader.number("I"))]))
-        try:
-            kind = GGMLQuantizationType(reader.number("I"))
-        except ValueError as error:
-            raise GGUFExportError(f"{self.path.name} is damaged: {name} has a type that is not known") from error
+        number = reader.number("I")
+        if number not in TYPES:
+            raise GGUFExportError(f"{self.path.name} is damaged: {name} has a type that is not known ({number})")
+        kind, block, size = TYPES[number]
         if math.prod(shape) <= 0:
             raise GGUFExportError(f"{self.path.name} is damaged: {name} has the shape {shape}")
-        block, size = GGML_QUANT_SIZES[kind]
-        return TensorInfo(name, shape, kind.name, reader.number("Q"), math.prod(shape) // block * size)
+        return TensorInfo(name, shape, kind, reader.number("Q"), math.prod(shape) // block * size)
 
 
 class _Reader:

@@ -7,14 +7,14 @@ and not always to the next. The adapter's come in where it says something else: 
 from __future__ import annotations
 
 import hashlib
-from fnmatch import fnmatch
 from pathlib import Path
 
 import msgspec
 
 from backpropagate_runner.export.adapter import Adapter
 from backpropagate_runner.export.digests import files_below
-from backpropagate_runner.export.model_files import TEMPLATE_FILES, TOKENIZER_FILES, ModelFiles
+from backpropagate_runner.export.model_files import ModelFiles
+from backpropagate_runner.export.model_layout import TEMPLATE_FILES, TOKENIZER_FILES, is_one_of
 
 TOKENIZER = "tokenizer.json"
 
@@ -39,19 +39,15 @@ def side_files(files: ModelFiles, adapter: Adapter | None) -> dict[str, Path]:
     chosen = files.side_files()
     if adapter is None:
         return chosen
-    own = {name: path for name, path in files_below(adapter.folder).items() if _is(name, TOKENIZER_FILES)}
+    own = {name: path for name, path in files_below(adapter.folder).items() if is_one_of(name, TOKENIZER_FILES)}
     if TOKENIZER in own and TOKENIZER in chosen and not _same(own[TOKENIZER], chosen[TOKENIZER]):
         replaced: tuple[str, ...] = TOKENIZER_FILES
-    elif any(_is(name, TEMPLATE_FILES) for name in own):
+    elif any(is_one_of(name, TEMPLATE_FILES) for name in own):
         replaced = TEMPLATE_FILES
     else:
         return chosen
-    chosen = {name: path for name, path in chosen.items() if not _is(name, replaced)}
-    return chosen | {name: path for name, path in own.items() if _is(name, replaced)}
-
-
-def _is(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in patterns)
+    chosen = {name: path for name, path in chosen.items() if not is_one_of(name, replaced)}
+    return chosen | {name: path for name, path in own.items() if is_one_of(name, replaced)}
 
 
 def _same(one: Path, other: Path) -> bool:

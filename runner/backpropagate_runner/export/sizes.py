@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from backpropagate_protocol.export_formats import QUANTIZATIONS
+from backpropagate_protocol.reference import MAX_ROWS
 
 # A small model's embedding is kept in finer blocks than the rest: its file is up to a tenth larger than the table says.
 _MARGIN = 1.15
-_BESIDE = 32 << 20  # the tokenizer, the metadata, the proof's reference
+_BESIDE = 32 << 20  # the tokenizer, the metadata
 
+_FLOAT = 4
 _BITS = {"F32": 32, "F16": 16, "BF16": 16}
 
 
@@ -65,18 +67,24 @@ def gguf_bytes(parameters: int, quantization: str) -> int:
 _EXACT = ("f32", "f16", "bf16")
 
 
-def of_merged(parameters: int, stored: str) -> Sizes:
+def reference_bytes(config: Mapping[str, object], prompts: int) -> int:
+    """Of what a model says to the proof's prompts: rows as long as its vocabulary."""
+    return prompts * MAX_ROWS * _number(_text(config), "vocab_size") * _FLOAT
+
+
+def of_merged(parameters: int, stored: str, reference: int) -> Sizes:
+    """Two references are made: of the trained model, and of the merged one."""
     made = folder_bytes(parameters, stored) + _BESIDE
-    return Sizes(made, made)
+    return Sizes(made, made + 2 * reference)
 
 
-def of_gguf(parameters: int, converted: str, quantized: str | None) -> Sizes:
+def of_gguf(parameters: int, converted: str, quantized: str | None, reference: int) -> Sizes:
     """`quantized` None: what is converted is the result."""
     first = gguf_bytes(parameters, converted) + _BESIDE
     if quantized is None:
-        return Sizes(first, first)
+        return Sizes(first, first + reference)
     result = gguf_bytes(parameters, quantized) + _BESIDE
-    return Sizes(result, first + result)
+    return Sizes(result, first + result + reference)
 
 
 def _text(config: Mapping[str, object]) -> Mapping[str, object]:

@@ -24,13 +24,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from backpropagate_protocol.errors import MergeExportError
+from backpropagate_protocol.errors import BackpropagateError, MergeExportError, ModelLoadError, UserInputError
 from backpropagate_runner.export.adapter import Adapter, LoraModule, as_float
 from backpropagate_runner.export.float_bits import FLOATS, LARGEST, STORED, narrow, round_to, widen
 from backpropagate_runner.export.merge_plan import TensorPlan, plan
 from backpropagate_runner.export.model_files import ModelFiles
 from backpropagate_runner.export.tensor_file import StoredTensor
 
+_BEYOND = 1e8  # no weight of a model is larger
 _PIECE = 1 << 18  # elements computed at once: they stay in the processor's cache
 
 _PARTED = "only one of input and output embedding was trained, and the base has one tensor for both: the exported model has two"
@@ -46,7 +47,7 @@ def open_weights(files: ModelFiles, adapter: Adapter | None) -> MergedWeights:
 class MergedWeights:
     """See `weights.Weights`. `config` is the configuration that goes with these tensors.
 
-    Reading raises MergeExportError if what comes out is not finite. Some MiB of scratch are kept between two calls.
+    Reading raises ModelLoadError or UserInputError [INPUT_ADAPTER_INVALID] if what comes out is not finite. Some MiB of scratch are kept between two calls.
     """
 
     def __init__(self, files: ModelFiles, adapter: Adapter | None) -> None:
@@ -123,10 +124,23 @@ class MergedWeights:
                     widen(tensor.read(at, at + 1), tensor.dtype, out[row - first : row - first + 1])
         # NaN is not smaller than anything, so that one comparison finds it too.
         if not max(float(out.max(initial=0)), -float(out.min(initial=0))) < LARGEST[made.dtype]:
-            raise MergeExportError(
-                f"merging makes numbers in {name} that are not finite, or too large for {made.dtype}",
-                suggestion="The adapter does not belong to this base model, or its training diverged.",
+            raise self._no_numbers(name, made, first, last)
+
+    def _no_numbers(self, name: str, made: TensorPlan, first: int, last: int) -> BackpropagateError:
+        """Trying again makes the same numbers, so it is an error of what was given."""
+        base = np.empty((last - first, made.source.row_size), np.float32)
+        widen(made.source.read(first, last), made.source.dtype, base)
+        if not np.isfinite(base).all() or np.abs(base).max(initial=0) > _BEYOND:
+            return ModelLoadError(
+                f"the base model {self._name} is damaged: {name} holds numbers that are not finite, or beyond all measure",
+                suggestion="Download or copy the base model again.",
             )
+        return UserInputError(
+            f"merging makes numbers in {name} that are not finite, or too large for {made.dtype}",
+            code="INPUT_ADAPTER_INVALID",
+            suggestion="The adapter does not belong to this base model (--base names another), its training diverged, or "
+            "one of the two is damaged.",
+        )
 
     def _base(self, made: TensorPlan, first: int, last: int, out: Floats) -> None:
         widen(made.source.read(first, last), made.source.dtype, out)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from backpropagate.commands.drills import fault_flag
@@ -86,6 +88,7 @@ def _rehearse(screen: Screen, spec: PushSpec, python: str | None) -> int:
 
     told = run_job(PushJob(push=spec), Pushed, backend="none", runner_python=python)
     total = sum(count for _, count in told.files)
+    stays = _left_out(spec, {name.partition("/")[0] for name, _ in told.files})
     document = {
         "repo": spec.repo,
         "private": spec.private,
@@ -93,9 +96,21 @@ def _rehearse(screen: Screen, spec: PushSpec, python: str | None) -> int:
         "url": told.url,
         "files": [{"name": name, "bytes": count} for name, count in told.files],
         "bytes": total,
+        "left_out": stays,
         "card": spec.card,
     }
     listed = "\n".join(f"{size(count):>12}  {name}" for name, count in told.files)
     kind = "private" if spec.private else "public"
+    if stays:
+        listed += f"\n{'stays here':>12}  {', '.join(stays)}"
     screen.data(document, f"{listed}\n{size(total):>12}  to {told.url or spec.repo} ({kind}); nothing was sent")
     return 0
+
+
+def _left_out(spec: PushSpec, goes: set[str]) -> list[str]:
+    """What lies beside the files that go up, where nobody said that it is to stay."""
+    folder = Path(spec.folder)
+    if spec.files or not folder.is_dir():
+        return []
+    found = [f"{path.name}/" if path.is_dir() else path.name for path in sorted(folder.iterdir())]
+    return [name for name in found if name.rstrip("/") not in goes and not name.startswith(".")]

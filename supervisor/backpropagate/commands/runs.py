@@ -8,6 +8,7 @@ import click
 
 from backpropagate.commands.flags import Command, from_table
 from backpropagate.screen import current
+from backpropagate.wishes.models import last_part
 from backpropagate.wishes.options import Value
 from backpropagate.wishes.settings import Settings
 
@@ -49,6 +50,9 @@ def list_runs(output_dir: Value, status: str | None, limit: int, every: bool, fl
     screen.data({"schema_version": "1", "runs": [row for row, _ in rows]}, "\n".join(lines))
 
 
+_OF_A_TRAINING = ("steps", "total_steps", "samples_seen", "order", "loss_history")
+
+
 def _header(wide: int) -> str:
     return f"{'run':{8 + wide}}  {'status':11}  {'steps':>13}  {'loss':>8}  {'started':20}  model, data"
 
@@ -56,17 +60,24 @@ def _header(wide: int) -> str:
 def _line(row: RunRow, branch: str, wide: int) -> str:
     loss = "" if row.final_loss is None else f"{row.final_loss:.4f}"
     label = f" ({row.name})" if row.name else ""
-    steps = row.session_kind if row.session_kind in ("export", "push") else f"{row.steps}/{row.total_steps or '?'}"
+    trained = row.session_kind not in ("export", "push")
+    steps = f"{row.steps}/{row.total_steps or '?'}" if trained else row.session_kind
     run = f"{branch}{row.run_id[:8]}"
-    return f"{run:{8 + wide}}  {row.status:11}  {steps:>13}  {loss:>8}  {row.started_at:20}  {_about(row)}{label}"
+    return f"{run:{8 + wide}}  {row.status:11}  {steps:>13}  {loss:>8}  {row.started_at:20}  {_what(row)}{label}"
 
 
-def _about(row: RunRow) -> str:
-    """Model and data; of a campaign, how many runs it has."""
-    data = row.dataset_info.replace("\\", "/").rpartition("/")[2]
+def _what(row: RunRow) -> str:
+    """What was trained on what; of an export, what was or will be made; of an upload, what went where."""
+    model, wished, data = last_part(row.model_name), row.hyperparameters, last_part(row.dataset_info)
+    if row.session_kind == "export":
+        made = last_part(row.export_paths[-1]) if row.export_paths else wished.get("quantization") or wished["format"]
+        return f"{model} -> {made}"
+    if row.session_kind == "push":
+        return f"{model} -> {wished['repo']}"
     if row.session_kind == "multi_run":
-        data = f"{len(row.runs)} {'run' if len(row.runs) == 1 else 'runs'} on {data}{' …' if len(row.runs) > 1 else ''}"
-    return f"{row.model_name}, {data}"
+        runs_ = "1 run" if len(row.runs) == 1 else f"{len(row.runs)} runs"
+        return f"{model}, {runs_} on {data}{' …' if len(row.runs) > 1 else ''}"
+    return f"{model}, {data}"
 
 
 @click.command(cls=Command)
@@ -94,9 +105,13 @@ def show_run(run: str, output_dir: Value) -> None:
         report = campaign_report.read(run_dir)
         document["report"] = msgspec.to_builtins(report)
     shown = {name: value for name, value in document.items() if value not in (None, "", [], {}, ())}
+    if row.session_kind in ("export", "push"):
+        shown = {name: value for name, value in shown.items() if name not in _OF_A_TRAINING}
     if row.micro_batch_history:
         shown["micro_batch_history"] = _batches(row)
-    shown["loss_history"] = sparkline([loss for _, loss in row.loss_history], width=60)
+    trained = row.session_kind not in ("export", "push")
+    if trained:
+        shown["loss_history"] = sparkline([loss for _, loss in row.loss_history], width=60)
     for name in ("report", *(["link"] if not row.link else [])):  # the report is told as a table
         shown.pop(name, None)
     if row.runs:

@@ -29,7 +29,7 @@ def supervise_run(run_dir: Path, owner: bool, wait: bool) -> int:
     screen.json = True
     run = RunDir(run_dir)
     sinks = [PlainSink(sys.stderr, verbose=runs.load_spec(run).verbose)]
-    resumed = run.events.exists()
+    resumed = runs.has_begun(run)
     return supervise_when_free(run, sinks, _tell, owner_pipe=owner, resumed=resumed, wait=wait).exit_code
 
 

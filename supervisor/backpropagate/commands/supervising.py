@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from backpropagate.screen import Screen
-from backpropagate_protocol.errors import CATALOGUE, BackpropagateError, ExitCode, Retry, error_for
+from backpropagate_protocol.errors import CATALOGUE, BackpropagateError, ExitCode, error_for
 from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import RunSpec
 
@@ -25,25 +25,17 @@ def begin(screen: Screen, spec: RunSpec, detach: bool) -> int:
     from backpropagate.keep import runs
 
     run_dir = runs.create(spec)
-    try:
-        with runs.beginning(run_dir):
-            return _supervised(screen, run_dir, detach, resumed=False, wait=spec.safety.wait_for_lock)
-    except BackpropagateError as error:
-        if error.exit_code is not ExitCode.PARTIAL:
-            raise
-        # Nothing was done yet, so nothing is partly done.
-        code = ExitCode.USER_ERROR if error.retry is Retry.NEVER else ExitCode.TRY_LATER
-        screen.error(error, exit_code=int(code))
-        return int(code)
+    with runs.beginning(run_dir):
+        return _supervised(screen, run_dir, detach, resumed=False, wait=spec.safety.wait_for_lock)
 
 
 def go_on(screen: Screen, run_dir: RunDir, detach: bool, wait: bool) -> int:
     """The same for a run that was interrupted or failed. Raises STATE_RUN_FINISHED for one that is complete."""
-    from backpropagate.keep import history
+    from backpropagate.keep import history, runs
 
     if history.show(run_dir).status == "completed":
         raise error_for("STATE_RUN_FINISHED", "the run is complete", run_id=run_dir.run_id)
-    return _supervised(screen, run_dir, detach, resumed=run_dir.events.exists(), wait=wait)
+    return _supervised(screen, run_dir, detach, resumed=runs.has_begun(run_dir), wait=wait)
 
 
 def extended(screen: Screen, run_dir: RunDir, detach: bool, wait: bool) -> int:

@@ -67,7 +67,7 @@ def later_flags(function: Callable[..., object]) -> Callable[..., object]:
 def train(resume_run: str | None, detach: bool, faults: tuple[PlannedFault, ...], **given: Value) -> int:
     """Fine-tune a model under supervision."""
     from backpropagate.commands.supervising import begin, go_on
-    from backpropagate.keep import runs
+    from backpropagate.keep import history
     from backpropagate.wishes.build_spec import build_spec, notices
     from backpropagate.wishes.settings import Settings
 
@@ -76,7 +76,7 @@ def train(resume_run: str | None, detach: bool, faults: tuple[PlannedFault, ...]
     screen.verbose = screen.verbose or settings.flag("debug")
     if resume_run is not None:
         _only_for_resume(given)
-        run_dir = runs.find(settings.text("training.output_dir"), resume_run)
+        run_dir = history.to_resume(settings.text("training.output_dir"), resume_run)
         return go_on(screen, run_dir, detach, settings.flag("safety.wait"))
     spec = build_spec(settings, detached=detach, verbose=screen.verbose, faults=faults)
     for notice in notices(settings):
@@ -99,13 +99,13 @@ def _only_for_resume(given: dict[str, Value]) -> None:
 def resume(run: str, detach: bool, **given: Value) -> int:
     """Go on with an interrupted or failed run.
 
-    RUN is a run id, any unique prefix of one, or `latest`. Data and settings are those the run began with.
+    RUN is a run id, any unique prefix of one, or `latest`, the newest that is not complete. Data and settings are those the run began with.
     """
     from backpropagate.commands.supervising import go_on
-    from backpropagate.keep import runs
+    from backpropagate.keep import history
     from backpropagate.wishes.settings import Settings
 
     settings, screen = Settings(given), current()
     screen.verbose = screen.verbose or settings.flag("debug")
-    run_dir = runs.find(settings.text("training.output_dir"), run)
+    run_dir = history.to_resume(settings.text("training.output_dir"), run)
     return go_on(screen, run_dir, detach, settings.flag("safety.wait"))

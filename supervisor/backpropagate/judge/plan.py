@@ -99,10 +99,10 @@ class Plan:
     using: tuple[Stage, ...]
 
 
-def preflight(spec: RunSpec, *, trained: bool) -> Stage:
+def preflight(spec: RunSpec, *, trained: bool, revision: str | None = None) -> Stage:
     """The question whether the whole chain can work. `trained`: the adapter of this run is there already."""
     export = _wanted(spec)
-    model, adapter = subject(spec)
+    model, adapter = subject(spec, revision)
     by_training = trains(spec) and not trained
     job = PreflightJob(
         model=spec.model if by_training else model,
@@ -161,7 +161,7 @@ def _work(spec: RunSpec, wanted: ExportSpec) -> Path:
 def subject(spec: RunSpec, revision: str | None = None) -> tuple[ModelSpec, str | None]:
     """The base model and the adapter. After a full fine-tune the result is a model of its own, and there is no adapter."""
     model, wanted = spec.model, _wanted(spec)
-    if revision and model.revision is None:
+    if revision:  # a branch may have moved since
         model = msgspec.structs.replace(model, revision=revision)
     if not trains(spec):
         return model, wanted.adapter
@@ -251,7 +251,7 @@ class _Chain:
             name=self._wanted.name,
             faults=planned_for(self._spec, "convert", "convert"),
         )
-        return self._plan([self._stage("convert", job, made)], made, None)
+        return self._plan([self._stage("convert", job, made), self._proving(made, "lora-gguf", "f32")], made, None)
 
     def lora(self) -> Plan:
         assert self._adapter is not None
@@ -288,13 +288,14 @@ class _Chain:
             prompts=(*PROMPTS, *self._wanted.prompts),
             out=out,
             backend=self._spec.backend,
+            moment=self._spec.created,  # the same for both references, whenever they are made
             faults=planned_for(self._spec, name, "reference"),
         )
         return self._stage(name, job, out)
 
     def _proving(self, target: str, kind: str, quantization: str) -> Stage:
         job = ProveJob(
-            reference=self._reference,
+            reference="" if kind == "lora-gguf" else self._reference,
             target=target,
             kind=kind,
             quantization=quantization,

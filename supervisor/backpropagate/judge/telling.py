@@ -5,7 +5,7 @@ from __future__ import annotations
 from backpropagate.events import FaultSeen, Heat, Noticed, Recovering, StopRequested
 from backpropagate.judge.decisions import Finish, Found, StopAsked
 from backpropagate.judge.verdict import Cause, GiveUp
-from backpropagate_protocol.errors import CATALOGUE, ExitCode
+from backpropagate_protocol.errors import CATALOGUE, BackpropagateError, ExitCode
 
 
 class Telling:
@@ -69,6 +69,17 @@ def completed() -> Finish:
 
 def gave_up(verdict: GiveUp) -> Finish:
     return Finish(verdict.status, verdict.exit_code, verdict.code, verdict.message, verdict.suggestion)
+
+
+def refused(error: BackpropagateError) -> Finish:
+    later = error.exit_code is ExitCode.TRY_LATER
+    return Finish("interrupted" if later else "failed", error.exit_code, error.code, error.message, error.suggestion)
+
+
+def unreadable_adapter(folder: str, why: str) -> Finish:
+    info = CATALOGUE["RUNTIME_DISK_FULL"]
+    text = f"the adapter in {folder} cannot be read: {why}"
+    return Finish("interrupted", info.exit, info.code, text, "Look after the disk, then `backprop resume RUN`.")
 
 
 def stopped(asked: StopAsked, kept: Found | None) -> Finish:

@@ -1,22 +1,27 @@
 """What an export leaves on the disk: its work folder, the result under its final name, and the report beside it.
 
 1. A result has its final name only when it is complete and proven; a result of that name from before is replaced whole.
-2. The report is written before the result gets its name, so that there is no result without one.
+2. The report waits beside it, complete, before the result gets its name; whoever is cut off in between left enough for
+   the next one to end it (`settle`). So no result has the report of another.
 3. What was not proven never gets the name: it is put aside as `.rejected`, with its report.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import msgspec
 
 from backpropagate.events import Check
 from backpropagate_protocol import durable
+from backpropagate_protocol.errors import ConfigurationError
 from backpropagate_protocol.rundir import MANIFEST, PARTIAL, ExportDir, Manifest
 
 REPORT_SCHEMA = 1
+
+_MADE_OF = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")  # weights, configuration, tokenizer
 
 
 class ProofReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,19 +72,93 @@ def _weighs(name: str) -> bool:
     return name.endswith((".safetensors", ".bin"))
 
 
+def inputs_digest(*folders: Path) -> str:
+    """Over the files of models that lie in them: names, sizes, times of change. Another after any of them was replaced.
+
+    What is no folder (a hub's id) counts as empty. Raises OSError.
+    """
+    lines = []
+    for folder in folders:
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if path.suffix in _MADE_OF and path.is_file():
+                stat = path.stat()
+                lines.append(f"{path.name} {stat.st_size} {stat.st_mtime_ns}")
+        lines.append("")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def read_report(result: Path) -> ExportReport | None:
-    """The report beside a result; None if there is none that can be read."""
+    """The report beside a result; None if there is none that can be read, or it is plainly another file's."""
     try:
-        return msgspec.json.decode(ExportDir.report(result).read_bytes(), type=ExportReport)
+        report = msgspec.json.decode(ExportDir.report(result).read_bytes(), type=ExportReport)
+        return None if result.is_file() and result.stat().st_size != report.bytes else report
     except (OSError, msgspec.DecodeError):
         return None
 
 
+def standing(run_id: str, result: Path) -> ExportReport | None:
+    """The report of what this run exported, if that is what stands at `result`, and not a later run's."""
+    report = read_report(result)
+    return report if report is not None and report.run_id == run_id and result.exists() else None
+
+
+def check_replaceable(result: Path) -> None:
+    """An earlier export of the same name gives way to a new one; anything else that is there does not.
+
+    Raises ConfigurationError (CONFIG_OUTPUT_UNWRITABLE).
+    """
+    if os.path.lexists(result) and read_report(result) is None and not _waiting(result).is_file():
+        raise ConfigurationError(
+            f"{result} is there already, and no export of ours made it",
+            code="CONFIG_OUTPUT_UNWRITABLE",
+            suggestion="Choose another --name or -o, or move it away.",
+        )
+
+
+class _Waiting(msgspec.Struct, frozen=True):
+    """A report whose result is about to get its name: as long as `made` is there, it has not."""
+
+    made: str
+    report: ExportReport
+
+
+def _waiting(result: Path) -> Path:
+    report = ExportDir.report(result)
+    return report.with_name(f".{report.name}{PARTIAL}")
+
+
 def publish(made: Path, result: Path, report: ExportReport) -> None:
-    """Gives `made`, which lies on the same disk, its final name. Raises OSError; an older result of that name then stands."""
+    """Gives `made`, which lies on the same disk, its final name. Raises OSError; an older result of that name then stands
+    with its own report."""
     result.parent.mkdir(parents=True, exist_ok=True)
+    settle(result)
+    waiting = _waiting(result)
+    durable.write_file(waiting, msgspec.json.encode(_Waiting(str(made), report)))
+    try:
+        _rename_over(made, result)
+    except OSError:
+        durable.discard(waiting)
+        raise
     _write(result, report)
-    _rename_over(made, result)
+    durable.discard(waiting)
+
+
+def settle(result: Path) -> None:
+    """Ends a publication that was cut off, as if it had ended or never begun. Under the result's lock. Raises OSError."""
+    old = _old(result)
+    if old.exists() and not result.exists():
+        durable.rename(old, result)
+    durable.discard(old)
+    waiting = _waiting(result)
+    try:
+        found = msgspec.json.decode(waiting.read_bytes(), type=_Waiting)
+    except FileNotFoundError:
+        return
+    except msgspec.DecodeError:
+        found = None
+    if found is not None and result.exists() and not Path(found.made).exists():
+        _write(result, found.report)
+    durable.discard(waiting)
 
 
 def reject(made: Path, result: Path, report: ExportReport) -> Path:
@@ -95,8 +174,12 @@ def _write(result: Path, report: ExportReport) -> None:
     durable.write_file(ExportDir.report(result), text)
 
 
+def _old(result: Path) -> Path:
+    return result.with_name(f".{result.name}.old{PARTIAL}")
+
+
 def _rename_over(source: Path, target: Path) -> None:
-    old = target.with_name(f".{target.name}.old{PARTIAL}")
+    old = _old(target)
     if target.is_dir():  # a folder is not replaced by a rename
         durable.discard(old)
         durable.rename(target, old)
@@ -110,22 +193,9 @@ def _rename_over(source: Path, target: Path) -> None:
     durable.discard(old)
 
 
-def is_published(run_id: str, made: Path, result: Path, adapter: str | None) -> bool:
-    """Whether a supervisor that was cut off had given this run's result its name. Not if the adapter is another by now."""
-    report = read_report(result)
-    if report is None or report.run_id != run_id or not result.exists() or made.exists():
-        return False
-    return adapter is None or report.adapter_digest == weights_digest(Path(adapter))
-
-
-def sweep(work: Path, result: Path | None = None) -> None:
-    """Removes what killed stages left half-made; what is complete stays. Ends a swap of folders that was cut off."""
+def sweep(work: Path) -> None:
+    """Removes what killed stages left half-made; what is complete stays."""
     if work.is_dir():
         for entry in work.iterdir():
             if entry.name.endswith(PARTIAL):
                 durable.discard(entry)
-    if result is not None:
-        old = result.with_name(f".{result.name}.old{PARTIAL}")
-        if old.exists() and not result.exists():
-            durable.rename(old, result)
-        durable.discard(old)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -17,7 +19,7 @@ from filelock import FileLock
 
 from backpropagate.keep import journal, locks
 from backpropagate.keep.record import Record, RunRow
-from backpropagate.keep.runs import Output, as_output, load_spec, run_ids
+from backpropagate.keep.runs import Output, as_output, find, has_begun, load_spec, run_ids
 from backpropagate_protocol import durable
 from backpropagate_protocol.errors import BackpropagateError, RunNotFoundError
 from backpropagate_protocol.rundir import OutputDir, RunDir
@@ -147,17 +149,32 @@ def list_rows(
     """
     output = as_output(output)
     alive = _training_here(output)
+    unbegun = _unbegun(output, alive)
     try:
-        return _select(output, _from_end(output.history), alive, status, limit, counted_as)
+        return _select(output, chain(unbegun, _from_end(output.history)), alive, status, limit, counted_as)
     except FileNotFoundError:
-        return []
+        return _select(output, unbegun, alive, status, limit, counted_as)
     except (_Torn, msgspec.DecodeError):
         with _locked(output):
             lines = _load(output)
             try:
-                return _select(output, reversed(lines), alive, status, limit, counted_as)
+                return _select(output, chain(unbegun, reversed(lines)), alive, status, limit, counted_as)
             except msgspec.DecodeError:
                 return _select(output, reversed(_repaired(output)), alive, status, limit, counted_as)
+
+
+def _unbegun(output: OutputDir, alive: str | None) -> list[bytes]:
+    """Of runs that were killed before they could write a line: the index does not know them. Newest first."""
+    rows = []
+    for run_id in run_ids(output):
+        run_dir = output.run(run_id)
+        if has_begun(run_dir) or run_dir.checkpoints.exists() or run_dir.adapter.exists():
+            continue
+        with suppress(BackpropagateError):
+            row = _as_it_is(output, row_of(run_dir), alive)
+            if row.status == "interrupted":
+                rows.append(row)
+    return [_line(row) for row in sorted(rows, key=lambda row: row.started_at, reverse=True)]
 
 
 def _from_end(path: Path) -> Iterator[bytes]:
@@ -197,14 +214,16 @@ def _select(
 ) -> list[RunRow]:
     found: list[RunRow] = []
     counted: set[str] = set()
+    seen_ids: set[str] = set()  # a rebuilt index knows those that never began, too
     for line in newest_first:
         row = _decoder.decode(line)
         key = counted_as(row)
         if limit is not None and len(counted) >= limit and key not in counted:
             break
         row = _as_it_is(output, _current(output, row), alive)
-        if status is None or row.status == status:
+        if (status is None or row.status == status) and row.run_id not in seen_ids:
             found.append(row)
+            seen_ids.add(row.run_id)
             counted.add(key)
     return found
 
@@ -223,6 +242,23 @@ def _current(output: OutputDir, row: RunRow) -> RunRow:
 def show(run_dir: RunDir) -> RunRow:
     """The row of one run as it stands now, from its journal. Raises RunNotFoundError."""
     return _as_it_is(run_dir.output, row_of(run_dir), _training_here(run_dir.output))
+
+
+def to_resume(output: Output, what: str) -> RunDir:
+    """The run that is meant to go on; `latest`: the newest that is neither complete nor running, if there is one. A run of a
+    campaign goes on with its campaign.
+
+    Raises RunNotFoundError as `runs.find` does.
+    """
+    output = as_output(output)
+    if what == "latest":
+        made = sorted(map(output.run, run_ids(output)), key=lambda run: run.spec.stat().st_mtime_ns, reverse=True)
+        for run_dir in made:
+            with suppress(BackpropagateError):
+                row = show(run_dir)
+                if row.parent is None and row.status not in ("completed", "running"):
+                    return run_dir
+    return find(output, what)
 
 
 def _as_it_is(output: OutputDir, row: RunRow, training: str | None) -> RunRow:

@@ -28,6 +28,10 @@ if sys.platform != "win32":
 PATIENCE = 0.4
 
 
+_EXPORT = "export-"
+_OLD = 24 * 3600.0  # seconds
+
+
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
     """Who holds a lock: the supervisor's pid, its run, and since when (ISO 8601, UTC)."""
 
@@ -47,9 +51,24 @@ def gpu_lock(uuid: str) -> Path:
 
 
 def export_lock(result: Path) -> Path:
-    """One lock per result and user: the folder of an export is the user's own, and stays free of our files."""
-    name = hashlib.sha256(str(result).encode()).hexdigest()[:16]
-    return state_dir() / f"export-{name}.lock"
+    """One lock per result and user: the folder of an export is the user's own, and stays free of our files.
+
+    Whatever way the folder is named: through a link, or in other letters where the system does not tell them apart.
+    """
+    place = os.path.normcase(result.parent.resolve() / result.name)
+    name = hashlib.sha256((place.casefold() if sys.platform == "darwin" else place).encode()).hexdigest()[:16]
+    return state_dir() / f"{_EXPORT}{name}.lock"
+
+
+def forget_old_exports() -> None:
+    """Removes the locks of results that nobody has made for a day; whoever holds one keeps it."""
+    with suppress(OSError):
+        for path in state_dir().glob(f"{_EXPORT}*.lock"):
+            if time.time() - path.stat().st_mtime < _OLD or _is_held(path) is not False:
+                continue
+            with suppress(OSError):
+                path.unlink()
+                _identity(path).unlink(missing_ok=True)
 
 
 def _identity(path: Path) -> Path:

@@ -25,6 +25,7 @@ class Past:
     def event(self, event: Event) -> None:
         match event:
             case StageStarted():
+                self._begin_anew(event.stage)
                 self.attempts[event.stage] = max(event.attempt, self.attempts.get(event.stage, 0))
                 self.versions |= event.versions
             case StageEnded():
@@ -42,6 +43,20 @@ class Past:
                 pass
 
     def close(self) -> None: ...
+
+    def _begin_anew(self, stage: str) -> None:
+        """What came after an earlier time of this stage was made of that time's output; the training was not."""
+        if stage not in self.ended:
+            return
+        at = list(self.ended).index(stage)
+        for later in list(self.ended)[at:]:
+            if later != TRAINED:
+                del self.ended[later]
+
+    def forget(self) -> None:
+        """Nothing of an export is done; the training still is."""
+        self.ended = {stage: ended for stage, ended in self.ended.items() if stage == TRAINED}
+        self.route, self.proof, self.exported = None, None, None
 
     def has(self, stage: str, output: str | None) -> bool:
         """Whether the stage is done and its output, if it has one, is still there."""

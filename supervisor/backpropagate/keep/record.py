@@ -87,7 +87,11 @@ _KINDS = {"campaign": "multi_run", "export": "export", "push": "push"}
 def _hyperparameters(spec: RunSpec) -> dict[str, object]:
     if spec.kind not in ("train", "campaign"):
         wishes = msgspec.to_builtins(spec.export if spec.kind == "export" else spec.push)
-        return {name: value for name, value in wishes.items() if value not in (None, "", [], ())} if wishes else {}
+        return (
+            {name: value for name, value in wishes.items() if value not in (None, "", [], ()) and name != "card"}
+            if wishes
+            else {}
+        )
     shown: dict[str, object] = dict(msgspec.to_builtins(spec.train))
     shown.update({f"lora_{key}": value for key, value in msgspec.to_builtins(spec.lora).items()})
     if spec.campaign is not None:

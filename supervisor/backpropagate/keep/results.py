@@ -6,9 +6,19 @@ import os
 import shutil
 from pathlib import Path
 
+import msgspec
+
 from backpropagate_protocol import durable
 from backpropagate_protocol.errors import ConfigurationError
-from backpropagate_protocol.rundir import MANIFEST, PARTIAL, OutputDir
+from backpropagate_protocol.rundir import MANIFEST, PARTIAL, Manifest, OutputDir
+
+
+def trained_revision(adapter: Path) -> str:
+    """The commit of a hub's model that the adapter of a run was trained on; empty where that is not known."""
+    try:
+        return msgspec.json.decode((adapter / MANIFEST).read_bytes(), type=Manifest).model_revision
+    except (OSError, msgspec.DecodeError):
+        return ""
 
 
 def publish_adapter(adapter: Path, output: OutputDir) -> Path:

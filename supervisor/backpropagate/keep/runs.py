@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,6 +62,11 @@ def _discard_unbegun(run_dir: RunDir) -> bool:
     if any(path.exists() for path in (run_dir.events, run_dir.checkpoints, run_dir.adapter)):
         return False
     durable.discard(run_dir.path)
+    with contextlib.suppress(OSError):  # nor does the folder, if it was made for this run alone
+        run_dir.output.runs.rmdir()
+        if os.listdir(run_dir.output.path) == [run_dir.output.lock.name]:
+            run_dir.output.lock.unlink()
+        run_dir.output.path.rmdir()
     return True
 
 
@@ -96,6 +102,14 @@ def find(output: Output, prefix: str) -> RunDir:
             f"{len(matches)} runs in {output.path} begin with {prefix!r}: {shown}", code="INPUT_RUN_AMBIGUOUS"
         )
     return output.run(matches[0])
+
+
+def has_begun(run_dir: RunDir) -> bool:
+    """Whether its journal has a line: a supervisor that was killed before that left an empty one, and the run begins yet."""
+    try:
+        return run_dir.events.stat().st_size > 0
+    except OSError:
+        return False
 
 
 def resuming(run_dir: RunDir) -> str:

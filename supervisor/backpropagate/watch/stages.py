@@ -134,7 +134,7 @@ def route(event: events.RouteFound) -> str:
 
 def proof(event: events.ExportProved) -> str:
     """The proof as a short table: one line for each check, measured against its bound."""
-    read = "read" if event.verifier == "weights" else "run"
+    read = {"weights": "read", "text": "weights not compared"}.get(event.verifier, "run")
     asked = f", {event.prompts} prompts" if event.prompts else ""
     head = f"proof {'passed' if event.passed else 'FAILED'} ({read}{asked})"
     return "\n".join([head, *(f"  {_check(check)}".rstrip() for check in event.checks)])

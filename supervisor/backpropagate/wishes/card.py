@@ -11,6 +11,7 @@ from backpropagate import __version__
 from backpropagate.keep import history, runs
 from backpropagate.keep.exports import ExportReport, read_report
 from backpropagate.keep.record import RunRow
+from backpropagate.keep.results import trained_revision
 from backpropagate.model_card import CardFacts, model_card
 from backpropagate_protocol.errors import BackpropagateError
 from backpropagate_protocol.rundir import MANIFEST, OutputDir, RunDir
@@ -43,8 +44,15 @@ def card_for(repo: str, folder: Path, files: Sequence[str] = (), run: RunDir | N
             adapter=_fields(folder / "adapter_config.json"),
             base_card=_text(Path(base) / "README.md") if base else "",
             version=__version__,
+            revision=_trained_on(folder, spec, report),
         )
     )
+
+
+def _trained_on(folder: Path, spec: RunSpec | None, report: ExportReport | None) -> str:
+    """The commit of a hub's model: the trained adapter knows it, and so does the report of what was made of it."""
+    own = OutputDir(Path(spec.output)).run(spec.run_id).adapter if spec is not None else folder
+    return trained_revision(own) or (report.base_revision if report is not None else None) or ""
 
 
 def _training(folder: Path, report: ExportReport | None, run: RunDir | None) -> tuple[RunSpec | None, RunRow | None]:

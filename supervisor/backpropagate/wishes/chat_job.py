@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from backpropagate.wishes.settings import Settings
-from backpropagate.wishes.sources import find, named
+from backpropagate.wishes.sources import find, named, named_as_model
 from backpropagate.wishes.surroundings import check_backend, check_runner, installed
 from backpropagate_protocol.errors import DependencyError, InvalidSettingError, UserInputError
 from backpropagate_protocol.jobs import ChatJob
@@ -28,6 +28,12 @@ def chat_job(
         gguf = _gguf(path)
     else:
         source = find(what, settings)
+        if source.run is None and source.adapter is None and not named_as_model(what):
+            raise UserInputError(
+                f"{what!r} is no run, no folder and no model",
+                code="INPUT_MODEL_NOT_FOUND",
+                suggestion="`backprop list-runs` shows the runs; a model of the hub is named owner/name.",
+            )
         python = source.runner_python
         made = source.exported
         can = python is not None or installed("llama_cpp")

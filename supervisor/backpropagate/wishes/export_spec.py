@@ -12,6 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
+from backpropagate.keep.exports import check_replaceable
+from backpropagate.wishes.environ import environment
 from backpropagate.wishes.options import BY_KEY
 from backpropagate.wishes.settings import Settings
 from backpropagate.wishes.suggest import did_you_mean
@@ -165,12 +169,26 @@ def _ollama_name(settings: Settings, wish: ExportWish, name: str) -> str | None:
 
 
 def _ollama_host(settings: Settings) -> str:
+    """Empty for what nobody said but Ollama's own variable: each supervisor of the run then reads it anew."""
     setting = settings["export.ollama_host"]
+    url = _host(settings.text("export.ollama_host"), setting.source)
+    theirs = setting.source in [f"environment {name}" for name in BY_KEY["export.ollama_host"].foreign]
+    return "" if theirs or not setting.explicit else url
+
+
+def reaching(export: ExportSpec) -> ExportSpec:
+    """With the address of Ollama as it is now. Raises InvalidSettingError if OLLAMA_HOST cannot be read."""
+    if export.ollama_name is None or export.ollama_host:
+        return export
+    return msgspec.structs.replace(export, ollama_host=_host(environment().get("OLLAMA_HOST", ""), "OLLAMA_HOST"))
+
+
+def _host(text: str, source: str) -> str:
     try:
-        return parse_host(settings.text("export.ollama_host")).url
+        return parse_host(text).url
     except ValueError as error:
         raise InvalidSettingError(
-            f"the address of Ollama ({setting.source}): {error}",
+            f"the address of Ollama ({source}): {error}",
             suggestion="OLLAMA_HOST reads host, host:port or http://host:port.",
         ) from None
 
@@ -185,12 +203,7 @@ def _replaceable(result: Path, inputs: Sequence[str]) -> None:
             raise ConfigurationError(
                 f"the export would replace what it is made from: {result}", suggestion="Choose another --name or -o."
             )
-    if os.path.lexists(result) and not ExportDir.report(result).is_file():
-        raise ConfigurationError(
-            f"{result} is there already, and no export of ours made it",
-            code="CONFIG_OUTPUT_UNWRITABLE",
-            suggestion="Choose another --name or -o, or move it away.",
-        )
+    check_replaceable(result)
 
 
 def _wants_lmstudio(settings: Settings, wish: ExportWish) -> bool:

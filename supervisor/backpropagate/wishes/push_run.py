@@ -16,10 +16,9 @@ from backpropagate.wishes.settings import Settings
 from backpropagate.wishes.sources import Source, find, named
 from backpropagate.wishes.surroundings import check_runner, writable_folder
 from backpropagate_protocol.errors import BackpropagateError, RunNotFoundError, UserInputError, error_for
+from backpropagate_protocol.hub_names import check_repo
 from backpropagate_protocol.spec import PlannedFault, PushSpec, RunSpec
 
-_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
-_LONGEST_REPO = 96
 _LARGEST_TOKEN = 4096
 
 
@@ -158,21 +157,9 @@ def _maker(path: Path, settings: Settings) -> Source | None:
 
 
 def _repo(repo: str | None) -> str:
-    def wrong(text: str) -> BackpropagateError:
-        return error_for("HUB_PUSH_INVALID_REPO", text)
-
-    if repo is None:
-        raise wrong("no repository was named")
-    owner, slash, name = repo.partition("/")
-    if not slash or "/" in name:
-        raise wrong(f"{repo!r} is not of the form owner/name")
-    for part in (owner, name):
-        if not _PART.fullmatch(part) or "--" in part or ".." in part:
-            raise wrong(
-                f"{repo!r}: {part!r} may have letters, digits and `_ . -`, no `--` or `..`, and none of `- .` at its ends"
-            )
-    if len(repo) > _LONGEST_REPO or name.endswith((".git", ".ipynb")):
-        raise wrong(f"{repo!r} is longer than {_LONGEST_REPO} characters or ends in .git")
+    wrong = "no repository was named" if repo is None else check_repo(repo)
+    if repo is None or wrong is not None:
+        raise error_for("HUB_PUSH_INVALID_REPO", wrong or "")
     return repo
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
 from backpropagate.judge.plan import trains
-from backpropagate.keep import runs
+from backpropagate.keep import exports, history, results, runs
 from backpropagate.wishes.build_spec import model_spec
 from backpropagate.wishes.models import TINY, adapter_base, last_part
 from backpropagate.wishes.presets import MODELS
 from backpropagate.wishes.settings import Settings
 from backpropagate_protocol.errors import RunNotFoundError, UserInputError
-from backpropagate_protocol.rundir import ExportDir, OutputDir, RunDir
+from backpropagate_protocol.rundir import MANIFEST, OutputDir, RunDir
 from backpropagate_protocol.spec import DataSpec, ModelSpec, RunSpec
 
 _GENERIC = ("lora", "adapter")  # folder names that say nothing about what is in them
@@ -102,7 +102,7 @@ def _run(output: str, what: str) -> RunDir:
 def _of_run(run_dir: RunDir, settings: Settings, base: str | None) -> Source:
     spec = runs.load_spec(run_dir)
     adapter = _trained(run_dir, spec)
-    model = _with_wishes(spec.model, settings) if base is None else model_spec(_for(settings, base))
+    model = model_spec(_for(settings, base)) if base is not None else _with_wishes(spec.model, settings, adapter)
     chosen_backend, chosen_python = settings["training.backend"], settings["runner.python"]
     short = run_dir.run_id[:8]
     return Source(
@@ -115,7 +115,7 @@ def _of_run(run_dir: RunDir, settings: Settings, base: str | None) -> Source:
         output=str(run_dir.output.path),
         run=run_dir,
         data=spec.data,
-        exported=_exported(spec),
+        exported=_exported(run_dir),
     )
 
 
@@ -143,17 +143,34 @@ def _trained(run_dir: RunDir, spec: RunSpec) -> str | None:
     return adapter
 
 
-def _exported(spec: RunSpec) -> Path | None:
-    """Only what has its report is whole, and what its proof did not reject."""
-    if spec.export is None:
+def _exported(run_dir: RunDir) -> Path | None:
+    """What the run says that it exported, if that is what stands there: another run may have taken the name since."""
+    for path in reversed(history.row_of(run_dir).export_paths):
+        if exports.standing(run_dir.run_id, Path(path)) is not None:
+            return Path(path)
+    return None
+
+
+def _newest_of(home: OutputDir) -> RunDir | None:
+    """The run whose adapter is this output folder's `lora`, which is a copy and gives way to the next run's."""
+    made = [home.run(run_id) for run_id in runs.run_ids(home)]
+    made = [run for run in made if (run.adapter / MANIFEST).is_file()]
+    try:
+        wanted = exports.weights_digest(home.lora) if made else ""
+        made.sort(key=lambda run: run.adapter.stat().st_mtime_ns, reverse=True)
+        return next((run for run in made if wanted and exports.weights_digest(run.adapter) == wanted), None)
+    except OSError:
         return None
-    result = ExportDir(Path(spec.export.destination)).result(
-        spec.export.name, spec.export.format, spec.export.quantization
-    )
-    return result if result.exists() else None
 
 
 def _of_adapter(adapter: Path, settings: Settings, base: str | None) -> Source:
+    home = OutputDir(adapter.parent)
+    maker = _newest_of(home) if adapter == home.lora else None
+    if maker is not None:
+        made = _of_run(maker, settings, base)
+        name = f"{last_part(made.model.name)}-{adapter.name}"
+        output = made.output if not settings["training.output_dir"].explicit else settings.text("training.output_dir")
+        return replace(made, name=name, folder=home.path.name, output=output, exported=None)
     try:
         model = model_spec(_for(settings, base or adapter_base(adapter)))
     except UserInputError as error:
@@ -163,7 +180,6 @@ def _of_adapter(adapter: Path, settings: Settings, base: str | None) -> Source:
             f"the base model of {adapter}: {error.message}", code=error.code, suggestion="Name it with --base MODEL."
         ) from error
     generic = adapter.name in _GENERIC
-    home = OutputDir(adapter.parent)
     at_home = adapter == home.lora and home.runs.is_dir()
     return Source(
         model=model,
@@ -178,8 +194,11 @@ def _of_adapter(adapter: Path, settings: Settings, base: str | None) -> Source:
     )
 
 
-def _with_wishes(model: ModelSpec, settings: Settings) -> ModelSpec:
-    """The run's model, held as the command line says if it says so."""
+def _with_wishes(model: ModelSpec, settings: Settings, adapter: str | None) -> ModelSpec:
+    """The run's model at the commit that the adapter was trained on, held as the command line says if it says so."""
+    trained = results.trained_revision(Path(adapter)) if adapter is not None else ""
+    if trained:
+        model = msgspec.structs.replace(model, revision=trained)
     if settings["model.load_in_4bit"].explicit:
         model = msgspec.structs.replace(model, load_in_4bit=settings.flag_or_none("model.load_in_4bit"))
     if settings["model.trust_remote_code"].explicit:

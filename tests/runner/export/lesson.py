@@ -14,7 +14,7 @@ from backpropagate_protocol.messages import Phase
 from backpropagate_protocol.prepared import Prepared, PreparedWriter
 from backpropagate_protocol.spec import ModelSpec
 from backpropagate_runner.export import gguf_arch, gguf_vocab
-from backpropagate_runner.export.adapter import open_adapter
+from backpropagate_runner.export.adapter import as_float, open_adapter
 from backpropagate_runner.export.convert import convert
 from backpropagate_runner.export.gguf_tensors import Tensor, tensors
 from backpropagate_runner.export.gguf_vocab import Vocabulary
@@ -25,6 +25,7 @@ from backpropagate_runner.export.tensors import open_weights
 from tests.backends.torch_runs import run
 from tests.backends.torch_session import make_job
 from tests.runner.export.heard import Heard
+from tests.runner.export.peft_models import save_adapter
 
 TINY = Path(__file__).parents[3] / "fixtures" / "tiny-base"
 QUESTION, ANSWER = "What is the capital of France?", "Paris, said the parrot."
@@ -111,6 +112,25 @@ def teach(folder: Path) -> Lesson:
     train = msgspec.structs.replace(job.spec.train, learning_rate=_RATE)
     job = msgspec.structs.replace(job, spec=msgspec.structs.replace(job.spec, train=train))
     adapter = Path(run(cpu, job, Prepared(folder / "data"), folder).done.adapter)
+    refer(cpu, model, adapter, folder / "reference")
+    return Lesson(model, adapter, folder / "reference", folder)
+
+
+def nudge(cpu: CpuBackend, folder: Path, share: float) -> Lesson:
+    """The tiny base with an adapter that changes each matrix by this share of its norm, as little as real trainings do."""
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    adapter = save_adapter(TINY, folder / "adapter", {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"})
+    file = adapter / "adapter_model.safetensors"
+    factors = load_file(file)
+    base = open_weights(open_model(ModelSpec(name="tiny", path=str(TINY))), None)
+    for name, module in open_adapter(str(adapter)).lora.items():
+        a, b = as_float(module.A).astype(np.float64), as_float(module.B).astype(np.float64)
+        whole = base.rows(f"{name}.weight", 0, base.shape(f"{name}.weight")[0])
+        factors[module.B.name] *= share * np.linalg.norm(whole) / np.linalg.norm(module.scale * (b @ a))
+    save_file(factors, file)
+    model = ModelSpec(name="tiny", path=str(TINY), load_in_4bit=False)
     refer(cpu, model, adapter, folder / "reference")
     return Lesson(model, adapter, folder / "reference", folder)
 

@@ -6,11 +6,14 @@ import json
 import math
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from backpropagate_protocol import durable
 from backpropagate_protocol.errors import UserInputError
+from backpropagate_protocol.rundir import FileEntry, Manifest
 from backpropagate_protocol.spec import ModelSpec
 from backpropagate_runner.export.adapter import as_float, open_adapter
 from backpropagate_runner.export.model_files import open_model
@@ -42,11 +45,26 @@ def rewritten(folder: Path, **tensors: np.ndarray | None) -> Path:
     return folder
 
 
-def refusal(folder: Path) -> str:
+def finished(staged: Path, final: Path) -> Path:
+    """As a training publishes it: with a manifest."""
+
+    def manifest(files: dict[str, FileEntry]) -> bytes:
+        about = Manifest(
+            run_id="r", step=1, total_steps=1, samples_seen=1, order=0, micro_batch=1, accumulation=1,
+            data_digest="", spec_digest="", backend="cpu", files=files,
+        )  # fmt: skip
+        return msgspec.json.encode(about)
+
+    durable.commit_dir(staged, final, manifest)
+    return final
+
+
+def refusal(folder: Path, code: str = "INPUT_ADAPTER_UNSUPPORTED") -> str:
     """What is said about an adapter that cannot be merged into the tiny base."""
     with pytest.raises(UserInputError) as caught:
         open_weights(open_model(TINY), open_adapter(str(folder)))
-    assert caught.value.code == "INPUT_ADAPTER_UNSUPPORTED"
+    assert caught.value.code == code
+    assert "--format" not in caught.value.suggestion  # no other format would read it
     return caught.value.message
 
 
@@ -111,7 +129,32 @@ def test_what_would_be_merged_wrongly_is_refused(config: dict[str, object], tmp_
 def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     folder = lora_adapter(tmp_path / "a")
     rewritten(folder, **{f"{UP}.lora_A.weight": np.full((4, 256), np.nan, np.float32)})
-    assert "NaN" in refusal(folder)
+    assert "NaN" in refusal(folder, "INPUT_ADAPTER_INVALID")
+
+
+def test_numbers_that_no_training_makes_are_refused(tmp_path: Path) -> None:
+    folder = lora_adapter(tmp_path / "a")
+    far = np.zeros((4, 256), np.float32)
+    far[1, 7] = -3e20
+    rewritten(folder, **{f"{UP}.lora_A.weight": far})
+    assert "beyond all measure" in refusal(folder, "INPUT_ADAPTER_INVALID")
+
+
+def test_an_adapter_that_is_not_what_its_training_wrote_is_refused(tmp_path: Path) -> None:
+    folder = finished(lora_adapter(tmp_path / "a"), tmp_path / "adapter")
+    assert open_adapter(str(folder)).lora
+    content = bytearray((folder / "adapter_model.safetensors").read_bytes())
+    content[-2] ^= 1  # still a finite number
+    (folder / "adapter_model.safetensors").write_bytes(content)
+    assert "adapter_model.safetensors has other content" in refusal(folder, "INPUT_ADAPTER_INVALID")
+    (folder / "adapter_model.safetensors").unlink()
+    assert "adapter_model.safetensors is missing" in refusal(folder, "INPUT_ADAPTER_INVALID")
+
+
+def test_a_manifest_of_somebody_else_says_nothing(tmp_path: Path) -> None:
+    folder = lora_adapter(tmp_path / "a")
+    (folder / "manifest.json").write_text('{"name": "my-addon"}')
+    assert open_adapter(str(folder)).lora
 
 
 def test_a_tensor_without_a_place_in_the_base_is_refused(tmp_path: Path) -> None:

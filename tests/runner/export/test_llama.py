@@ -103,6 +103,15 @@ def test_a_conversation_without_room_is_refused(folder: Path) -> None:
         run.greedy(list(range(3, 300)), 1)
 
 
+def test_the_vocabulary_alone_makes_the_same_tokens_and_knows_the_same_ends(folder: Path, reference: Reference) -> None:
+    with model(folder, 0) as vocabulary, model(folder) as whole:
+        for prompt in reference.prompts:
+            assert tuple(vocabulary.prompt(prompt.text)) == prompt.ids
+        ends = [token for token in range(whole.vocabulary) if whole.ends(token)]
+        assert ends
+        assert [token for token in range(vocabulary.vocabulary) if vocabulary.ends(token)] == ends
+
+
 def test_a_file_that_is_no_model_is_refused_with_the_reason(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "none.gguf"
     path.write_bytes(b"something else entirely")

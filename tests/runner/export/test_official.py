@@ -72,6 +72,36 @@ def test_an_architecture_of_its_own_is_converted(official: Officially, tmp_path:
     assert (made.said["general.architecture"], made.said["tokenizer.ggml.pre"]) == ("olmo2", "llama-bpe")
 
 
+_ANOTHER_READER = """
+import pathlib, sys
+pathlib.Path(sys.argv[sys.argv.index("--outfile") + 1]).write_bytes(b"made of the base's own bytes")
+"""
+
+
+@pytest.mark.slow
+def test_a_converter_that_reads_by_another_way_loses_no_adapter_in_silence(tmp_path: Path) -> None:
+    """In a process of its own: whoever imported a `gguf` cannot convert with another."""
+    model = save("qwen2", tmp_path / "model")
+    adapter = save_adapter(model, tmp_path / "adapter", {"r": 4, "target_modules": ["q_proj"]})
+    sources = tmp_path / "llama.cpp"
+    (sources / "conversion").mkdir(parents=True)
+    (sources / "gguf-py" / "gguf").mkdir(parents=True)
+    (sources / "convert_hf_to_gguf.py").write_text(_ANOTHER_READER)
+    reads = "class SafetensorsLocal:\n    def __enter__(self): ...\nclass LocalTensor:\n    def mmap_bytes(self): ...\n"
+    for path, text in {
+        "conversion/__init__.py": "def get_model_class(name): return object\n",
+        "conversion/base.py": "class TextModel:\n    def get_vocab_base_pre(self, tokenizer): ...\n",
+        "gguf-py/gguf/__init__.py": "",
+        "gguf-py/gguf/utility.py": reads,
+        "tqdm.py": "class tqdm: ...\n",
+    }.items():
+        (sources / path).write_text(text)
+    own = Officially(sources, tmp_path / "out")
+    with pytest.raises(AssertionError, match=r"would have lost the adapter: 4 that it changes"):
+        own.convert([(model, adapter, "f16")])
+    assert not list(tmp_path.glob("out/*.gguf*"))
+
+
 @pytest.mark.slow
 def test_what_it_gives_up_on_is_said_in_its_words(official: Officially, tmp_path: Path) -> None:
     model = save("qwen2", tmp_path / "model")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from backpropagate_runner.export import go_template
-from backpropagate_runner.export.hf_template import TemplateRefused, renderer
+from backpropagate_runner.export.jinja_chat import TemplateRefused, renderer
 from backpropagate_runner.export.ollama_template import Derived, Tokens, derive, template_of
 from backpropagate_runner.export.read_gguf import GgufFile
 from tests.runner.export.chat_templates import (

@@ -6,14 +6,16 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from backpropagate_protocol.errors import ExportError
+from backpropagate_protocol.errors import ExportError, UserInputError
 from backpropagate_protocol.jobs import PlaceJob
 from backpropagate_protocol.messages import Made, Phase
 from backpropagate_runner.export import place as place_module
 from backpropagate_runner.export.digests import digest_of
 from tests.runner.export.heard import Heard
+from tests.runner.export.test_adapter import lora_adapter, rewritten
 
 LARGE = place_module._LINKED + 1
 
@@ -115,6 +117,16 @@ def test_a_folder_is_placed_with_all_that_is_in_it(tmp_path: Path) -> None:
     inode = out.stat().st_ino
     assert placed(source, out) == made
     assert out.stat().st_ino == inode
+
+
+def test_an_adapter_without_usable_numbers_is_placed_nowhere(tmp_path: Path) -> None:
+    source = lora_adapter(tmp_path / "a")
+    name = "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"
+    rewritten(source, **{name: np.full((512, 4), np.inf, np.float32)})
+    with pytest.raises(UserInputError, match="NaN or infinite") as told:
+        placed(source, tmp_path / "b")
+    assert told.value.code == "INPUT_ADAPTER_INVALID"
+    assert names(tmp_path) == {"a"}
 
 
 def test_nothing_to_be_placed_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,11 +16,15 @@ import pytest
 import backpropagate_backends
 import backpropagate_protocol
 import backpropagate_runner
+from backpropagate_backends.host_memory import free_host_memory
 from backpropagate_protocol.errors import BackpropagateError
 from backpropagate_protocol.jobs import PreflightJob
 from backpropagate_protocol.messages import Done, ExportRoute, Fault, FaultKind, Phase
+from backpropagate_protocol.reference import MAX_ROWS
 from backpropagate_protocol.spec import ExportSpec, ModelSpec
 from backpropagate_runner.export.preflight import preflight
+from backpropagate_runner.export.room import free_bytes
+from backpropagate_runner.export.sizes import of_merged, reference_bytes
 from tests.doubles.ollama_server import OllamaDouble
 from tests.house.source import ROOT
 from tests.runner.child import Child
@@ -69,7 +74,28 @@ def test_a_q8_0_is_written_by_the_converter_alone(asked: Asked) -> None:
     route = asked.route()
     assert (route.architecture, route.parameters) == ("Qwen2ForCausalLM", 2_000_000)
     assert (route.converter, route.type, route.quantizer) == ("own", "q8_0", "")
-    assert route.bytes == route.work_bytes
+    vocabulary = json.loads((asked.home / "base" / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    assert route.work_bytes - route.bytes == reference_bytes({"vocab_size": vocabulary}, 12)
+
+
+def test_the_rows_of_two_references_lie_beside_a_merged_model() -> None:
+    large = {"vocab_size": 152_000}
+    rows = reference_bytes(large, 8)
+    assert rows == 8 * MAX_ROWS * 152_000 * 4
+    assert reference_bytes({"text_config": large}, 8) == rows
+    assert of_merged(1000, "F32", rows).work - of_merged(1000, "F32", rows).result == 2 * rows
+
+
+def test_a_file_that_fits_is_run_though_the_model_that_it_was_made_of_would_not(tmp_path: Path) -> None:
+    """Its weights are mapped. In bfloat16 they would take all the memory that is free, as q8_0 they take half of it."""
+    parameters = free_host_memory() // 2
+    if free_bytes(tmp_path) < parameters * 1.5:  # type: ignore[operator]
+        pytest.skip("the disk is smaller than the memory")
+    route = Asked(tmp_path, {"parameters": parameters}).route(quantization="q8_0")
+    assert (route.verifier, route.notes) == ("llama", ())
+    nothing = Asked(tmp_path / "larger", {"parameters": parameters * 2}).route(quantization="q8_0")
+    assert nothing.verifier == "weights"
+    assert "are free" in nothing.notes[0]
 
 
 @pytest.mark.parametrize(("dtype", "between"), [("BF16", "bf16"), ("F16", "f16"), ("F32", "f16")])
@@ -108,6 +134,16 @@ def test_the_official_converter_is_taken_for_what_ours_does_not_cover(tmp_path: 
     asked = Asked(tmp_path, {"architectures": ["GemmaForCausalLM"], "model_type": "gemma"})
     route = asked.route(converter_folder=str(folder))
     assert (route.converter, route.converter_folder) == ("official", str(folder))
+    assert route.notes == ()
+
+
+def test_what_can_be_neither_run_nor_read_is_told_before_the_training(tmp_path: Path, without: dict[str, Path]) -> None:
+    folder = converter(tmp_path / "llama.cpp", "GemmaForCausalLM")
+    asked = Asked(tmp_path, {"architectures": ["GemmaForCausalLM"], "model_type": "gemma"})
+    route = told(asked.job(converter_folder=str(folder)), without["llama_cpp"], tmp_path / "log")
+    assert isinstance(route, ExportRoute), route
+    assert route.verifier == "weights"
+    assert "not the weights" in route.notes[-1]
 
 
 def test_an_architecture_that_the_official_converter_does_not_know_either_can_be_merged(tmp_path: Path) -> None:
@@ -156,7 +192,7 @@ def test_a_full_fine_tune_has_no_adapter_to_export(asked: Asked, wanted: str) ->
 
 def test_a_folder_that_holds_no_adapter_is_named(asked: Asked) -> None:
     error = asked.refusal(adapter=asked.home)
-    assert error.code == "INPUT_ADAPTER_UNSUPPORTED"
+    assert error.code == "INPUT_ADAPTER_INVALID"
     assert str(asked.home) in error.message
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -81,7 +82,7 @@ def test_an_honest_export_passes_at_every_quantization(lesson: Lesson, quantizat
 def test_without_llama_an_honest_export_is_proved_by_all_its_numbers(lesson: Lesson, quantization: str) -> None:
     made = proof(lesson, lesson.made(quantization), quantization, "weights")
     assert failed(made) == set(), made
-    assert checks(made).keys() == {"template", "tensors", "metadata"}
+    assert checks(made).keys() == {"template", "tokens", "tensors", "adapter", "metadata"}
     assert made.verifier == "weights"
 
 
@@ -181,7 +182,7 @@ def test_a_missing_tensor_is_caught(lesson: Lesson, tmp_path: Path, verifier: st
 @BOTH
 def test_the_base_without_its_adapter_is_caught(lesson: Lesson, tmp_path: Path, verifier: str) -> None:
     made = forge(dataclasses.replace(lesson, adapter=_empty(lesson.adapter, tmp_path)), tmp_path / "made.gguf")
-    assert "tensors" in failed(proof(lesson, made, "f16", verifier))
+    assert {"tensors", "adapter"} <= failed(proof(lesson, made, "f16", verifier))
 
 
 def _empty(adapter: Path | None, folder: Path) -> Path:
@@ -253,14 +254,24 @@ def test_swapped_tokens_are_caught(lesson: Lesson, tmp_path: Path, verifier: str
     assert "token 700" in checks(result)["metadata"].detail
 
 
+@BOTH
 @pytest.mark.parametrize("family", ["qwen2", "llama3", "phi3"])
-def test_another_way_of_splitting_text_is_caught(tmp_path: Path, family: str) -> None:
-    """Where the vocabulary has tokens that the other way would cut."""
+def test_another_way_of_splitting_text_is_caught(tmp_path: Path, family: str, verifier: str) -> None:
+    """Where the vocabulary has tokens that the other way would cut. Without room for the model, its vocabulary is loaded."""
     other = untaught(warmed(), gguf_models.save(family, tmp_path / family), tmp_path)
     honest = proof(other, forge(other, tmp_path / "honest.gguf"), "f16")
     assert failed(honest) == set(), honest
     made = forge(other, tmp_path / "made.gguf", vocabulary=lambda honest: dataclasses.replace(honest, pre="gpt-2"))
-    assert failed(proof(other, made, "f16")) == {"tokens"}
+    assert failed(proof(other, made, "f16", verifier)) == {"tokens"}
+
+
+def test_a_template_that_writes_the_hour_is_rendered_at_the_hour_of_the_reference(tmp_path: Path) -> None:
+    model = gguf_models.save("qwen2", tmp_path / "qwen2")
+    template = "{{ strftime_now('%Y-%m-%d %H:%M:%S.%f') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    (model / "chat_template.jinja").write_text(template)
+    other = untaught(warmed(), model, tmp_path)
+    honest = proof(other, forge(other, tmp_path / "honest.gguf"), "f16")
+    assert "template" not in failed(honest), honest
 
 
 def test_a_bos_that_training_did_not_have_is_caught(lesson: Lesson, tmp_path: Path) -> None:
@@ -286,6 +297,29 @@ def test_the_answers_alone_catch_what_the_numbers_would_not(lesson: Lesson, tmp_
     fault = arranged("blk.1.attn_q.weight", halves_interleaved)
     made = forge(lesson, tmp_path / "made.gguf", changed=fault, metadata={"rope.freq_base": 500000.0})
     assert {"relative_error", "kl", "agreement", "answers"} <= failed(proof(lesson, made, "f16"))
+
+
+def test_a_model_that_can_be_neither_read_nor_run_is_not_said_to_be_proved_by_its_weights(tmp_path: Path) -> None:
+    """Its architecture is known to llama.cpp's converter alone, and there is no room to run it."""
+    honest = gguf_models.save("qwen2", tmp_path / "qwen2")
+    other = untaught(warmed(), honest, tmp_path)
+    made = forge(other, tmp_path / "made.gguf")
+    config = json.loads((honest / "config.json").read_text())
+    (honest / "config.json").write_text(json.dumps({**config, "architectures": ["NobodysForCausalLM"]}))
+    heard = Heard(Phase.PROVE)
+    job = ProveJob(
+        reference=str(other.reference),
+        target=str(made),
+        kind="gguf",
+        quantization="f16",
+        model=other.model,
+        adapter=None,
+        verifier="weights",
+    )
+    result = prove(job, heard.stage)
+    assert result.verifier == "text"
+    assert "tensors" not in checks(result)
+    assert "compared with nothing" in heard.notices[0]
 
 
 # --- what cannot be read ----------------------------------------------------------------------------------------------
@@ -320,4 +354,4 @@ def test_a_model_that_was_too_large_to_ask_is_proved_by_its_weights(lesson: Less
     writer.commit(msgspec.structs.replace(whole, why_not="it needs 140 GiB"))
     made = proof(lesson, lesson.made("q4_k_m"), "q4_k_m", reference=str(tmp_path / "silent"))
     assert (made.passed, made.verifier, made.positions) == (True, "weights", 0)
-    assert checks(made).keys() == {"template", "tokens", "tensors", "metadata"}
+    assert checks(made).keys() == {"template", "tokens", "tensors", "adapter", "metadata"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from backpropagate_protocol.jobs import ConvertJob, QuantizeJob
 from backpropagate_protocol.messages import Phase
 from backpropagate_protocol.spec import ModelSpec
 from backpropagate_runner.export.convert import convert
-from backpropagate_runner.export.quantize import quantize
+from backpropagate_runner.export.quantize import plainly_named, quantize
 from backpropagate_runner.export.read_gguf import GgufFile
 from tests.runner.export.heard import Heard
 
@@ -124,6 +125,25 @@ def test_an_error_while_telling_progress_ends_the_stage(f16: Path, tmp_path: Pat
 def _at_fifth(number: int) -> None:
     if number == 5:
         raise RuntimeError("the fifth sign")
+
+
+def test_a_folder_with_letters_of_a_language_gets_the_file_under_a_plain_name(f16: Path, tmp_path: Path) -> None:
+    """As it has to be on Windows, where llama.cpp writes by names in the system's code page."""
+    folder = tmp_path / "Jürgen 日本"
+    folder.mkdir()
+    target, before = folder / "maße.gguf.partial", os.getcwd()
+    with plainly_named(target) as name:
+        assert name.isascii()
+        assert os.path.samefile(os.getcwd(), folder)
+        Path(os.fsdecode(name)).write_bytes(b"made")
+    assert [path.name for path in folder.iterdir()] == [target.name]
+    assert target.read_bytes() == b"made"
+    with plainly_named(folder / "other.partial"):
+        pass  # nothing was written: a dry run, or a failure
+    assert [path.name for path in folder.iterdir()] == [target.name]
+    assert os.getcwd() == before
+    quantize(job(f16, folder / "größe.gguf", "q8_0"), Heard(Phase.QUANTIZE).stage)
+    assert GgufFile(folder / "größe.gguf").tensors
 
 
 def test_rows_too_narrow_for_a_type_are_told(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ pytest.importorskip("torch")
 pytest.importorskip("peft")
 
 import torch
+from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedModel
 
-from backpropagate_protocol.errors import MergeExportError
+from backpropagate_protocol.errors import ModelLoadError, UserInputError
 from backpropagate_runner.export import float_bits
 from backpropagate_runner.export.adapter import open_adapter
 from backpropagate_runner.export.model_files import open_model
@@ -116,8 +117,19 @@ def test_an_adapter_of_the_output_alone_gets_an_output_of_its_own(tmp_path: Path
 def test_numbers_that_are_too_large_for_the_base_are_an_error(tmp_path: Path) -> None:
     base = models.save_base(models.llama(), tmp_path / "base", "F16")
     adapter = models.save_adapter(base, tmp_path / "adapter", {"target_modules": ["q_proj"]}, strength=1e3)
-    with pytest.raises(MergeExportError, match="q_proj"):
+    with pytest.raises(UserInputError, match="q_proj"):
         whole(opened(base, adapter), "model.layers.0.self_attn.q_proj.weight")
+
+
+def test_a_damaged_base_is_not_blamed_on_the_adapter(tmp_path: Path) -> None:
+    base = models.save_base(models.llama(), tmp_path / "base")
+    adapter = models.save_adapter(base, tmp_path / "adapter", {"target_modules": ["q_proj"]})
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.layers.0.self_attn.q_proj.weight"][3, 3] = np.inf
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelLoadError, match="base model base is damaged") as told:
+        whole(opened(base, adapter), "model.layers.0.self_attn.q_proj.weight")
+    assert "again" in told.value.suggestion
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])

@@ -11,7 +11,7 @@ from backpropagate.judge import plan
 from backpropagate.judge.plan import first_micro_batch
 from backpropagate.judge.prompts import PROMPTS
 from backpropagate_protocol import messages as m
-from backpropagate_protocol.jobs import PlaceJob, PreflightJob, ReferenceJob, RegisterJob
+from backpropagate_protocol.jobs import PlaceJob, PreflightJob, ProveJob, ReferenceJob, RegisterJob
 from backpropagate_protocol.rundir import ExportDir, OutputDir
 from backpropagate_protocol.spec import ExportSpec, PlannedFault, PushSpec, RunSpec
 from tests.supervisor.transcript import spec
@@ -56,7 +56,7 @@ def test_each_format_has_its_stages_in_order() -> None:
     assert names(gguf) == ["reference", "convert", "quantize", "prove"]
     assert names(wishing("merged")) == ["reference", "merge", "merged-reference", "prove"]
     assert names(wishing("lora")) == ["place"]
-    assert names(wishing("lora-gguf"))[0] == "convert"
+    assert names(wishing("lora-gguf")) == ["convert", "prove"]
 
 
 def test_what_the_converter_writes_itself_is_not_quantized() -> None:
@@ -100,6 +100,20 @@ def test_the_reference_answers_the_fixed_prompts_and_the_users() -> None:
     assert isinstance(reference.job, ReferenceJob)
     assert reference.job.prompts == (*PROMPTS, "And mine?")
     assert (reference.job.backend, reference.job.model.revision) == (asked.backend, "a-commit")
+
+
+def test_both_references_of_a_merge_are_made_at_one_moment_however_late_the_second_is() -> None:
+    asked = wishing("merged")
+    made = [stage.job for stage in plan.stages(asked, ROUTE) if isinstance(stage.job, ReferenceJob)]
+    assert [job.moment for job in made] == [asked.created, asked.created]
+
+
+def test_an_adapter_alone_is_proved_without_a_reference_and_named_after_what_it_holds() -> None:
+    chain = plan.export(wishing("lora-gguf"), ROUTE)
+    prove = chain.making[-1].job
+    assert isinstance(prove, ProveJob)
+    assert (prove.kind, prove.target, prove.reference) == ("lora-gguf", chain.made, "")
+    assert Path(chain.result).name == "talk-lora-F32.gguf"
 
 
 def test_a_chained_export_is_of_the_adapter_that_the_run_trains() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -19,8 +21,9 @@ from backpropagate.events import (
 from backpropagate.keep import history, locks, runs
 from backpropagate.keep.journal import Journal
 from backpropagate.keep.past import Past
+from backpropagate.wishes.models import last_part
 from backpropagate_protocol.rundir import RunDir
-from backpropagate_protocol.spec import ExportSpec
+from backpropagate_protocol.spec import ExportSpec, ModelSpec, PushSpec
 from tests.supervisor.keep.test_history import TIME, spec
 
 PATH = "/exports/talk-Q4_K_M.gguf"
@@ -90,3 +93,26 @@ def test_the_past_knows_what_is_done_and_whether_it_is_still_there(tmp_path: Pat
     assert not past.has("quantize", str(there))
     assert past.attempts == {"convert": 1}
     assert past.exported is not None
+
+
+def told(*arguments: str) -> str:
+    command = [sys.executable, "-P", "-m", "backpropagate", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True, timeout=60).stdout
+
+
+def test_an_export_is_listed_by_what_it_made_and_an_upload_by_where_it_went(tmp_path: Path) -> None:
+    run_dir = an_export(tmp_path, "a", ended=True)
+    history.record(tmp_path, history.row_of(run_dir))
+    push = PushSpec(folder="/made/talk", repo="me/talk", card="---\nall of a README")
+    upload = runs.create(
+        msgspec.structs.replace(spec(tmp_path, "b"), kind="push", push=push, model=ModelSpec(name="talk", path="/x"))
+    )
+    history.record(tmp_path, history.row_of(upload))
+    _, *lines = told("list-runs", "--output", str(tmp_path)).splitlines()
+    assert {line.split("  ")[-1] for line in lines} == {
+        f"{last_part(spec(tmp_path, 'a').model.name)} -> talk-Q4_K_M.gguf (mine)",
+        "talk -> me/talk (mine)",
+    }
+    shown = told("show-run", "b", "--output", str(tmp_path))
+    assert "README" not in shown
+    assert "loss" not in shown

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from backpropagate.keep import exports
 from backpropagate.keep.exports import ExportReport
+from backpropagate_protocol.errors import ConfigurationError
 from backpropagate_protocol.rundir import PARTIAL, ExportDir
 
 
@@ -48,23 +51,56 @@ def test_a_folder_of_the_same_name_is_replaced_whole(tmp_path: Path) -> None:
     assert sorted(path.name for path in result.parent.iterdir()) == ["talk-merged", "talk-merged.export.json"]
 
 
-def test_a_result_has_its_name_only_with_the_report_of_its_own_run(tmp_path: Path) -> None:
-    result, folder = tmp_path / "talk-merged", made(tmp_path, "x")
-    assert not exports.is_published("run", folder, result, None)
-    exports.publish(folder, result, report())
-    assert exports.is_published("run", folder, result, None)
-    assert not exports.is_published("another", folder, result, None)
+def test_what_stands_under_a_name_is_one_runs_and_not_another_s(tmp_path: Path) -> None:
+    result = tmp_path / "talk-merged"
+    assert exports.standing("run", result) is None
+    exports.publish(made(tmp_path, "x"), result, report())
+    assert exports.standing("run", result) == report()
+    exports.publish(made(tmp_path, "y"), result, report("another"))
+    assert exports.standing("run", result) is None
 
 
-def test_a_result_that_was_made_of_an_earlier_adapter_of_the_same_run_is_made_again(tmp_path: Path) -> None:
-    result, folder, adapter = tmp_path / "talk-merged", made(tmp_path, "x"), tmp_path / "adapter"
-    adapter.mkdir()
-    (adapter / "adapter_model.safetensors").write_bytes(b"first")
-    told = msgspec.structs.replace(report(), adapter_digest=exports.weights_digest(adapter))
-    exports.publish(folder, result, told)
-    assert exports.is_published("run", folder, result, str(adapter))
-    (adapter / "adapter_model.safetensors").write_bytes(b"second")
-    assert not exports.is_published("run", folder, result, str(adapter))
+def test_a_report_of_another_size_is_not_the_file_s(tmp_path: Path) -> None:
+    """Somebody put a file of their own where ours had been."""
+    result = tmp_path / "talk.gguf"
+    ExportDir.report(result).write_bytes(msgspec.json.encode(report()))
+    result.write_bytes(b"abc")
+    assert exports.standing("run", result) is not None
+    exports.check_replaceable(result)
+    result.write_bytes(b"somebody's")
+    assert exports.standing("run", result) is None
+    with pytest.raises(ConfigurationError, match="no export of ours"):
+        exports.check_replaceable(result)
+
+
+def test_a_result_that_cannot_get_its_name_leaves_the_older_one_with_its_own_report(tmp_path: Path) -> None:
+    result = tmp_path / "talk-merged"
+    exports.publish(made(tmp_path, "old"), result, report("old"))
+    with pytest.raises(OSError):
+        exports.publish(tmp_path / "work" / "never-made", result, report("new"))
+    assert exports.read_report(result) == report("old")
+    assert (result / "old.txt").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["talk-merged", "talk-merged.export.json", "work"]
+
+
+@pytest.mark.parametrize("renamed", [True, False])
+def test_a_publication_that_was_cut_off_is_ended_by_the_next_one_who_comes(tmp_path: Path, renamed: bool) -> None:
+    """Whether the result had its name already tells whose report is right."""
+    result, work = tmp_path / "talk.gguf", tmp_path / "work" / "f16.gguf"
+    work.parent.mkdir()
+    for name in ("old", "new"):
+        work.write_bytes(name.encode())
+        if name == "old":
+            exports.publish(work, result, report("old"))
+    waiting = tmp_path / f".talk.gguf.export.json{PARTIAL}"
+    waiting.write_bytes(msgspec.json.encode({"made": str(work), "report": report("new")}))
+    if renamed:
+        work.replace(result)
+    exports.settle(result)
+    told = exports.read_report(result)
+    assert told is not None
+    assert told.run_id == result.read_text() == ("new" if renamed else "old")
+    assert not waiting.exists()
 
 
 def test_what_was_not_proven_lies_beside_an_older_result_and_does_not_touch_it(tmp_path: Path) -> None:
@@ -82,7 +118,7 @@ def test_a_swap_of_folders_that_was_cut_off_gives_the_old_result_back(tmp_path: 
     old = tmp_path / f".talk-merged.old{PARTIAL}"
     old.mkdir()
     (old / "old.txt").write_text("old")
-    exports.sweep(tmp_path / "work", tmp_path / "talk-merged")
+    exports.settle(tmp_path / "talk-merged")
     assert (tmp_path / "talk-merged" / "old.txt").is_file()
     assert not old.exists()
 
@@ -110,3 +146,14 @@ def test_a_report_of_a_newer_version_can_be_read(tmp_path: Path) -> None:
     told = {**msgspec.to_builtins(report()), "something_new": 1}
     ExportDir.report(tmp_path / "x").write_bytes(msgspec.json.encode(told))
     assert exports.read_report(tmp_path / "x") == report()
+
+
+def test_inputs_are_others_when_one_of_their_files_was_replaced(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    for folder in (first, second):
+        folder.mkdir()
+        (folder / "weights.safetensors").write_bytes(b"1234")
+    before = exports.inputs_digest(first, second, tmp_path / "a-hub/id")
+    assert exports.inputs_digest(first, second, tmp_path / "a-hub/id") == before
+    os.utime(second / "weights.safetensors", ns=(1, 1))
+    assert exports.inputs_digest(first, second, tmp_path / "a-hub/id") != before

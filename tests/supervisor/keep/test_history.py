@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from pathlib import Path
 
@@ -216,3 +217,25 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> Non
     history.record(tmp_path, row("run-1"))
     assert not list(tmp_path.glob("*.tmp"))
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_run_that_was_killed_before_its_first_line_is_listed_as_interrupted(tmp_path: Path) -> None:
+    a_run(tmp_path, "one-1")
+    unbegun = runs.create(spec(tmp_path, "two-2"))
+    unbegun.events.touch()
+    assert [(found.run_id, found.status) for found in history.list_rows(tmp_path)] == [("two-2", "interrupted")]
+    history.rebuild(tmp_path)
+    assert sorted(found.run_id for found in history.list_rows(tmp_path)) == ["one-1", "two-2"]
+
+
+def test_the_latest_run_to_resume_is_the_newest_that_is_not_complete(tmp_path: Path) -> None:
+    """An export that was made of one run does not hide another that was interrupted."""
+    for at, (run_id, status) in enumerate([("old-1", "interrupted"), ("mid-2", "partial"), ("new-3", "completed")]):
+        run_dir = runs.create(spec(tmp_path, run_id))
+        code = 0 if status == "completed" else 75
+        with Journal(run_dir.events) as journal:
+            journal.append(RunCreated(time=TIME, run_id=run_id))
+            journal.append(RunEnded(time=TIME, run_id=run_id, status=status, exit_code=code, step=1, total_steps=2))
+        os.utime(run_dir.spec, (TIME + at, TIME + at))
+    assert history.to_resume(tmp_path, "latest").run_id == "mid-2"
+    assert history.to_resume(tmp_path, "old").run_id == "old-1"

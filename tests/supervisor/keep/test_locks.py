@@ -90,3 +90,29 @@ def test_the_name_of_the_holder_goes_with_the_lock(tmp_path: Path) -> None:
     with locks.hold(path, "my-run", "the folder"):
         pass
     assert [p.name for p in tmp_path.iterdir()] in (["x.lock"], [])
+
+
+def test_a_result_has_one_lock_by_whatever_way_its_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    try:
+        (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
+    except OSError:
+        pytest.skip("no links here")
+    assert locks.export_lock(tmp_path / "link" / "m.gguf") == locks.export_lock(tmp_path / "real" / "m.gguf")
+    assert locks.export_lock(tmp_path / "real" / "n.gguf") != locks.export_lock(tmp_path / "real" / "m.gguf")
+
+
+def test_the_locks_of_old_exports_go_away_unless_somebody_holds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("XDG_STATE_HOME", "LOCALAPPDATA", "HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(tmp_path / "state"))
+    old, held, new = (locks.export_lock(tmp_path / name) for name in ("old", "held", "new"))
+    for path in (old, held, new):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    with locks.hold(held, "a-run", "the export"):
+        for path in (old, held):
+            os.utime(path, (1.0, 1.0))
+        locks.forget_old_exports()
+        assert [path.exists() for path in (old, held, new)] == [False, True, True]

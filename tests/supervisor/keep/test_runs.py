@@ -67,3 +67,16 @@ def test_an_output_that_cannot_be_made_is_named_and_nothing_is_left(tmp_path: Pa
         runs.create(spec(tmp_path / "file" / "out", "abc"))
     assert caught.value.code == "CONFIG_OUTPUT_UNWRITABLE"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_of_a_run_that_never_began_not_even_its_folder_stays(tmp_path: Path) -> None:
+    asked = spec(tmp_path / "new" / "out", "abc-1")
+    run_dir = runs.create(asked)
+    run_dir.output.lock.touch()
+    with pytest.raises(ConfigurationError), runs.beginning(run_dir):
+        raise ConfigurationError("it cannot work")
+    assert not (tmp_path / "new" / "out").exists()
+    other = runs.create(spec(tmp_path / "new" / "out", "abd-2"))
+    with pytest.raises(ConfigurationError), runs.beginning(runs.create(asked)):
+        raise ConfigurationError("it cannot work")
+    assert other.spec.is_file()

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from backpropagate.keep import exports
 from backpropagate.wishes.build_spec import build_spec
 from backpropagate.wishes.export_run import export_run
-from backpropagate.wishes.export_spec import CONVERTER, ExportWish, file_name
+from backpropagate.wishes.export_spec import CONVERTER, ExportWish, file_name, reaching
 from backpropagate.wishes.settings import Settings
 from backpropagate_protocol.errors import BackpropagateError
 from backpropagate_protocol.export_formats import FORMATS, QUANTIZATIONS
@@ -186,6 +187,27 @@ def test_a_destination_that_is_a_file_is_refused(tmp_path: Path, adapter: Path) 
     )
 
 
+def report_of(result: Path, size: int) -> exports.ExportReport:
+    return exports.ExportReport(
+        run_id="of-a-run",
+        created="2026-01-01T00:00:00Z",
+        result=result.name,
+        bytes=size,
+        digest="d",
+        format="gguf",
+        quantization="q8_0",
+        base_model="tiny",
+        base_path="/tiny",
+        base_revision=None,
+        adapter=None,
+        adapter_digest="",
+        architecture="Qwen2ForCausalLM",
+        parameters=1,
+        route={},
+        proof=None,
+    )
+
+
 def test_an_export_gives_way_to_the_next_and_nothing_else_does(tmp_path: Path, adapter: Path) -> None:
     result = tmp_path / "here" / "mine-Q8_0.gguf"
     result.parent.mkdir()
@@ -193,7 +215,12 @@ def test_an_export_gives_way_to_the_next_and_nothing_else_does(tmp_path: Path, a
     given: dict[str, object] = {"quantization": "q8_0", "name": "mine", "destination": str(result.parent)}
 
     assert refusal(tmp_path, adapter, **given).startswith("CONFIG_OUTPUT_UNWRITABLE: ")
-    result.with_name(result.name + ".export.json").write_text("{}")
+    result.with_name(result.name + ".export.json").write_text("{}")  # nor does that say that we made it
+    assert refusal(tmp_path, adapter, **given).startswith("CONFIG_OUTPUT_UNWRITABLE: ")
+    result.unlink()
+    made = tmp_path / "q8_0.gguf"
+    made.write_text("ours")
+    exports.publish(made, result, report_of(result, made.stat().st_size))
     assert exported(tmp_path, adapter, **given).name == "mine"
 
 
@@ -204,13 +231,25 @@ def test_an_export_does_not_replace_what_it_is_made_from(tmp_path: Path, adapter
     assert "would replace what it is made from" in refusal(tmp_path, tmp_path / "mine-lora", **given)
 
 
+def test_the_address_of_ollama_is_that_of_the_moment_unless_somebody_said_it(
+    tmp_path: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resume in another environment finds the server that is there now."""
+    wish = exported(tmp_path, adapter, {"OLLAMA_HOST": "first:1"}, ollama=True)
+    for place in ("first:1", "second:2"):
+        monkeypatch.setenv("OLLAMA_HOST", place)
+        assert reaching(wish).ollama_host == f"http://{place}"
+    said = exported(tmp_path, adapter, ollama=True, ollama_host="said:3")
+    assert reaching(said).ollama_host == "http://said:3"
+
+
 def test_ollama_s_own_variable_is_read_after_ours(tmp_path: Path, adapter: Path) -> None:
     theirs = {"OLLAMA_HOST": "0.0.0.0:5000"}
     ours = {**theirs, "BACKPROPAGATE_EXPORT__OLLAMA_HOST": "http://server:1"}
 
-    assert exported(tmp_path, adapter).ollama_host == "http://127.0.0.1:11434"
-    assert exported(tmp_path, adapter, {"OLLAMA_HOST": ""}).ollama_host == "http://127.0.0.1:11434"
-    assert exported(tmp_path, adapter, theirs, ollama=True).ollama_host == "http://127.0.0.1:5000"
+    assert exported(tmp_path, adapter).ollama_host == ""
+    assert exported(tmp_path, adapter, {"OLLAMA_HOST": ""}).ollama_host == ""
+    assert exported(tmp_path, adapter, theirs, ollama=True).ollama_host == ""
     assert exported(tmp_path, adapter, ours, ollama=True).ollama_host == "http://server:1"
 
 

@@ -65,7 +65,11 @@ def renderer(
     def render(conversation: Conversation) -> str:
         try:
             return template.render(
-                messages=[dict(turn) for turn in conversation], add_generation_prompt=True, **variables
+                messages=[dict(turn) for turn in conversation],
+                tools=None,  # said in every case, as a template may ask whether they are defined
+                documents=None,
+                add_generation_prompt=True,
+                **variables,
             )
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise TemplateRefused(str(error)) from error

@@ -25,6 +25,7 @@ from backpropagate_protocol.spec import ModelSpec
 _CONFIG = "config.json"
 _SECONDS = 5.0  # for the hub's first answer
 _WEIGHTS = ("*.safetensors", "*.bin")
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,9 @@ class Source:
 
 
 def find(model: ModelSpec) -> Source:
-    """Raises UserInputError [INPUT_MODEL_NOT_FOUND] if it is neither a model folder nor a hub id, and ModelLoadError
-    if the hub does not give it [DEP_MODEL_LOAD_FAILED] or cannot be reached [DEP_HUB_UNREACHABLE]."""
+    """Raises UserInputError [INPUT_MODEL_NOT_FOUND] if it is neither a model folder nor a hub id, or half an adapter
+    [INPUT_ADAPTER_INVALID]; and ModelLoadError if the hub does not give it [DEP_MODEL_LOAD_FAILED] or cannot be reached
+    [DEP_HUB_UNREACHABLE]."""
     folder = Path(model.path)
     if folder.is_dir():
         _check_folder(model.name, folder)
@@ -98,6 +100,12 @@ def _check_folder(name: str, folder: Path) -> None:
         hint = ""
         if (folder / "adapter_config.json").is_file():
             hint = "; it holds an adapter, give the base model that it was trained on"
+        elif any((folder / name).is_file() for name in _ADAPTER_WEIGHTS):
+            raise UserInputError(
+                f"{folder} holds the weights of an adapter and no adapter_config.json, which says what they belong to",
+                code="INPUT_ADAPTER_INVALID",
+                suggestion="Copy the whole folder of the adapter, its adapter_config.json too.",
+            )
         raise UserInputError(f"{folder} is not a model: it has no {_CONFIG}{hint}", code="INPUT_MODEL_NOT_FOUND")
     if not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
         raise ModelLoadError(f"{name} has a {_CONFIG} but no weights in {folder}")

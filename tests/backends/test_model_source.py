@@ -19,9 +19,9 @@ from backpropagate_protocol.spec import ModelSpec
 
 
 def find(cpu: CpuBackend, path: str) -> None:
-    from backpropagate_backends import torch_source
+    from backpropagate_backends import model_source
 
-    torch_source.find(ModelSpec(name="mine", path=path))
+    model_source.find(ModelSpec(name="mine", path=path))
 
 
 def test_a_folder_that_is_not_there_is_not_found(cpu: CpuBackend, tmp_path: Path) -> None:
@@ -49,6 +49,14 @@ def test_an_adapter_is_told_from_a_model(cpu: CpuBackend, tmp_path: Path) -> Non
         find(cpu, str(tmp_path))
 
 
+def test_half_an_adapter_is_told_from_a_model(cpu: CpuBackend, tmp_path: Path) -> None:
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(UserInputError, match=r"no adapter_config\.json") as caught:
+        find(cpu, str(tmp_path))
+    assert caught.value.code == "INPUT_ADAPTER_INVALID"
+    assert "adapter_config.json" in caught.value.suggestion
+
+
 def test_a_folder_without_weights_cannot_be_loaded(cpu: CpuBackend, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelLoadError, match="no weights"):
@@ -58,7 +66,7 @@ def test_a_folder_without_weights_cannot_be_loaded(cpu: CpuBackend, tmp_path: Pa
 def test_a_hub_that_does_not_answer_is_noticed_at_once(cpu: CpuBackend, tmp_path: Path) -> None:
     """A closed port stands for the hub. Its own client would try for half a minute; the child would not live as long."""
     program = (
-        "from backpropagate_backends.torch_source import find\n"
+        "from backpropagate_backends.model_source import find\n"
         "from backpropagate_protocol.errors import ModelLoadError\n"
         "from backpropagate_protocol.spec import ModelSpec\n"
         "try: find(ModelSpec(name='mine', path='nobody/has-this-model'))\n"
@@ -107,7 +115,7 @@ def hub() -> Iterator[str]:
 
 def test_what_the_hub_says_is_passed_on_in_plain_words(cpu: CpuBackend, hub: str, tmp_path: Path) -> None:
     program = (
-        "from backpropagate_backends.torch_source import find\n"
+        "from backpropagate_backends.model_source import find\n"
         "from backpropagate_protocol.errors import ModelLoadError\n"
         "from backpropagate_protocol.spec import ModelSpec\n"
         "for owner in ('gone', 'gated', 'old', 'empty'):\n"
@@ -139,7 +147,7 @@ def test_a_hub_that_says_not_now_is_told_from_one_that_says_no(hub: str, owner: 
 
 def test_who_has_turned_the_network_off_is_not_told_to_wait(tmp_path: Path) -> None:
     program = (
-        "from backpropagate_backends.torch_source import find\n"
+        "from backpropagate_backends.model_source import find\n"
         "from backpropagate_protocol.errors import ModelLoadError\n"
         "from backpropagate_protocol.spec import ModelSpec\n"
         "try: find(ModelSpec(name='mine', path='nobody/has-this-model'))\n"
@@ -163,7 +171,7 @@ def test_a_model_of_the_hub_is_pinned_to_the_commit_it_came_with(tmp_path: Path)
         "import sys\n"
         "from pathlib import Path\n"
         "from backpropagate_backends.torch_choices import model_of_run\n"
-        "from backpropagate_backends.torch_source import find\n"
+        "from backpropagate_backends.model_source import find\n"
         "from backpropagate_protocol.rundir import Manifest\n"
         "from backpropagate_protocol.spec import ModelSpec\n"
         "main, first, second = Path(sys.argv[1]), *sys.argv[2:]\n"
@@ -183,8 +191,8 @@ def test_a_model_of_the_hub_is_pinned_to_the_commit_it_came_with(tmp_path: Path)
 
 
 def test_broken_weights_are_a_model_that_cannot_be_loaded(cpu: CpuBackend, tiny: Path, tmp_path: Path) -> None:
+    from backpropagate_backends.model_source import find as find_source
     from backpropagate_backends.torch_model import choose_precision, load_model
-    from backpropagate_backends.torch_source import find as find_source
     from backpropagate_backends.torch_tokenizer import load_tokenizer
 
     for file in tiny.iterdir():
