@@ -19,9 +19,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from backpropagate_backends.base import Reporting
+from backpropagate_backends.model_source import find
 from backpropagate_backends.torch_generate import with_adapter
 from backpropagate_backends.torch_model import choose_precision, load_model
-from backpropagate_backends.model_source import find
 from backpropagate_backends.torch_tokenizer import load_tokenizer
 from backpropagate_protocol.jobs import EvaluateJob
 from backpropagate_protocol.messages import Score

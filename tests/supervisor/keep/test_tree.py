@@ -36,6 +36,7 @@ def output(tmp_path: Path) -> OutputDir:
             )
         )
         assert made.spec.is_file()
+        made.events.write_bytes(b"a run that has begun\n")
         history.record(output, row)
     return output
 
