@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import time
-import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
@@ -18,6 +17,7 @@ from typing import assert_never
 import anyio.to_thread
 import msgspec
 
+from backpropagate.campaign_totals import totals
 from backpropagate.events import (
     CampaignExtended,
     LinkMerged,
@@ -253,8 +253,8 @@ class Campaign:
 
     def _take_adapter(self, step: Publish) -> None:
         kept = self.kept
-        totals = Totals(step=kept.step, samples_seen=kept.samples_seen, order=kept.order, loss=kept.loss)
-        campaign_adapter.take(self._spec, self._run_dir, step.merged, step.newest, totals)
+        summed = Totals(step=kept.step, samples_seen=kept.samples_seen, order=kept.order, loss=kept.loss)
+        campaign_adapter.take(self._spec, self._run_dir, step.merged, step.newest, summed)
 
     async def _plot(self) -> Finish | None:
         """Pictures of the scores; a campaign is none the worse without them."""
@@ -280,28 +280,7 @@ class Campaign:
     @property
     def kept(self) -> Kept:
         """Totals of all its runs. The adapter is there once it is published; the loss is the newest run's."""
-        trained, now, whole = self._facts.trained, self._current, self._facts.published > 0
-        newest = trained[max(trained)] if trained else None
-        done = sum(link.steps for link in trained.values())
-        each = self._spec.train.steps or now.total_steps or (newest.steps if newest else 0)
-        left = len(self._facts.links) - len(trained)
-        return Kept(
-            step=done + now.step,
-            total_steps=done if whole else done + left * each,
-            samples_seen=sum(link.samples_seen for link in trained.values()) + now.samples_seen,
-            order=_order([trained[number].order for number in sorted(trained)]),
-            loss=now.loss if now.loss is not None else newest.final_loss if newest else None,
-            adapter=str(self._run_dir.adapter) if whole else None,
-            revision=trained[1].model_revision if 1 in trained else "",
-        )
-
-
-def _order(orders: Sequence[int]) -> int:
-    """Equal for campaigns whose runs saw the same samples in the same order."""
-    digest = 0
-    for order in orders:
-        digest = zlib.crc32(order.to_bytes(8, "little"), digest)
-    return digest
+        return totals(self._spec, self._run_dir, self._facts, self._current)
 
 
 def _as(score: LinkScore, candidate: str) -> LinkScore:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from backpropagate.stood import Stood, where_it_stood
 from backpropagate.stops import Stops
 from backpropagate.training import Kept, Training, finished
 from backpropagate.watch.sinks import Sink
-from backpropagate_protocol import durable
 from backpropagate_protocol.errors import CATALOGUE, ExitCode
 from backpropagate_protocol.redact import redact
 from backpropagate_protocol.rundir import OutputDir
@@ -65,10 +65,10 @@ class LinkRun:
 
     def __init__(self, spec: RunSpec) -> None:
         self.run_dir = OutputDir(Path(spec.output)).run(spec.run_id)
-        self._made = not self.run_dir.spec.is_file()
-        if self._made:
-            durable.discard(self.run_dir.path)  # of a supervisor that was killed between the folder and its spec
+        if not self.run_dir.path.is_dir():
             runs.create(spec)
+        elif not self.run_dir.spec.is_file():  # a supervisor was killed between the folder and its spec
+            runs.write_spec(self.run_dir, spec)
         self.spec = runs.load_spec(self.run_dir)
         self.offset = self.run_dir.events.stat().st_size if self.run_dir.events.exists() else 0
 
@@ -93,8 +93,9 @@ class LinkRun:
                     report = Reporter(self.run_dir, lines, stood.record, [relay])
                     return await self._train(report, stood, stops, reserved, gpu_script)
             finally:
-                if not self.run_dir.events.stat().st_size:
-                    self.run_dir.events.unlink()
+                with suppress(OSError):
+                    if not self.run_dir.events.stat().st_size:  # the journal of a run that never began
+                        self.run_dir.events.unlink()
 
     async def _train(
         self, report: Reporter, stood: Stood, stops: Stops, reserved: Reservation, gpu_script: Path | None

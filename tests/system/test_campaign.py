@@ -210,6 +210,15 @@ def test_a_supervisor_that_is_killed_in_a_run_is_followed_by_one_that_goes_on_in
     assert_the_same(spec, outcome, undisturbed)
 
 
+def test_a_supervisor_that_is_killed_while_it_makes_a_runs_folder_leaves_nothing_in_the_way(
+    oracle: Oracle, undisturbed: Ended
+) -> None:
+    spec = campaign_of(oracle.output())
+    link_home(spec, 2).path.mkdir(parents=True)
+    outcome, _ = run_here(spec)
+    assert_the_same(spec, outcome, undisturbed)
+
+
 @posix
 @pytest.mark.parametrize("stage", ["combine-002", "evaluate-002"])
 def test_a_supervisor_that_is_killed_in_a_stage_is_followed_by_one_that_does_it(

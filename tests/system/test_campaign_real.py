@@ -9,12 +9,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from backpropagate.events import CheckpointCommitted, LinkScored, LinkStarted, StageStarted
-from backpropagate.keep import journal, runs
+from backpropagate.events import CheckpointCommitted, ExportProved, LinkMerged, LinkScored, LinkStarted, StageStarted
+from backpropagate.keep import exports, journal, runs
 from backpropagate_protocol.rundir import OutputDir
 from backpropagate_protocol.spec import CampaignSpec, RunSpec, TrainSpec
 from tests.conftest import Oracle
 from tests.system.campaigns import home, link_home, published, staged
+from tests.system.exported import result_of, wish
 from tests.system.real import ROWS, real_spec
 from tests.system.supervised import Supervisor, resume_here, run_here
 
@@ -56,10 +57,16 @@ def test_children_that_are_killed_in_every_link_change_no_bit_of_the_merged_adap
 ) -> None:
     faults = [f"train-{number}:sigkill:4" for number in (1, 2, 3)]
     faults += ["combine-001:sigkill:1", "combine-003:sigkill:2", "evaluate-002:sigkill:2"]
-    spec = real_campaign(oracle.output(), *faults)
-    outcome, _ = run_here(spec)
-    assert (outcome.status, outcome.recoveries) == ("completed", len(faults))
+    spec = real_campaign(oracle.output(), *faults, "convert:sigkill:2")
+    spec = msgspec.structs.replace(spec, export=wish(oracle.output(), None))
+    outcome, story = run_here(spec)
+    assert (outcome.status, outcome.recoveries) == ("completed", len(faults) + 1)
     assert published(spec) == untouched
+    assert outcome.export == str(result_of(spec))
+    assert [proved.passed for proved in story.of(ExportProved)] == [True]
+    report = exports.read_report(result_of(spec))
+    assert report is not None
+    assert report.adapter_digest == story.of(LinkMerged)[-1].digest  # the merged adapter is what was exported
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the children of a killed parent are awaited by pid")
@@ -67,7 +74,8 @@ def test_supervisors_that_are_killed_in_every_link_change_no_bit_of_the_merged_a
     oracle: Oracle, untouched: bytes
 ) -> None:
     """Each one finds its way to the next place where the first attempt waits, and is killed there."""
-    spec = real_campaign(oracle.output(), *(f"train-{n}:hold:4" for n in (1, 2, 3)), "combine-002:hang:1")
+    holds = [f"train-{number}:hold:4" for number in (1, 2, 3)]
+    spec = real_campaign(oracle.output(), *holds, "combine-002:hang:1", evaluate=False)
     run_dir = runs.create(spec)
     for reached in (saved(spec, 1), saved(spec, 2), began(spec, "combine-002"), saved(spec, 3)):
         with Supervisor(run_dir) as supervisor:

@@ -35,7 +35,7 @@ def create(spec: RunSpec) -> RunDir:
     except OSError as error:
         raise _unwritable(run_dir.output, error, spec.run_id) from error
     try:
-        durable.write_file(run_dir.spec, msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n")
+        write_spec(run_dir, spec)
     except OSError as error:
         durable.discard(run_dir.path)
         for folder in (run_dir.output.runs, run_dir.output.path):
@@ -43,6 +43,11 @@ def create(spec: RunSpec) -> RunDir:
                 folder.rmdir()  # only if nobody else has anything in it
         raise _unwritable(run_dir.output, error, spec.run_id) from error
     return run_dir
+
+
+def write_spec(run_dir: RunDir, spec: RunSpec) -> None:
+    """`spec.json`, whole or not at all. Raises OSError."""
+    durable.write_file(run_dir.spec, msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n")
 
 
 @contextlib.contextmanager

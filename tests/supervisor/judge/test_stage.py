@@ -147,7 +147,8 @@ def test_memory_is_halved_down_to_the_least_that_a_stage_can_do_with() -> None:
 def test_an_evaluation_that_finds_no_room_on_the_card_is_done_row_by_row_and_then_without_it() -> None:
     evaluate = stage("evaluate")
     oom = cause(Kind.OOM, "RUNTIME_GPU_OOM")
-    ways, job, earlier = [], evaluate.job, []
+    ways, job = [], evaluate.job
+    earlier: list[Cause] = []
     while isinstance(verdict := judge(oom, evaluate, job, earlier), Anew) and len(earlier) < 2:
         assert isinstance(verdict.job, EvaluateJob)
         ways.append((verdict.job.batch_size, verdict.job.backend))
