@@ -19,7 +19,7 @@ from backpropagate_protocol.spec import DataSpec, ModelSpec, RunSpec
 def output(tmp_path: Path) -> OutputDir:
     """A campaign c of the runs c1 and c2, a training t, and then c3, which was appended to c."""
     output = OutputDir(tmp_path / "out")
-    below = [{"link": number, "run_id": f"c{number}"} for number in (1, 2, 3)]
+    below: list[dict[str, object]] = [{"link": number, "run_id": f"c{number}"} for number in (1, 2, 3)]
     rows = [RunRow(run_id="c", status="completed", session_kind="multi_run", runs=below)]
     rows += [RunRow(run_id=f"c{number}", status="completed", parent="c", link=number) for number in (1, 2)]
     rows += [RunRow(run_id="t", status="completed"), RunRow(run_id="c3", status="failed", parent="c", link=3)]

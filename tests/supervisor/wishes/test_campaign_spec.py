@@ -44,7 +44,7 @@ def campaign(
 
 def refusal(tmp_path: Path, rows: list[int], **arguments: object) -> str:
     with pytest.raises(BackpropagateError) as caught:
-        wanted(tmp_path, rows, **arguments)
+        wanted(tmp_path, rows, None, **arguments)
     assert caught.value.suggestion
     assert not (tmp_path / "out").exists()
     return str(caught.value)
