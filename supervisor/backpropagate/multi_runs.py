@@ -13,7 +13,7 @@ from backpropagate.keep import runs
 from backpropagate.keep.journal import read
 from backpropagate.trainer_base import TrainerBase
 from backpropagate.wishes.build_spec import notices
-from backpropagate.wishes.campaign_again import appended, newest, to_go_on_with
+from backpropagate.wishes.campaign_again import appended, named_campaign, to_go_on_with
 from backpropagate.wishes.campaign_spec import campaign_run, room_for
 from backpropagate.wishes.later import without_later
 from backpropagate.wishes.row_counts import counted_by_command
@@ -151,7 +151,7 @@ class MultiRuns(TrainerBase):
         """
         settings = Settings({**self._given, "replay_ratio": replay_ratio})
         output = settings.text("training.output_dir")
-        run_dir = newest(output) if campaign is None else runs.find(output, campaign)
+        run_dir = named_campaign(output, campaign)
         python = runs.load_spec(run_dir).runner_python
         added, name, said = appended(run_dir, settings, os.fspath(data), counted_by_command(python))
         self._tell(said)

@@ -13,6 +13,7 @@ from backpropagate.launch import start
 from backpropagate.watch.console import sink_for
 from backpropagate.watch.notebook import NotebookSink, in_notebook
 from backpropagate.watch.sinks import Sink
+from backpropagate.wishes.campaign_again import named_campaign
 from backpropagate.wishes.environ import environment
 from backpropagate.wishes.settings import Settings
 from backpropagate_protocol.errors import BackpropagateError, UserInputError, error_for
@@ -54,7 +55,8 @@ class TrainerBase:
 
     def _resumable(self, run: str, *, campaigns: bool) -> RunDir:
         """Raises for what is not there, of the other kind, or complete."""
-        run_dir = history.to_resume(Settings(self._given).text("training.output_dir"), run)
+        output = Settings(self._given).text("training.output_dir")
+        run_dir = named_campaign(output, run) if campaigns else history.to_resume(output, run)
         if (runs.load_spec(run_dir).kind == "campaign") is not campaigns:
             raise UserInputError(
                 f"run {run_dir.run_id[:8]} is {'no' if campaigns else 'a'} campaign",

@@ -58,7 +58,7 @@ def backprop(folder: Path, *arguments: str) -> tuple[int, str, str]:
         (["--resume", "abc", "--steps", "3"], "INPUT_VALIDATION_FAILED", "--steps"),
         (["--resume", "abc", "--data", "d.jsonl"], "INPUT_VALIDATION_FAILED", "--data"),
         (["--resume", "abc", "abc"], "INPUT_VALIDATION_FAILED", "named twice"),
-        (["--append", "e.jsonl"], "INPUT_VALIDATION_FAILED", "there is no campaign"),
+        (["--append", "e.jsonl"], "INPUT_RUN_NOT_FOUND", "there is no campaign"),
         (["--append", "e.jsonl", "--runs", "2"], "INPUT_VALIDATION_FAILED", "--runs"),
         (["--append", "e.jsonl", "--fresh"], "INPUT_VALIDATION_FAILED", "--fresh"),
     ],
@@ -191,6 +191,15 @@ def test_a_detached_campaign_goes_on_by_itself(folder: Path) -> None:
 
 def the_campaign(folder: Path) -> RunRow:
     return next(row for row in history.list_rows(folder / "output") if row.session_kind == "multi_run")
+
+
+def test_a_finished_campaign_is_not_gone_on_with_but_can_be_added_to(folder: Path) -> None:
+    campaign(folder, "--data", "d.jsonl", "--runs", "1", *TOY)
+    code, _, err = backprop(folder, "multi-run", "--resume", "latest")
+
+    assert code == 1
+    assert err.startswith("[STATE_RUN_FINISHED]: ")
+    assert f"backprop multi-run --append DATA {the_campaign(folder).run_id[:8]}" in err
 
 
 def test_campaigns_are_listed_as_a_tree(folder: Path) -> None:

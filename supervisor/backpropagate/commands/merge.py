@@ -31,17 +31,18 @@ if TYPE_CHECKING:
 def merge(campaign: str, destination: str | None, publish: bool, **given: Value) -> None:
     """Merge a campaign's runs once more, by any rule, without training.
 
-    CAMPAIGN is a run id, any unique prefix of one, or `latest`. The numbers are the campaign's own, unless they are given. With
+    CAMPAIGN is a run id, any unique prefix of one, or `latest`, the newest campaign. The numbers are the campaign's own, unless they are given. With
     --merge auto every rule is tried, and the one with the best average accuracy on held-out rows is taken.
     """
-    from backpropagate.keep import locks, results, runs
+    from backpropagate.keep import locks, results
     from backpropagate.keep.campaign_adapter import combined
+    from backpropagate.wishes.campaign_again import named_campaign
     from backpropagate.wishes.merge_again import merge_again
     from backpropagate_protocol.combined import MERGED
 
     screen = current()
     settings = Settings(given)
-    run_dir = runs.find(settings.text("training.output_dir"), campaign)
+    run_dir = named_campaign(settings.text("training.output_dir"), campaign)
     again = merge_again(run_dir, settings)
     _free(destination)
     with ExitStack() as held:

@@ -115,23 +115,20 @@ def _shown(screen: Screen, spec: RunSpec) -> None:
 
 def _resumed(screen: Screen, settings: Settings, run: str, detach: bool) -> int:
     from backpropagate.commands.supervising import go_on
-    from backpropagate.keep import runs
-    from backpropagate.wishes.campaign_again import campaign
+    from backpropagate.wishes.campaign_again import campaign, named_campaign
 
-    run_dir = runs.find(settings.text("training.output_dir"), run)
+    run_dir = named_campaign(settings.text("training.output_dir"), run)
     campaign(run_dir)
     return go_on(screen, run_dir, detach, settings.flag("safety.wait"))
 
 
 def _appended(screen: Screen, settings: Settings, named: str | None, new: str, detach: bool) -> int:
     from backpropagate.commands.supervising import extended
-    from backpropagate.keep import runs
     from backpropagate.wishes import campaign_again
     from backpropagate.wishes.row_counts import counted_by_child
     from backpropagate.wishes.surroundings import check_runner
 
-    output = settings.text("training.output_dir")
-    run_dir = campaign_again.newest(output) if named is None else runs.find(output, named)
+    run_dir = campaign_again.named_campaign(settings.text("training.output_dir"), named)
     spec, _ = campaign_again.campaign(run_dir)
     python = check_runner(spec.runner_python, spec.backend)
     data, name, said = campaign_again.appended(run_dir, settings, new, counted_by_child(python))

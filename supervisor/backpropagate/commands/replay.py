@@ -22,13 +22,13 @@ def replay(run: str, changed_data: bool, detach: bool, **given: Value) -> int:
     of RUN; data that changed since are refused.
     """
     from backpropagate.commands.supervising import begin
-    from backpropagate.keep import runs
     from backpropagate.wishes.replay_run import replay_run
+    from backpropagate.wishes.sources import run_that_trained
 
     screen = current()
     settings = Settings(given)
     screen.verbose = screen.verbose or settings.flag("debug")
-    run_dir = runs.find(settings.text("training.output_dir"), run)
+    run_dir = run_that_trained(settings.text("training.output_dir"), run)
     again = replay_run(run_dir, changed_data=changed_data, detached=detach, verbose=screen.verbose)
     for notice in again.notices:
         screen.note(f"note: {notice}")

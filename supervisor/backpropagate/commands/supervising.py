@@ -33,8 +33,11 @@ def go_on(screen: Screen, run_dir: RunDir, detach: bool, wait: bool) -> int:
     """The same for a run that was interrupted or failed. Raises STATE_RUN_FINISHED for one that is complete."""
     from backpropagate.keep import history, runs
 
-    if history.show(run_dir).status == "completed":
-        raise error_for("STATE_RUN_FINISHED", "the run is complete", run_id=run_dir.run_id)
+    row = history.show(run_dir)
+    if row.status == "completed":
+        more = f"Give it one more run: backprop multi-run --append DATA {run_dir.run_id[:8]}"
+        advice = more if row.session_kind == "multi_run" else None
+        raise error_for("STATE_RUN_FINISHED", "the run is complete", suggestion=advice, run_id=run_dir.run_id)
     return _supervised(screen, run_dir, detach, resumed=runs.has_begun(run_dir), wait=wait)
 
 

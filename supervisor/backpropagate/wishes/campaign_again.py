@@ -14,7 +14,13 @@ from backpropagate.wishes.campaign_data import Window, enough, replayed, task_na
 from backpropagate.wishes.campaign_spec import replay_ratio
 from backpropagate.wishes.row_counts import Counter
 from backpropagate.wishes.settings import Settings
-from backpropagate_protocol.errors import ConfigurationError, DatasetError, DatasetNotFoundError, UserInputError
+from backpropagate_protocol.errors import (
+    ConfigurationError,
+    DatasetError,
+    DatasetNotFoundError,
+    RunNotFoundError,
+    UserInputError,
+)
 from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import CampaignSpec, DataSpec, RunSpec
 
@@ -87,15 +93,23 @@ def campaign(run_dir: RunDir) -> tuple[RunSpec, CampaignSpec]:
 
 
 def newest(output: str) -> RunDir:
-    """The newest campaign of a folder. Raises UserInputError if there is none."""
+    """The newest campaign of a folder. Raises RunNotFoundError if there is none."""
     folder = runs.as_output(output)
     for row in history.list_rows(folder):
         if row.session_kind == SESSION_KIND:
             return folder.run(row.run_id)
-    raise UserInputError(
+    raise RunNotFoundError(
         f"there is no campaign in {folder.path}",
-        suggestion="Name the output folder that it was started with: --output FOLDER; or begin one with --data.",
+        suggestion="Name the output folder that it was started with; or begin one: backprop multi-run --data DATA",
     )
+
+
+def named_campaign(output: str, name: str | None) -> RunDir:
+    """The campaign whose id begins so; None and `latest` are the newest one, whatever was exported since.
+
+    Raises RunNotFoundError. That it is a campaign is not looked into.
+    """
+    return newest(output) if name in (None, "latest") else runs.find(output, name or "")
 
 
 def appended(run_dir: RunDir, settings: Settings, new: str, counter: Counter) -> tuple[DataSpec, str, list[str]]:

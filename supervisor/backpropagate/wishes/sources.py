@@ -50,7 +50,7 @@ def find(what: str, settings: Settings, base: str | None = None) -> Source:
     """Raises the coded error of what is nothing, or not finished. base: the model to take instead of the one it names."""
     named(what)
     try:
-        run_dir = _run(settings.text("training.output_dir"), what)
+        run_dir = run_that_trained(settings.text("training.output_dir"), what)
     except RunNotFoundError as error:
         folder = Path(os.path.abspath(os.path.expanduser(what)))
         if error.code == "INPUT_RUN_AMBIGUOUS" or (_PERHAPS_A_RUN.fullmatch(what) and not folder.exists()):
@@ -86,7 +86,7 @@ def named_as_model(what: str) -> bool:
     return "/" in what or what == TINY or what.lower() in MODELS or Path(os.path.expanduser(what)).is_dir()
 
 
-def _run(output: str, what: str) -> RunDir:
+def run_that_trained(output: str, what: str) -> RunDir:
     """`latest` is the newest training or campaign: what was made of it since does not hide it, nor do a campaign's runs."""
     if what == "latest":
         folder = runs.as_output(output)
