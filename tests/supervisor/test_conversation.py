@@ -13,6 +13,7 @@ from backpropagate.conversation import Conversation
 from backpropagate_protocol.errors import BackpropagateError
 from backpropagate_protocol.jobs import ChatJob
 from backpropagate_protocol.spec import ModelSpec
+from tests.waiting import eventually
 
 TOY = ChatJob(model=ModelSpec(name="any", path="any"), backend="toy")
 
@@ -73,7 +74,7 @@ def test_a_child_that_died_between_two_questions_is_replaced_and_the_talk_goes_o
     first = talk.conversation.ask("one")
     (child,) = runners()
     child.kill()
-    child.wait()
+    eventually(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "the child is dead")
     second = talk.conversation.ask("two")
 
     assert [first.text, second.text] == expected
