@@ -164,11 +164,19 @@ def list_rows(
 
 
 def _unbegun(output: OutputDir, alive: str | None) -> list[bytes]:
-    """Of runs that were killed before they could write a line: the index does not know them. Newest first."""
+    """Of runs that were killed before they could write a line: the index does not know them. Newest first.
+
+    A run that waits for the folder, or was refused, has no journal at all.
+    """
     rows = []
     for run_id in run_ids(output):
         run_dir = output.run(run_id)
-        if has_begun(run_dir) or run_dir.checkpoints.exists() or run_dir.adapter.exists():
+        if (
+            not run_dir.events.exists()
+            or has_begun(run_dir)
+            or run_dir.checkpoints.exists()
+            or run_dir.adapter.exists()
+        ):
             continue
         with suppress(BackpropagateError):
             row = _as_it_is(output, row_of(run_dir), alive)
