@@ -19,7 +19,6 @@ import msgspec
 
 from backpropagate.campaign_totals import totals
 from backpropagate.events import (
-    CampaignExtended,
     LinkMerged,
     LinkScore,
     LinkScored,
@@ -32,9 +31,9 @@ from backpropagate.judge import forgetting
 from backpropagate.judge.campaign import Choose, Combine, Done, Evaluate, Facts, Publish, Train
 from backpropagate.judge.decisions import Finish
 from backpropagate.judge.forgetting import pick
-from backpropagate.keep import campaign_adapter, campaign_report, campaign_room, history, locks, runs
+from backpropagate.keep import campaign_adapter, campaign_report, campaign_room
 from backpropagate.keep.campaign_adapter import Totals
-from backpropagate.keep.journal import Journal
+from backpropagate.keep.changed_data import Files, changed
 from backpropagate.keep.past import TRAINED, Past
 from backpropagate.link import LinkRun
 from backpropagate.reporter import Reporter
@@ -52,12 +51,11 @@ from backpropagate_protocol.errors import (
     DiskFullError,
     ExitCode,
     Retry,
-    UserInputError,
 )
 from backpropagate_protocol.messages import Evaluation
 from backpropagate_protocol.redact import redact
 from backpropagate_protocol.rundir import PARTIAL, RunDir
-from backpropagate_protocol.spec import DataSpec, RunSpec
+from backpropagate_protocol.spec import RunSpec
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _BY_WISH = "RUNTIME_TRAINING_ABORTED"
@@ -82,6 +80,7 @@ class Campaign:
         self._watching, self._gpu_script = list(watching), gpu_script
         self._stages = Stages(spec, run_dir, report, stops, past)
         self._reserved = Reservation()
+        self._files, self._changes = Files(), list[str]()
         self._recovered = 0
         self._current = Kept()  # of the run under way
 
@@ -98,6 +97,7 @@ class Campaign:
         self._facts.forget_missing(Path.exists, self._spec)
         try:
             while True:
+                await anyio.to_thread.run_sync(self._look_at_data)
                 step = judge.next_step(self._spec, self._facts)
                 if isinstance(step, Done):
                     return await self._plot()
@@ -114,6 +114,17 @@ class Campaign:
             return _unwritable(error)
         finally:
             self._reserved.release()
+
+    def _look_at_data(self) -> None:
+        """A run whose file is not what it was is neither replayed nor asked about, and that is said once."""
+        found = changed(self._facts, self._files.digest)
+        for number in sorted(found.keys() - self._facts.changed):
+            self._changes.append(f"{found[number]}; its rows are neither replayed nor scored")
+        self._facts.changed = frozenset(found)
+        if self._report.begun:
+            for text in self._changes:
+                self._warn(text)
+            self._changes.clear()
 
     async def _do(self, step: Train | Combine | Evaluate | Choose | Publish) -> Finish | None:
         match step:
@@ -312,21 +323,3 @@ def sweep(run_dir: RunDir) -> None:
         for entry in run_dir.merges.iterdir():
             if entry.name.endswith(PARTIAL):
                 durable.discard(entry)
-
-
-def extend(run_dir: RunDir, data: DataSpec, name: str) -> None:
-    """Gives a campaign one more run, after all that it has; `supervise` then goes on with it.
-
-    Raises BusyError while a supervisor works on it, UserInputError for a run that is no campaign, ConfigurationError
-    (CONFIG_OUTPUT_UNWRITABLE) or DiskFullError if it cannot be written down.
-    """
-    spec = runs.load_spec(run_dir)
-    if spec.kind != "campaign":
-        raise UserInputError(f"run {run_dir.run_id} is no campaign", run_id=run_dir.run_id)
-    with locks.hold(run_dir.output.lock, spec.run_id, f"the output folder {run_dir.output.path}"):
-        with Journal(run_dir.events) as lines:
-            lines.append(CampaignExtended(time=time.time(), run_id=spec.run_id, data=data, name=name))
-            lost = lines.lost
-        if lost:
-            raise DiskFullError(f"{run_dir.events} takes no line", run_id=spec.run_id)
-        history.record(run_dir.output, history.row_of(run_dir))

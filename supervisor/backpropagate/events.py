@@ -269,6 +269,7 @@ class LinkEnded(_Event, frozen=True, kw_only=True, tag="link_ended"):
     samples_seen: int = 0
     order: int = 0
     model_revision: str = ""  # the base's commit that was trained on: the runs after it use the same
+    source_digest: str = ""  # of its own file as it was read; its rows are counted in its DataSpec
 
 
 class LinkMerged(_Event, frozen=True, kw_only=True, tag="link_merged"):

@@ -15,6 +15,8 @@ from backpropagate.events import Event, LinkEnded, RunCreated, RunEnded, RunResu
 from backpropagate.judge.decisions import Finish
 from backpropagate.judge.telling import completed
 from backpropagate.keep import exports, runs
+from backpropagate.keep.changed_data import as_read
+from backpropagate.keep.data_digest import digests
 from backpropagate.keep.journal import OF_ONE_RUN, Journal
 from backpropagate.reporter import Reporter
 from backpropagate.sensors.card import Reservation
@@ -167,4 +169,5 @@ class LinkRun:
             samples_seen=kept.samples_seen,
             order=kept.order,
             model_revision=kept.revision,
+            source_digest=as_read(self.spec.data, row.dataset_digest, digests()),
         )

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from backpropagate.callbacks import CampaignCallbacks, CampaignCalls, TrainingCallback
-from backpropagate.campaign import extend
 from backpropagate.campaign_result import Campaign, CampaignRun, CampaignSummary
+from backpropagate.extending import extend
 from backpropagate.keep import runs
 from backpropagate.keep.journal import read
 from backpropagate.trainer_base import TrainerBase
@@ -147,15 +147,20 @@ class MultiRuns(TrainerBase):
         """Gives a finished campaign one more run, on new data; blocks until that has ended.
 
         campaign: its id, or a prefix of it; None: the newest of the output folder. Raises as `multi_run`, and
-        ConfigurationError for a campaign that is not finished.
+        ConfigurationError for a campaign that is not finished, or data that were appended to it before.
         """
         settings = Settings({**self._given, "replay_ratio": replay_ratio})
         output = settings.text("training.output_dir")
         run_dir = named_campaign(output, campaign)
         python = runs.load_spec(run_dir).runner_python
-        added, name, said = appended(run_dir, settings, os.fspath(data), counted_by_command(python))
-        self._tell(said)
-        extend(run_dir, added, name)
+        counter, new = counted_by_command(python), os.fspath(data)
+        one_more = extend(
+            run_dir,
+            lambda: appended(run_dir, settings, new, counter),
+            wait=settings.flag("safety.wait"),
+            tell=lambda line: self._tell([line]),
+        )
+        self._tell(one_more.said)
         return self._campaign(run_dir, CampaignCallbacks(callback, on_step, on_run_complete))
 
     def _campaign(self, run_dir: RunDir, wanted: CampaignCallbacks) -> Campaign:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -12,8 +13,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from backpropagate.campaign import extend
+from backpropagate import checkpoints
+from backpropagate.commands import supervising
 from backpropagate.events import (
+    CampaignExtended,
     CheckpointCommitted,
     Event,
     LinkEnded,
@@ -22,18 +25,24 @@ from backpropagate.events import (
     LinkStarted,
     Noticed,
     Recovering,
+    StageEnded,
     StageStarted,
     Step,
 )
+from backpropagate.extending import extend
 from backpropagate.keep import history, journal, locks, runs, userstate
 from backpropagate.keep.journal import Follower
+from backpropagate.keep.past import Past
 from backpropagate.outcome import Outcome
+from backpropagate.screen import Screen
 from backpropagate.supervise import supervise
+from backpropagate.wishes.campaign_again import Extension
+from backpropagate_protocol.durable import verify_dir
 from backpropagate_protocol.errors import BusyError, UserInputError
 from backpropagate_protocol.rundir import OutputDir, RunDir
 from backpropagate_protocol.spec import RunSpec
 from tests.conftest import Oracle
-from tests.system.campaigns import STEPS, campaign_of, data_set, home, link_home, published
+from tests.system.campaigns import STEPS, WEIGHTS, campaign_of, data_set, home, link_home, published
 from tests.system.supervised import At, Story, Supervisor, resume_here, run_here, supervisor
 
 pytestmark = pytest.mark.slow
@@ -158,7 +167,7 @@ def test_an_evaluation_that_fails_for_good_is_told_and_the_campaign_goes_on(orac
 def test_an_evaluation_that_fails_for_good_ends_a_campaign_that_stops_by_it(oracle: Oracle) -> None:
     spec = campaign_of(oracle.output(), "evaluate-001:error:1", "evaluate-001:error:1:2", runs=2, early_stop=1)
     outcome, story = run_here(spec)
-    assert (outcome.status, outcome.code, outcome.adapter) == ("partial", "RUNTIME_EVALUATION_FAILED", None)
+    assert (outcome.status, outcome.code, outcome.adapter) == ("failed", "RUNTIME_EVALUATION_FAILED", None)
     assert [event.link for event in story.of(LinkStarted)] == [1]
     again, _ = resume_here(home(spec))
     assert (again.status, again.step) == ("completed", 2 * STEPS)
@@ -176,7 +185,7 @@ def test_a_campaign_whose_scores_do_not_get_better_ends_early_with_what_it_has(o
 def test_a_merge_that_fails_for_good_leaves_a_campaign_that_can_be_resumed(oracle: Oracle, undisturbed: Ended) -> None:
     spec = campaign_of(oracle.output(), *(f"combine-002:error:1:{attempt}" for attempt in (1, 2, 3)))
     outcome, _ = run_here(spec)
-    assert (outcome.status, outcome.exit_code, outcome.code) == ("partial", 3, "RUNTIME_SLAO_MERGE_FAILED")
+    assert (outcome.status, outcome.exit_code, outcome.code) == ("failed", 2, "RUNTIME_SLAO_MERGE_FAILED")
     assert spec.run_id[:8] in outcome.suggestion
     assert_the_same(spec, resume_here(home(spec))[0], undisturbed)
 
@@ -284,6 +293,15 @@ def test_a_run_of_a_campaign_is_not_resumed_by_itself(oracle: Oracle) -> None:
     assert spec.run_id[:8] in str(caught.value.suggestion)
 
 
+def test_a_finished_run_of_a_campaign_names_its_campaign_when_it_is_to_be_resumed(oracle: Oracle) -> None:
+    spec = campaign_of(oracle.output(), runs=1)
+    run_here(spec)
+    with pytest.raises(UserInputError) as caught:
+        supervising.go_on(Screen(), link_home(spec, 1), detach=False, wait=False)
+    assert caught.value.code == "STATE_RUN_OF_CAMPAIGN"
+    assert spec.run_id[:8] in str(caught.value.suggestion)
+
+
 def test_a_finished_campaign_is_finished_until_it_gets_one_more_run(oracle: Oracle) -> None:
     spec = campaign_of(oracle.output(), runs=2)
     run_here(spec)
@@ -291,7 +309,7 @@ def test_a_finished_campaign_is_finished_until_it_gets_one_more_run(oracle: Orac
     with pytest.raises(UserInputError) as caught:
         resume_here(home(spec))
     assert caught.value.code == "STATE_RUN_FINISHED"
-    extend(home(spec), data_set(oracle.home, 3), "week-3")
+    extend(home(spec), lambda: Extension(data_set(oracle.home, 3), "week-3"))
     assert history.list_rows(oracle.output())[-1].status == "interrupted"
     outcome, story = resume_here(home(spec))
     assert (outcome.status, outcome.step) == ("completed", 3 * STEPS)
@@ -304,7 +322,7 @@ def test_a_campaign_that_was_extended_comes_to_what_it_would_have_come_to_at_onc
 ) -> None:
     spec = campaign_of(oracle.output(), runs=2)
     run_here(spec)
-    extend(home(spec), data_set(oracle.home, 3), "week-3")
+    extend(home(spec), lambda: Extension(data_set(oracle.home, 3), "week-3"))
     assert_the_same(spec, resume_here(home(spec))[0], undisturbed)
 
 
@@ -312,7 +330,7 @@ def test_nobody_extends_what_is_no_campaign(oracle: Oracle) -> None:
     spec = campaign_of(oracle.output(), runs=1)
     run_here(spec)
     with pytest.raises(UserInputError):
-        extend(link_home(spec, 1), data_set(oracle.home, 2), "week-2")
+        extend(link_home(spec, 1), lambda: Extension(data_set(oracle.home, 2), "week-2"))
 
 
 def test_auto_publishes_the_merge_that_scores_best(oracle: Oracle) -> None:
@@ -325,6 +343,7 @@ def test_auto_publishes_the_merge_that_scores_best(oracle: Oracle) -> None:
     merged = Path(chosen.folder) / "merged" / "adapter_model.safetensors"
     assert published(spec) == merged.read_bytes()
     scored = story.of(LinkScored)[-1].scores
+    assert {entry.name for entry in home(spec).merges.iterdir()} == {"run-001", "run-002", Path(chosen.folder).name}
     mine = [s.loss for s in scored if s.candidate == "merged"]
     assert mine == [s.loss for s in scored if s.candidate == f"rule:{chosen.rule}"]
 
@@ -347,6 +366,87 @@ def test_who_follows_the_campaigns_journal_sees_what_its_own_watchers_see(oracle
     assert [e for e in followed if isinstance(e, LinkEnded | LinkMerged)] == [
         e for e in story.events if isinstance(e, LinkEnded | LinkMerged)
     ]
+
+
+# --- what lies on the disk ------------------------------------------------------------------------------------------
+
+
+def flip(path: Path) -> None:
+    """One bit of its last byte."""
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+def test_of_a_finished_run_its_adapter_is_kept_and_of_a_merge_before_the_last_what_it_says_of_itself(
+    oracle: Oracle,
+) -> None:
+    spec = campaign_of(oracle.output())
+    run_here(spec)
+    for number in (1, 2, 3):
+        assert checkpoints.steps(link_home(spec, number)) == []
+        assert verify_dir(link_home(spec, number).adapter).step == STEPS
+    kept = [sorted(entry.name for entry in home(spec).merge(number).iterdir()) for number in (1, 2, 3)]
+    assert kept[:2] == [["combine.json"]] * 2
+    assert {"merged", "next", "combine.json"} <= set(kept[2])
+
+
+def test_checkpoints_that_a_killed_supervisor_left_of_a_finished_run_go_at_the_next_start(
+    oracle: Oracle, undisturbed: Ended
+) -> None:
+    spec = campaign_of(oracle.output(), *(f"combine-001:error:1:{attempt}" for attempt in (1, 2, 3)))
+    kept = oracle.home / "kept"
+    keeps = At(
+        lambda event: isinstance(event, LinkEnded), lambda: shutil.copytree(link_home(spec, 1).checkpoints, kept)
+    )
+    run_here(spec, sinks=[keeps])
+    shutil.copytree(kept, link_home(spec, 1).checkpoints, dirs_exist_ok=True)
+    assert checkpoints.steps(link_home(spec, 1))
+    assert_the_same(spec, resume_here(home(spec))[0], undisturbed)
+    assert checkpoints.steps(link_home(spec, 1)) == []
+
+
+def test_a_finished_run_whose_adapter_is_damaged_keeps_its_checkpoints(oracle: Oracle) -> None:
+    spec = campaign_of(oracle.output(), runs=1)
+    damages = At(lambda event: isinstance(event, LinkEnded), lambda: flip(link_home(spec, 1).adapter / WEIGHTS))
+    run_here(spec, sinks=[damages])
+    assert checkpoints.steps(link_home(spec, 1))
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_merged_weights_that_changed_on_the_disk_are_merged_again_and_never_published(
+    oracle: Oracle, undisturbed: Ended, number: int
+) -> None:
+    spec = campaign_of(oracle.output(), evaluate=False)
+    damages = At(
+        lambda event: isinstance(event, LinkMerged) and event.link == number,
+        lambda: [flip(home(spec).merge(number) / part / WEIGHTS) for part in ("merged", "next")],
+    )
+    outcome, story = run_here(spec, sinks=[damages])
+    assert outcome.status == "completed"
+    assert published(spec) == undisturbed.weights
+    assert sum(f"the merge after run {number} is not as it was written" in e.text for e in story.of(Noticed)) == 1
+
+
+@pytest.mark.parametrize("journaled", [False, True])
+def test_a_merge_whose_record_is_torn_is_made_again(oracle: Oracle, undisturbed: Ended, *, journaled: bool) -> None:
+    spec = campaign_of(oracle.output(), "train-3:nan:3", evaluate=False)
+    run_here(spec)
+    record = home(spec).merge(2) / "combine.json"
+    record.write_bytes(record.read_bytes()[:50])
+    if not journaled:
+        lines = home(spec).events.read_text(encoding="utf-8").splitlines(keepends=True)
+        (last,) = [at for at, line in enumerate(lines) if '"link_merged"' in line and '"link":2' in line]
+        home(spec).events.write_text("".join(lines[:last]), encoding="utf-8")
+    assert resume_here(home(spec))[0].status == "completed"
+    assert published(spec) == undisturbed.weights
+
+
+def test_nothing_of_an_export_counts_as_done_after_a_campaign_was_extended(oracle: Oracle) -> None:
+    past, stages = Past(), ("train", "preflight", "convert")
+    for stage in stages:
+        past.event(StageEnded(time=0.0, run_id="r", stage=stage))
+    past.event(CampaignExtended(time=0.0, run_id="r", data=data_set(oracle.home, 1), name="one more"))
+    assert not [stage for stage in stages if past.has(stage, None)]
 
 
 # --- the card -------------------------------------------------------------------------------------------------------

@@ -10,9 +10,8 @@ from backpropagate.commands.train import TRAINING_KEYS, later_flags
 from backpropagate.screen import Screen, current
 from backpropagate.wishes.options import BY_ARGUMENT, Value
 from backpropagate.wishes.settings import Settings
-from backpropagate_protocol.errors import BusyError, UserInputError
-from backpropagate_protocol.rundir import RunDir
-from backpropagate_protocol.spec import DataSpec, PlannedFault, RunSpec
+from backpropagate_protocol.errors import UserInputError
+from backpropagate_protocol.spec import PlannedFault, RunSpec
 
 _CAMPAIGN_KEYS = (
     "campaign.runs", "training.max_steps", "campaign.samples", "campaign.merge", "campaign.floor", "campaign.weight",
@@ -20,7 +19,6 @@ _CAMPAIGN_KEYS = (
     "campaign.early_stop",
 )  # fmt: skip
 _OF_ONE_TRAINING = ("data.source", "data.max_samples", *_CAMPAIGN_KEYS)
-_ASK_AGAIN_SECONDS = 1.0
 _KEPT = "a campaign keeps the settings it began with"
 
 
@@ -124,6 +122,7 @@ def _resumed(screen: Screen, settings: Settings, run: str, detach: bool) -> int:
 
 def _appended(screen: Screen, settings: Settings, named: str | None, new: str, detach: bool) -> int:
     from backpropagate.commands.supervising import extended
+    from backpropagate.extending import extend
     from backpropagate.wishes import campaign_again
     from backpropagate.wishes.row_counts import counted_by_child
     from backpropagate.wishes.surroundings import check_runner
@@ -131,30 +130,12 @@ def _appended(screen: Screen, settings: Settings, named: str | None, new: str, d
     run_dir = campaign_again.named_campaign(settings.text("training.output_dir"), named)
     spec, _ = campaign_again.campaign(run_dir)
     python = check_runner(spec.runner_python, spec.backend)
-    data, name, said = campaign_again.appended(run_dir, settings, new, counted_by_child(python))
-    for notice in said:
+    counter, wait = counted_by_child(python), settings.flag("safety.wait")
+    one_more = extend(
+        run_dir, lambda: campaign_again.appended(run_dir, settings, new, counter), wait=wait, tell=screen.note
+    )
+    for notice in one_more.said:
         screen.note(f"note: {notice}")
-    wait = settings.flag("safety.wait")
-    _extended(screen, run_dir, data, name, wait)
-    again = sum(portion.take for portion in data.replay)
-    screen.note(f"one more run: {name}" + (f", and {again} earlier rows" if again else ""))
+    again = sum(portion.take for portion in one_more.data.replay)
+    screen.note(f"one more run: {one_more.name}" + (f", and {again} earlier rows" if again else ""))
     return extended(screen, run_dir, detach, wait)
-
-
-def _extended(screen: Screen, run_dir: RunDir, data: DataSpec, name: str, wait: bool) -> None:
-    """Writes the new run down. Raises BusyError while another has the folder, unless that is to be waited for."""
-    import time
-
-    from backpropagate.campaign import extend
-
-    told = False
-    while True:
-        try:
-            return extend(run_dir, data, name)
-        except BusyError as busy:
-            if not wait:
-                raise
-            if not told:
-                screen.note(f"waiting: {busy.message}")
-                told = True
-            time.sleep(_ASK_AGAIN_SECONDS)

@@ -107,6 +107,7 @@ class Facts:
     merged: dict[int, LinkMerged] = field(default_factory=dict)
     scored: dict[int, LinkScored] = field(default_factory=dict)
     unscored: set[int] = field(default_factory=set)  # could not be scored by this supervisor, which is not fatal
+    changed: frozenset[int] = frozenset()  # runs whose files are not what they were: neither replayed nor asked about
     published: int = 0  # the run after which the adapter was published last
     settled: int = 0  # runs that early stopping has nothing to say about: a finished campaign was extended after them
 
@@ -233,7 +234,7 @@ def link_spec(spec: RunSpec, link: Link, facts: Facts) -> RunSpec:
         run_id=link_id(spec.run_id, number),
         kind="train",
         model=model,
-        data=link.data,
+        data=_unchanged(link.data, facts),
         train=msgspec.structs.replace(spec.train, seed=spec.train.seed + number - 1),
         name=link.name,
         faults=tuple(_of_link(fault, number) for fault in spec.faults if _trains(fault.stage, number)),
@@ -243,6 +244,12 @@ def link_spec(spec: RunSpec, link: Link, facts: Facts) -> RunSpec:
         link=number,
         init_adapter=begin,
     )
+
+
+def _unchanged(data: DataSpec, facts: Facts) -> DataSpec:
+    """Without the rows that would be replayed from files that changed."""
+    gone = {link.data.source for link in facts.links if link.number in facts.changed}
+    return msgspec.structs.replace(data, replay=tuple(each for each in data.replay if each.source not in gone))
 
 
 def _trains(stage: str, number: int) -> bool:
@@ -309,7 +316,7 @@ def _evaluation(
 
 def tasks(facts: Facts, upto: int) -> list[Link]:
     """The runs whose held-out rows an evaluation after run `upto` asks about, in the order of its tasks."""
-    return [link for link in facts.links[:upto] if link.data.holdout > 0]
+    return [link for link in facts.links[:upto] if link.data.holdout > 0 and link.number not in facts.changed]
 
 
 def held_out(data: DataSpec, rows: int) -> DataSpec:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from backpropagate.events import CampaignExtended
 from backpropagate.judge.campaign import Facts
 from backpropagate.keep import history, journal, runs
+from backpropagate.keep.changed_data import Files, changed
 from backpropagate.keep.differences import Difference, differences
 from backpropagate.wishes.build_spec import data_spec
 from backpropagate.wishes.campaign_data import Window, enough, replayed, task_names
@@ -112,21 +115,31 @@ def named_campaign(output: str, name: str | None) -> RunDir:
     return newest(output) if name in (None, "latest") else runs.find(output, name or "")
 
 
-def appended(run_dir: RunDir, settings: Settings, new: str, counter: Counter) -> tuple[DataSpec, str, list[str]]:
-    """What one more run of a finished campaign trains on, its task's name, and what there is to be said about it.
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """What one more run of a campaign trains on, its task's name, and what there is to be said about it."""
 
-    The way rows are read, held out and replayed is the campaign's own; only --replay may be said anew. Raises for a campaign
-    that is not finished, and for data that cannot be used.
+    data: DataSpec
+    name: str
+    said: tuple[str, ...] = ()
+
+
+def appended(run_dir: RunDir, settings: Settings, new: str, counter: Counter) -> Extension:
+    """One more run of a finished campaign, on `new`.
+
+    The way rows are read, held out and replayed is the campaign's own; only --replay may be said anew. Runs whose files are
+    gone or changed are not replayed, and that is said. Raises for data that cannot be used, or were appended before.
     """
-    if history.show(run_dir).status != "completed":
-        raise ConfigurationError(
-            f"campaign {run_dir.run_id[:8]} is not finished; only then can a run be added",
-            suggestion=f"Finish it first: {runs.resuming(run_dir)}",
-            run_id=run_dir.run_id,
-        )
     spec, whole = campaign(run_dir)
+    facts = Facts.of(spec)
+    more = 0
+    for event in journal.read(run_dir.events):
+        facts.event(event)
+        more += isinstance(event, CampaignExtended)
+    files = Files()
     pattern = msgspec.structs.replace(whole.runs[0], start=0, samples=None, replay=())
     data = msgspec.structs.replace(pattern, source=data_spec(settings, new).source)
+    said = _seen_before(run_dir, facts, data, files, given=len(facts.links) - more)
     rows = counter(data)
     enough(rows, 1, data.source)
     if data.holdout > rows:
@@ -135,21 +148,40 @@ def appended(run_dir: RunDir, settings: Settings, new: str, counter: Counter) ->
             suggestion=f"Collect at least {data.holdout} rows for a run of it.",
         )
     window = Window(0, rows)
+    name = task_names([data], [window], whole.names)[0]
     ratio = replay_ratio(settings) if settings["campaign.replay"].explicit else whole.replay
-    try:
-        windows = [_window(each, counter) for each in whole.runs] if ratio else []
-    except DatasetNotFoundError as error:
-        if settings["campaign.replay"].explicit:
-            raise
-        return data, task_names([data], [window], whole.names)[0], [f"nothing earlier is replayed: {error.message}"]
+    lost = changed(facts, files.digest)
+    for link in facts.links:
+        source = Path(link.data.source)
+        if ratio and settings["campaign.replay"].explicit and source.is_absolute() and not source.exists():
+            raise DatasetNotFoundError(f"{source}, which an earlier run trained on, is not there any more")
+    kept = [link.data for link in facts.links if link.number not in lost]
+    if ratio:
+        said += [f"{'nothing earlier' if not kept else f'run {n}'} is replayed{'' if not kept else ' no more'}: {why}" for n, why in lost.items()]  # fmt: skip
+    windows = [_window(each, counter) for each in kept] if ratio else []
     seed = spec.train.seed + len(whole.runs)
-    again = replayed(whole.runs, windows, window.trained(data.holdout), ratio, seed) if ratio else ()
-    return msgspec.structs.replace(data, replay=again), task_names([data], [window], whole.names)[0], []
+    again = replayed(kept, windows, window.trained(data.holdout), ratio, seed) if ratio else ()
+    return Extension(msgspec.structs.replace(data, samples=rows, replay=again), name, tuple(said))
+
+
+def _seen_before(run_dir: RunDir, facts: Facts, data: DataSpec, files: Files, *, given: int) -> list[str]:
+    """Raises ConfigurationError for a file that an appended run was trained on, as it is now; a word for any other run's."""
+    if not Path(data.source).is_absolute():
+        return []
+    said = []
+    for link in facts.links:
+        if link.data.source != data.source or facts.trained[link.number].source_digest != files.digest(data.source):
+            continue
+        if link.number > given:
+            raise ConfigurationError(
+                f"{data.source} was appended before, as run {link.number} ({link.name}), and is the same since",
+                suggestion="Nothing is left to do. To train on the same rows once more, copy the file to another name.",
+                run_id=run_dir.run_id,
+            )
+        said.append(f"run {link.number} ({link.name}) was trained on the same file: it is trained on once more")
+    return said
 
 
 def _window(data: DataSpec, counter: Counter) -> Window:
-    """The rows that an earlier run had: as its spec says, or all that its file has now."""
-    source = Path(data.source)
-    if source.is_absolute() and not source.exists():
-        raise DatasetNotFoundError(f"{source}, which an earlier run trained on, is not there any more")
+    """The rows that an earlier run had."""
     return Window(data.start, data.samples if data.samples is not None else counter(data))

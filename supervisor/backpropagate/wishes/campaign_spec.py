@@ -180,8 +180,9 @@ def campaign_spec(settings: Settings, data: Sequence[DataSpec], rows: Sequence[i
     for run in range(1, len(specs)):
         again = replayed(specs[:run], windows[:run], windows[run].trained(holdout), ratio, seed + run)
         specs[run] = msgspec.structs.replace(specs[run], replay=again)
+    counted = [msgspec.structs.replace(each, samples=window.size) for each, window in zip(specs, windows, strict=True)]
     chosen = CampaignSpec(
-        runs=tuple(specs),
+        runs=tuple(counted),  # a file that grows later does not grow into these
         names=task_names(specs, windows),
         merge=settings.text("campaign.merge"),
         floor=settings.number("campaign.floor"),

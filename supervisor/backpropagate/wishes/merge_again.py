@@ -15,6 +15,7 @@ from backpropagate.events import LinkScore
 from backpropagate.judge.campaign import BY_RULE, RULES, UNMERGED, Facts, Link, held_out, tasks
 from backpropagate.judge.forgetting import by_candidate, pick
 from backpropagate.keep import journal, runs
+from backpropagate.keep.changed_data import Files, changed
 from backpropagate.wishes.campaign_again import campaign
 from backpropagate.wishes.campaign_spec import mergeable, numbers_that_count
 from backpropagate.wishes.settings import Settings
@@ -46,6 +47,7 @@ def merge_again(run_dir: RunDir, settings: Settings) -> Again:
     facts = Facts.of(spec)
     for event in journal.read(run_dir.events):
         facts.event(event)
+    facts.changed = frozenset(changed(facts, Files().digest))
     adapters = _adapters(run_dir, facts)
     mergeable(spec.lora.use_dora, rule)
     links = tuple(link for link in facts.links if link.number in facts.trained)
@@ -95,7 +97,7 @@ def _evaluation(
     asked = tasks(facts, len(links))
     if not asked:
         raise ConfigurationError(
-            "--merge auto decides by held-out rows, and this campaign has none",
+            "--merge auto decides by held-out rows, and this campaign has none that are as they were",
             suggestion="Choose a rule yourself; docs/campaigns.md says what each is for.",
             run_id=run_dir.run_id,
         )

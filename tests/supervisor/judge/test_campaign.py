@@ -29,6 +29,7 @@ from backpropagate_protocol.spec import (
     ExportSpec,
     ModelSpec,
     PlannedFault,
+    Portion,
     RunSpec,
     TrainSpec,
 )
@@ -285,3 +286,26 @@ def test_auto_tries_every_rule_on_the_last_run_from_the_beginning() -> None:
     assert [combine.job.previous is None for combine in choose.combine] == [False, *[True] * (len(judge.RULES) - 1)]
     assert len({combine.job.out for combine in choose.combine}) == len(judge.RULES)
     assert [candidate.name for candidate in choose.evaluate.job.candidates] == [f"rule:{rule}" for rule in judge.RULES]
+
+
+def test_a_run_whose_file_changed_is_neither_asked_about_nor_replayed() -> None:
+    again = tuple(Portion(source=f"/data/week-{n}.jsonl", start=0, stop=9, take=2, seed=1) for n in (1, 2))
+    spec = campaign(3)
+    third = msgspec.structs.replace(judge.wishes(spec).runs[2], replay=again)
+    spec = msgspec.structs.replace(
+        spec, campaign=msgspec.structs.replace(judge.wishes(spec), runs=(*judge.wishes(spec).runs[:2], third))
+    )
+    facts = Facts.of(spec)
+    facts.changed = frozenset({1})
+    assert [link.number for link in judge.tasks(facts, 3)] == [2, 3]
+    assert [each.source for each in judge.link_spec(spec, facts.links[2], facts).data.replay] == ["/data/week-2.jsonl"]
+
+
+def test_what_was_published_before_a_run_was_added_is_no_longer_what_the_campaign_comes_to() -> None:
+    """Also where the number of runs stays what was published: the added one comes after those that were left out."""
+    facts = Facts.of(campaign(1))
+    for event in play(campaign(1), []).journal:
+        facts.event(event)
+    assert facts.published == 1
+    facts.event(CampaignExtended(time=0.0, run_id=ID, data=DataSpec(source="/data/new.jsonl"), name="new"))
+    assert facts.published == 0

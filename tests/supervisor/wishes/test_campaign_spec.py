@@ -63,7 +63,7 @@ def test_several_files_are_one_run_each_and_used_whole(tmp_path: Path) -> None:
     chosen = campaign(tmp_path, [40, 60, 50])
 
     assert chosen.names == ("week1", "week2", "week3")
-    assert [(run.start, run.samples) for run in chosen.runs] == [(0, None)] * 3
+    assert [(run.start, run.samples) for run in chosen.runs] == [(0, 40), (0, 60), (0, 50)]
     assert [(p.source[-11:], p.stop, p.take) for p in chosen.runs[2].replay] == [("week1.jsonl", 40, 2), ("week2.jsonl", 60, 3)]  # fmt: skip
 
 
