@@ -31,8 +31,8 @@ from backpropagate.judge import forgetting
 from backpropagate.judge.campaign import Choose, Combine, Done, Evaluate, Facts, Publish, Train
 from backpropagate.judge.decisions import Finish
 from backpropagate.judge.forgetting import pick
-from backpropagate.keep import campaign_adapter, campaign_report, campaign_room
-from backpropagate.keep.campaign_adapter import Totals
+from backpropagate.keep import campaign_adapter, campaign_report, campaign_room, merge_folders
+from backpropagate.keep.campaign_adapter import DamagedMerge, Totals
 from backpropagate.keep.changed_data import Files, changed
 from backpropagate.keep.past import TRAINED, Past
 from backpropagate.link import LinkRun
@@ -44,6 +44,7 @@ from backpropagate.training import Kept, published
 from backpropagate.watch.sinks import Sink
 from backpropagate.wishes.environ import environment
 from backpropagate_protocol import durable
+from backpropagate_protocol.combined import NEXT
 from backpropagate_protocol.errors import (
     CATALOGUE,
     BackpropagateError,
@@ -51,6 +52,7 @@ from backpropagate_protocol.errors import (
     DiskFullError,
     ExitCode,
     Retry,
+    SLAOMergeError,
 )
 from backpropagate_protocol.messages import Evaluation
 from backpropagate_protocol.redact import redact
@@ -83,6 +85,7 @@ class Campaign:
         self._files, self._changes = Files(), list[str]()
         self._recovered = 0
         self._current = Kept()  # of the run under way
+        self._remade: set[int] = set()  # merges that were found damaged
 
     @property
     def recoveries(self) -> int:
@@ -96,6 +99,7 @@ class Campaign:
         """
         self._facts.forget_missing(Path.exists, self._spec)
         try:
+            await self._make_room()
             while True:
                 await anyio.to_thread.run_sync(self._look_at_data)
                 step = judge.next_step(self._spec, self._facts)
@@ -144,6 +148,11 @@ class Campaign:
     # --- a run ------------------------------------------------------------------------------------------------------
 
     async def _train(self, step: Train) -> Finish | None:
+        before = step.link.number - 1
+        home = judge.campaign_dir(self._spec).merge(before)
+        if before and not await anyio.to_thread.run_sync(merge_folders.whole, home, NEXT):
+            self._merge_again(before, home)
+            return None
         if not judge.link_dir(self._spec, step.link.number).spec.is_file():  # what has begun has most of it already
             campaign_room.check(self._spec, environment(), runs=len(self._facts.links), done=step.link.number - 1)
         link = LinkRun(step.run)
@@ -166,6 +175,7 @@ class Campaign:
         if outcome.ended is not None:
             self._current = Kept()
             self._report.event(outcome.ended)
+            await self._make_room()
             return None
         self._current = outcome.kept
         finish = outcome.finish
@@ -178,10 +188,26 @@ class Campaign:
         finish = await self._combined(step)
         if finish is None:
             self._report.event(self._merged(step))
+            await self._make_room()
         return finish
 
     async def _combined(self, step: Combine) -> Finish | None:
-        return None if self._stages.has(step.stage) else _partial(await self._stages.do(step.stage))
+        if self._stages.has(step.stage) and merge_folders.readable(Path(step.job.out)):
+            return None
+        return await self._stages.do(step.stage)
+
+    def _merge_again(self, number: int, folder: Path) -> None:
+        """What is damaged is forgotten; `next_step` then asks for it. The runs' own adapters are all that it takes."""
+        if number in self._remade:
+            raise SLAOMergeError(f"{folder} is damaged again", suggestion="Look after the disk.")
+        self._remade.add(number)
+        self._warn(f"the merge after run {number} is not as it was written ({folder}); it is made again")
+        durable.discard(folder)
+        self._facts.merged.pop(number, None)
+        self._facts.forget_missing(Path.exists, self._spec)
+
+    async def _make_room(self) -> None:
+        await anyio.to_thread.run_sync(merge_folders.thin, self._spec, self._facts)
 
     def _merged(self, step: Combine, *, chosen: bool = False) -> LinkMerged:
         about = campaign_adapter.combined(Path(step.job.out))
@@ -200,7 +226,7 @@ class Campaign:
         finish = await self._stages.do(step.stage)
         if finish is not None:
             if step.needed or finish.code in (None, _BY_WISH):
-                return _partial(finish)
+                return finish
             self._facts.unscored.add(step.link.number)
             self._warn(f"run {step.link.number} is not scored: {finish.message}")
             return None
@@ -231,7 +257,7 @@ class Campaign:
             finish = await self._combined(combine)
             if finish is not None:
                 return finish
-        finish = _partial(await self._stages.do(step.evaluate.stage))
+        finish = await self._stages.do(step.evaluate.stage)
         if finish is not None:
             return finish
         number = step.link.number
@@ -248,6 +274,7 @@ class Campaign:
         others = [score for score in before if score.candidate in (judge.NEWEST, judge.BASE)]
         self._report.event(self._scored(number, [*own, *others, *scores]))
         self._report.event(self._merged(taken, chosen=True))
+        await self._make_room()
         self._write_report()
         return None
 
@@ -255,7 +282,11 @@ class Campaign:
 
     async def _publish(self, step: Publish) -> Finish | None:
         """The merged adapter becomes the campaign's own, and then the output folder's."""
-        await anyio.to_thread.run_sync(self._take_adapter, step)
+        try:
+            await anyio.to_thread.run_sync(self._take_adapter, step)
+        except DamagedMerge:
+            self._merge_again(step.link.number, step.merged.parent)
+            return None
         finish = published(self._run_dir)
         if finish is None:
             lora = str(self._run_dir.output.lora)
@@ -265,7 +296,8 @@ class Campaign:
     def _take_adapter(self, step: Publish) -> None:
         kept = self.kept
         summed = Totals(step=kept.step, samples_seen=kept.samples_seen, order=kept.order, loss=kept.loss)
-        campaign_adapter.take(self._spec, self._run_dir, step.merged, step.newest, summed)
+        digest = self._facts.merged[step.link.number].digest
+        campaign_adapter.take(self._spec, self._run_dir, step.merged, step.newest, summed, digest)
 
     async def _plot(self) -> Finish | None:
         """Pictures of the scores; a campaign is none the worse without them."""
@@ -296,13 +328,6 @@ class Campaign:
 
 def _as(score: LinkScore, candidate: str) -> LinkScore:
     return msgspec.structs.replace(score, candidate=candidate)
-
-
-def _partial(finish: Finish | None) -> Finish | None:
-    """What is trained is kept."""
-    if finish is None or finish.exit_code is not ExitCode.PARTIAL:
-        return finish
-    return Finish("partial", finish.exit_code, finish.code, finish.message, finish.suggestion)
 
 
 def _refused(error: BackpropagateError) -> Finish:

@@ -61,11 +61,7 @@ def supervise(
     whatever happens later is in the Outcome.
     """
     spec = runs.load_spec(run_dir)
-    if spec.parent is not None:
-        parent = run_dir.output.run(spec.parent)
-        text = f"run {spec.run_id} is run {spec.link} of the campaign {spec.parent}"
-        advice = f"`{runs.resuming(parent)}` goes on with the campaign."
-        raise error_for("STATE_RUN_OF_CAMPAIGN", text, suggestion=advice, run_id=spec.run_id)
+    runs.check_its_own(run_dir, spec)
     if spec.export is not None:
         spec = msgspec.structs.replace(spec, export=reaching(spec.export))
     with ExitStack() as held:

@@ -371,10 +371,11 @@ def test_who_follows_the_campaigns_journal_sees_what_its_own_watchers_see(oracle
 # --- what lies on the disk ------------------------------------------------------------------------------------------
 
 
-def flip(path: Path) -> None:
-    """One bit of its last byte."""
-    data = path.read_bytes()
-    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+def flip(*paths: Path) -> None:
+    """One bit of the last byte of each."""
+    for path in paths:
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
 
 
 def test_of_a_finished_run_its_adapter_is_kept_and_of_a_merge_before_the_last_what_it_says_of_itself(
@@ -419,7 +420,7 @@ def test_merged_weights_that_changed_on_the_disk_are_merged_again_and_never_publ
     spec = campaign_of(oracle.output(), evaluate=False)
     damages = At(
         lambda event: isinstance(event, LinkMerged) and event.link == number,
-        lambda: [flip(home(spec).merge(number) / part / WEIGHTS) for part in ("merged", "next")],
+        lambda: flip(*(home(spec).merge(number) / part / WEIGHTS for part in ("merged", "next"))),
     )
     outcome, story = run_here(spec, sinks=[damages])
     assert outcome.status == "completed"

@@ -13,7 +13,7 @@ from backpropagate.commands.flags import Command, from_table
 from backpropagate.screen import Screen, current
 from backpropagate.wishes.options import Value
 from backpropagate.wishes.settings import Settings
-from backpropagate_protocol.errors import ConfigurationError
+from backpropagate_protocol.errors import ConfigurationError, SLAOMergeError
 
 if TYPE_CHECKING:
     from backpropagate.wishes.merge_again import Again
@@ -34,7 +34,7 @@ def merge(campaign: str, destination: str | None, publish: bool, **given: Value)
     CAMPAIGN is a run id, any unique prefix of one, or `latest`, the newest campaign. The numbers are the campaign's own, unless they are given. With
     --merge auto every rule is tried, and the one with the best average accuracy on held-out rows is taken.
     """
-    from backpropagate.keep import locks, results
+    from backpropagate.keep import locks, merge_folders, results
     from backpropagate.keep.campaign_adapter import combined
     from backpropagate.wishes.campaign_again import named_campaign
     from backpropagate.wishes.merge_again import merge_again
@@ -52,6 +52,10 @@ def merge(campaign: str, destination: str | None, publish: bool, **given: Value)
         rule, scores = _made(screen, again)
         folder = run_dir.merge_again(rule)
         adapter = folder / MERGED
+        if not merge_folders.whole(folder, MERGED):
+            raise SLAOMergeError(
+                f"{adapter} is not as it was written", suggestion="Look after the disk, then merge again."
+            )
         places = {"adapter": str(adapter)}
         if destination is not None:
             places["copy"] = str(results.copy_adapter(adapter, Path(destination)))

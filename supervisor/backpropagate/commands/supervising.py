@@ -33,6 +33,7 @@ def go_on(screen: Screen, run_dir: RunDir, detach: bool, wait: bool) -> int:
     """The same for a run that was interrupted or failed. Raises STATE_RUN_FINISHED for one that is complete."""
     from backpropagate.keep import history, runs
 
+    runs.check_its_own(run_dir, runs.load_spec(run_dir))
     row = history.show(run_dir)
     if row.status == "completed":
         more = f"Give it one more run: backprop multi-run --append DATA {run_dir.run_id[:8]}"

@@ -137,7 +137,7 @@ def campaign_bytes(
     return CampaignBytes(
         adapters=left * (one + _SMALL),
         checkpoints=checkpoints,
-        merges=(left + tried) * parameters * _MERGE,
+        merges=(min(left, 2) + tried) * parameters * _MERGE,  # an older one is thinned when the next is made
         result=2 * one if left else 0,  # the campaign's own adapter, and `lora`
         export=export,
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from backpropagate.keep import exports
 from backpropagate.keep.record import iso
 from backpropagate_protocol import durable
 from backpropagate_protocol.combined import COMBINED, Combined
@@ -28,16 +29,23 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     loss: float | None
 
 
-def take(spec: RunSpec, run_dir: RunDir, merged: Path, newest: Path, totals: Totals) -> None:
+class DamagedMerge(Exception):
+    """The weights are not those that were merged."""
+
+
+def take(spec: RunSpec, run_dir: RunDir, merged: Path, newest: Path, totals: Totals, digest: str) -> None:
     """Makes the folder `merged` the campaign's adapter, whole or not at all; an older one is replaced.
 
-    What its newest run's adapter has beside weights and configuration (the tokenizer, say) comes with it. Raises OSError.
+    What its newest run's adapter has beside weights and configuration (the tokenizer, say) comes with it. `digest`: of the weights,
+    as they were merged. Raises DamagedMerge if they are others, and OSError; what there was then stands.
     """
     made_by = msgspec.json.decode((newest / MANIFEST).read_bytes(), type=Manifest)
     staged = run_dir.staging / "adapter"
     durable.discard(run_dir.staging)
     try:
         shutil.copytree(merged, staged, ignore=shutil.ignore_patterns(MANIFEST))
+        if exports.weights_digest(staged) != digest:
+            raise DamagedMerge(str(merged))
         for name in durable.files_of(newest):
             target = staged / name
             if not target.exists() and name != MANIFEST and not name.endswith(_WEIGHTS):

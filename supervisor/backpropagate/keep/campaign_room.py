@@ -25,7 +25,7 @@ def check(
         parameters = adapter_parameters(config, spec.lora) if config is not None else None
     if parameters is None:
         return None
-    needed = campaign_bytes(spec, parameters, runs=runs, done=done)
+    needed = campaign_bytes(spec, parameters, runs=runs, done=done, kept_after=0)
     check_room(needed, free_bytes(Path(spec.output)), spec.output, spec.run_id)
     return needed
 

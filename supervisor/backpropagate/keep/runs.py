@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from backpropagate_protocol import durable
-from backpropagate_protocol.errors import BackpropagateError, ConfigurationError, RunNotFoundError
+from backpropagate_protocol.errors import BackpropagateError, ConfigurationError, RunNotFoundError, error_for
 from backpropagate_protocol.rundir import OutputDir, RunDir
 from backpropagate_protocol.spec import RunSpec
 
@@ -126,6 +126,14 @@ def resuming(run_dir: RunDir) -> str:
         return command
     shown = str(output.relative_to(here)) if output.is_relative_to(here) else str(output)
     return f'{command} --output "{shown}"' if " " in shown else f"{command} --output {shown}"
+
+
+def check_its_own(run_dir: RunDir, spec: RunSpec) -> None:
+    """Raises UserInputError (STATE_RUN_OF_CAMPAIGN), which names the campaign, for a run that only its campaign goes on with."""
+    if spec.parent is not None:
+        text = f"run {spec.run_id} is run {spec.link} of the campaign {spec.parent}"
+        advice = f"`{resuming(run_dir.output.run(spec.parent))}` goes on with the campaign."
+        raise error_for("STATE_RUN_OF_CAMPAIGN", text, suggestion=advice, run_id=spec.run_id)
 
 
 def run_ids(output: Output) -> list[str]:
