@@ -45,6 +45,6 @@ def test_a_refusal_reaches_the_parent_with_its_code(tmp_path: Path) -> None:
     with Child(tmp_path / "log", "none") as child:
         child.do(job(runs, tmp_path / "out"))
         fault = child.wait_for(Fault)
-    assert fault.code == "INPUT_ADAPTER_UNSUPPORTED"
+    assert fault.code == "INPUT_ADAPTER_INVALID"
     assert fault.phase is Phase.COMBINE
     assert not (tmp_path / "out").exists()

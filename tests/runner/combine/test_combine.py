@@ -259,7 +259,7 @@ def test_a_run_that_diverged_is_refused_before_anything_is_written(rule: str, va
     before = digests(tmp_path)
     with pytest.raises(UserInputError, match="NaN or infinite") as caught:
         Merging(runs, tmp_path / "out", rule)
-    assert caught.value.code == "INPUT_ADAPTER_UNSUPPORTED"
+    assert caught.value.code == "INPUT_ADAPTER_INVALID"
     assert digests(tmp_path) == before
     assert not (tmp_path / "out").exists()
 
