@@ -24,7 +24,8 @@ def checks(python: Path, pytest_arguments: list[str]) -> list[tuple[str, list[st
         ("ruff format", [*run, "ruff", "format", "--check", "."]),
         ("mypy", [*run, "mypy"]),
         ("import walls", [str(python), "-c", walls]),
-        ("pytest", [*run, "pytest", *pytest_arguments]),
+        # Most tests wait for children of theirs; the tests of one file share what it takes long to make.
+        ("pytest", [*run, "pytest", "-n", "2", "--dist", "loadfile", *pytest_arguments]),
     ]
 
 

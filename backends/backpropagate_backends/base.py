@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from backpropagate_protocol.jobs import ChatJob, GenerateJob, ReferenceJob, TrainJob
-from backpropagate_protocol.messages import Made, Phase, Progress, Started, TrainResult
+from backpropagate_protocol.jobs import ChatJob, EvaluateJob, GenerateJob, ReferenceJob, TrainJob
+from backpropagate_protocol.messages import Made, Phase, Progress, Score, Started, TrainResult
 from backpropagate_protocol.prepared import Prepared
 from backpropagate_protocol.rundir import Manifest
 from backpropagate_protocol.spec import ModelSpec
+
+# An adapter is a folder as PEFT lays it out, with these two files in it, whatever backend made it.
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,5 +117,8 @@ class Backend(Protocol):
 
     def reference(self, job: ReferenceJob, stage: Reporting) -> Made:
         """Writes what the model says to the Job's prompts: see `backpropagate_protocol.reference`."""
+
+    def evaluate(self, job: EvaluateJob, tasks: Sequence[Prepared], stage: Reporting) -> tuple[Score, ...]:
+        """Every candidate on every task, the base model loaded once. Deterministic; no padding token counts."""
 
     def chat(self, job: ChatJob) -> Conversation: ...

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from backpropagate_backends.base import Conversation, Reporting, Session, Tokenizer
 from backpropagate_backends.torch_warm import warm
-from backpropagate_protocol.jobs import ChatJob, GenerateJob, ReferenceJob, TrainJob
-from backpropagate_protocol.messages import Made, TrainResult
+from backpropagate_protocol.jobs import ChatJob, EvaluateJob, GenerateJob, ReferenceJob, TrainJob
+from backpropagate_protocol.messages import Made, Score, TrainResult
 from backpropagate_protocol.prepared import Prepared
 from backpropagate_protocol.spec import ModelSpec
 
 # Ours that import torch at their top; `warm` imports them too, so that nothing is left for the first step.
-_OURS = ("torch_train", "torch_generate", "torch_tokenizer")
+_OURS = ("torch_train", "torch_generate", "torch_evaluate", "torch_tokenizer")
 
 
 class TorchBackend:
@@ -59,6 +60,12 @@ class TorchBackend:
 
         self.check_device()
         return write_reference(job, self.device, stage)
+
+    def evaluate(self, job: EvaluateJob, tasks: Sequence[Prepared], stage: Reporting) -> tuple[Score, ...]:
+        from backpropagate_backends import torch_evaluate
+
+        self.check_device()
+        return torch_evaluate.evaluate(job, tasks, self.device, stage)
 
     def chat(self, job: ChatJob) -> Conversation:
         from backpropagate_backends.torch_chat import TorchConversation

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -19,6 +20,7 @@ from backpropagate_backends.base import Session
 from backpropagate_backends.model_source import find
 from backpropagate_backends.torch_choices import model_of_run, optimizer_of_run, precision_of_run
 from backpropagate_backends.torch_data import Account, Collator, Course, course, ids_dataset
+from backpropagate_backends.torch_init import begin_from
 from backpropagate_backends.torch_model import Precision, add_adapter, all_finite, load_model
 from backpropagate_backends.torch_resume import ADAPTER, check_resume
 from backpropagate_backends.torch_sft import Boundary, ExactTrainer, Header
@@ -73,6 +75,8 @@ def train(session: Session, data: Prepared, name: str, device: Literal["cpu", "c
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    if spec.init_adapter is not None and session.resume is None:
+        begin_from(trainer.model, Path(spec.init_adapter))  # here, where nothing rounds its weights any more
 
     # ---- train ------------------------------------------------------------------------------------------------------
     header = _header(name, precision, account, job, optimizer, source.commit)

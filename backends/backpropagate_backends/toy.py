@@ -1,7 +1,8 @@
 """A backend without a framework that is no fake: it learns one number by gradient descent, in milliseconds.
 
-The number is fitted to the mean token of each row. Sample order, gradient accumulation, checkpoints, resume and result
-work as in the torch backends, so all that surrounds a backend can be tried on it, on every machine.
+The number is what a small LoRA comes to (see `toy_adapter`), fitted to the mean token of each row. Sample order, gradient
+accumulation, checkpoints, resume, adapters and scores work as in the torch backends, so all that surrounds a backend can be
+tried on it, on every machine.
 
 Its model's path is `toy`, optionally with wishes: `toy?step_seconds=0.01&state_bytes=1000000` makes each optimizer step
 take that long and each checkpoint that large.
@@ -10,7 +11,6 @@ take that long and each checkpoint that large.
 from __future__ import annotations
 
 import math
-import struct
 import time
 import zlib
 from array import array
@@ -21,15 +21,17 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from backpropagate_backends import toy_adapter
 from backpropagate_backends.base import Reporting, Session
 from backpropagate_protocol.errors import InvalidSettingError, UserInputError
-from backpropagate_protocol.jobs import ChatJob, GenerateJob, ReferenceJob, TrainJob
-from backpropagate_protocol.messages import Made, Progress, Started, TrainResult
+from backpropagate_protocol.jobs import ChatJob, EvaluateJob, GenerateJob, ReferenceJob, TrainJob
+from backpropagate_protocol.messages import Made, Progress, Score, Started, TrainResult
 from backpropagate_protocol.prepared import Prepared
 from backpropagate_protocol.spec import ModelSpec, TrainSpec
 
 EOS = 256
 _MOMENTUM = 0.9
+_MET = 0.1
 _RATE_SCALE = 100.0  # one number learns faster than a language model
 
 
@@ -61,10 +63,10 @@ class BytesTokenizer:
 
 
 class _State(msgspec.Struct):
-    """All that a resume needs. Floats are kept as hexadecimal text: exact to the last bit."""
+    """All that a resume needs. Floats are kept as their bytes: exact to the last bit."""
 
-    number: str
-    momentum: str
+    factors: bytes
+    momentum: bytes
     step: int
     samples_seen: int
     order: int
@@ -112,12 +114,20 @@ class ToyBackend:
         # ----- how long, and from where -----
         steps_per_epoch = math.ceil(len(data) / spec.effective_batch)
         total_steps = spec.steps if spec.steps is not None else math.ceil((spec.epochs or 1.0) * steps_per_epoch)
-        number = momentum = 0.0
+        lora, base = job.spec.lora, job.spec.model.path
+        rank = toy_adapter.rank_of(lora)
+        momentum = [0.0] * (2 * rank)
         step = samples = order = 0
         if job.resume_from is not None:
             state = msgspec.json.decode(Path(job.resume_from, "state.json").read_bytes(), type=_State)
-            number, momentum = float.fromhex(state.number), float.fromhex(state.momentum)
+            begun = toy_adapter.from_bytes(state.factors, lora)
+            momentum = list(array("d", state.momentum))
             step, samples, order = state.step, state.samples_seen, state.order
+        elif job.spec.init_adapter is not None:
+            begun = toy_adapter.begin_from(Path(job.spec.init_adapter), lora, base)
+        else:
+            begun = toy_adapter.fresh(lora, spec.seed)
+        column, row = begun.column, begun.row
         session.started(
             Started(
                 backend=self.name,
@@ -127,8 +137,8 @@ class ToyBackend:
                 samples_seen=samples,
                 micro_batch=job.micro_batch,
                 accumulation=job.accumulation,
-                trainable_parameters=1,
-                parameters=1,
+                trainable_parameters=len(begun.a) + len(begun.b),
+                parameters=len(begun.a) + len(begun.b),
                 precision="fp64",
             )
         )
@@ -142,6 +152,7 @@ class ToyBackend:
             session.before_step(step + 1)
             began = time.monotonic()
             ids = sampler.take(samples, spec.effective_batch)
+            number = toy_adapter.product(column, row)
             loss = gradient = 0.0
             for start in range(0, len(ids), job.micro_batch):
                 micro_loss = micro_gradient = 0.0
@@ -155,8 +166,11 @@ class ToyBackend:
                 loss += micro_loss / len(ids)
                 gradient += micro_gradient / len(ids)
             rate = _rate(spec, step, total_steps)
-            momentum = _MOMENTUM * momentum + gradient
-            number -= rate * momentum
+            grad_norm = abs(gradient) * math.hypot(*column, *row)
+            partners, weights = row + column, column + row  # each one's slope is the gradient times its partner
+            momentum = [_MOMENTUM * m + gradient * x for m, x in zip(momentum, partners)]  # noqa: B905 - a step is microseconds
+            weights = [x - rate * m for x, m in zip(weights, momentum)]  # noqa: B905
+            column, row = weights[:rank], weights[rank:]
             step += 1
             samples += len(ids)
             order = zlib.crc32(ids.tobytes(), order)
@@ -170,28 +184,35 @@ class ToyBackend:
                 order=order,
                 loss=loss,
                 learning_rate=rate,
-                grad_norm=abs(gradient),
+                grad_norm=grad_norm,
                 tokens=tokens,
                 step_seconds=time.monotonic() - began,
                 epoch=samples / len(data),
             )
             directive = session.step_done(progress)
             if directive.save:
-                self._save(session, progress, number, momentum, state_bytes)
+                self._save(session, progress, begun.trained(column, row), momentum, state_bytes)
             if directive.stop:
                 return None
 
         # ----- the result -----
         adapter = session.staging / "adapter"
         adapter.mkdir()
-        (adapter / "adapter_model.bin").write_bytes(struct.pack("<d", number))
-        about = {"peft_type": "TOY", "base_model_name_or_path": job.spec.model.path}
-        (adapter / "adapter_config.json").write_bytes(msgspec.json.encode(about))
+        toy_adapter.save(adapter, begun.trained(column, row), toy_adapter.config(lora, base))
         return TrainResult(str(adapter), step, samples, order, loss)
 
-    def _save(self, session: Session, progress: Progress, number: float, momentum: float, state_bytes: int) -> None:
+    def _save(
+        self,
+        session: Session,
+        progress: Progress,
+        factors: toy_adapter.Factors,
+        momentum: list[float],
+        state_bytes: int,
+    ) -> None:
         staged = session.staging / f"checkpoint-{progress.step}"
-        state = _State(number.hex(), momentum.hex(), progress.step, progress.samples_seen, progress.order)
+        state = _State(
+            factors.to_bytes(), array("d", momentum).tobytes(), progress.step, progress.samples_seen, progress.order
+        )
         try:
             staged.mkdir()
             (staged / "state.json").write_bytes(msgspec.json.encode(state))
@@ -210,6 +231,19 @@ class ToyBackend:
             "the toy backend's model is one number, which no export format can hold", code="INPUT_MODEL_UNSUPPORTED"
         )
 
+    def evaluate(self, job: EvaluateJob, tasks: Sequence[Prepared], stage: Reporting) -> tuple[Score, ...]:
+        """The loss is the mean squared distance to the rows' targets; foreseen is a row that is met within a tenth."""
+        scores = []
+        for candidate in job.candidates:
+            number = _learnt(candidate.adapter)
+            for task, data in enumerate(tasks):
+                errors = [number - _target(data, row) for row in range(len(data))]
+                loss = math.fsum(error * error for error in errors) / len(errors)
+                met = sum(abs(error) < _MET for error in errors) / len(errors)
+                scores.append(Score(candidate.name, task, loss, met, data.manifest.trained_tokens, len(data)))
+                stage.advance(len(scores), len(job.candidates) * len(tasks), candidate.name)
+        return tuple(scores)
+
     def chat(self, job: ChatJob) -> ToyConversation:
         return ToyConversation(_learnt(job.adapter))
 
@@ -225,10 +259,7 @@ class ToyConversation:
 
 
 def _learnt(adapter: str | None) -> float:
-    number = 0.0
-    if adapter is not None:
-        (number,) = struct.unpack("<d", Path(adapter, "adapter_model.bin").read_bytes())
-    return number
+    return 0.0 if adapter is None else toy_adapter.load(Path(adapter)).number
 
 
 def _target(data: Prepared, sample: int) -> float:

@@ -56,6 +56,7 @@ _ROWS = (
     CodeInfo("INPUT_MODEL_NOT_FOUND", "the model is not a folder, a preset, 'tiny', or a hub id", _N, _USER, "Check the spelling; `backprop info` lists the presets."),
     CodeInfo("INPUT_MODEL_UNSUPPORTED", "this kind of model cannot be exported to the wanted format", _N, _USER, "Export it as `merged`, or to another format that the message names."),
     CodeInfo("INPUT_ADAPTER_UNSUPPORTED", "this kind of adapter cannot be exported to the wanted format", _N, _USER, "Export the merged model instead: --format merged or gguf."),
+    CodeInfo("INPUT_ADAPTER_MISMATCH", "the adapter to begin from is not of the kind that this run trains", _N, _USER, "Train with the LoRA settings that the adapter was trained with, or begin without it."),
     CodeInfo("INPUT_ADAPTER_INVALID", "the files of the adapter are damaged, missing or hold no usable numbers", _N, _USER, "Copy the adapter again from where it was made; or take an earlier checkpoint, or train again."),
     CodeInfo("INPUT_AUTH_REQUIRED", "the hub wants a token", _N, _USER, "Log in with `hf auth login`, set HF_TOKEN, or give --token-file."),
     CodeInfo("HUB_PUSH_INVALID_REPO", "the repository's name cannot be used", _N, _USER, "Give --repo owner/name."),
@@ -76,6 +77,7 @@ _ROWS = (
     CodeInfo("DEP_MLX_UNAVAILABLE", "the MLX toolchain is missing", _N, _USER, "pip install 'backpropagate[mlx]' on Apple silicon."),
     CodeInfo("DEP_OLLAMA_REGISTRATION_FAILED", "Ollama did not take the model", _L, _PARTIAL, "Start Ollama and run the export again; the training is kept."),
     CodeInfo("DEP_EXPORT_TOOL_MISSING", "a tool that this export needs is not installed", _N, _USER, "pip install 'backpropagate[export]'; the message names the tool and other ways."),
+    CodeInfo("DEP_PLOT_TOOL_MISSING", "the package that draws pictures is not installed", _N, _USER, "pip install 'backpropagate[plot]'; the numbers are in campaign.json without it."),
     CodeInfo("DEP_VERSION_UNSUPPORTED", "an installed package has a version we do not support", _N, _USER, "Install a version inside the range that the message names."),
     # while running
     CodeInfo("RUNTIME_TRAINING_FAILED", "the training failed", _R, _FAILED, "runner.log in the run directory has the traceback; `backprop resume RUN` goes on from the newest checkpoint."),
@@ -100,6 +102,7 @@ _ROWS = (
     CodeInfo("RUNTIME_EXPORT_MISMATCH", "the exported model does not answer as the trained one", _N, _PARTIAL, "The file was put aside, not registered. The report names the check that failed; please report it with `backprop info`. The training is kept."),
     CodeInfo("RUNTIME_SLAO_ERROR", "the SLAO merge failed", _L, _PARTIAL, "The adapters are kept; run the merge again."),
     CodeInfo("RUNTIME_SLAO_MERGE_FAILED", "the SLAO merge failed", _L, _PARTIAL, "The adapters are kept; run the merge again."),
+    CodeInfo("RUNTIME_EVALUATION_FAILED", "the adapters could not be scored on held-out rows", _L, _PARTIAL, "The adapters are kept; `backprop resume RUN` scores them again."),
     CodeInfo("RUNTIME_UI_AUTH_NOT_ENFORCED", "the web UI would be reachable without a password", _N, _USER, "Give --auth user:pass, or keep the UI on this machine."),
     CodeInfo("RUNTIME_INTERNAL", "a fault of ours", _L, _FAILED, "Please report it with the output of `backprop info` and --verbose."),
     # what is on disk
@@ -108,6 +111,7 @@ _ROWS = (
     CodeInfo("STATE_BUSY", "another run holds the output folder or the GPU", _L, _TRY, "Wait for it (--wait), or choose another --output."),
     CodeInfo("STATE_RUN_MISMATCH", "what is on disk does not belong to this run", _N, _USER, "Resume with the data and the settings of the run, or start a new one."),
     CodeInfo("STATE_RUN_FINISHED", "the run is finished", _N, _USER, "Start a new run with `backprop train`."),
+    CodeInfo("STATE_RUN_OF_CAMPAIGN", "the run is part of a campaign", _N, _USER, "Resume its campaign; the message names it."),
     CodeInfo("STATE_HISTORY_INVALID", "the run history cannot be read", _N, _USER, "`backprop list-runs --rebuild` makes it again from the run directories."),
     CodeInfo("PARTIAL_BATCH_OPERATION", "some of several operations failed", _L, _PARTIAL, "Run the command again for those that failed."),
 )  # fmt: skip
@@ -301,12 +305,14 @@ _SHARED: dict[str, type[BackpropagateError]] = {
     "INPUT_MODEL_NOT_FOUND": UserInputError,
     "INPUT_MODEL_UNSUPPORTED": UserInputError,
     "INPUT_ADAPTER_UNSUPPORTED": UserInputError,
+    "INPUT_ADAPTER_MISMATCH": UserInputError,
     "INPUT_ADAPTER_INVALID": UserInputError,
     "INPUT_AUTH_REQUIRED": UserInputError,
     "HUB_PUSH_INVALID_REPO": UserInputError,
     "HUB_PUSH_NOT_FOUND": HubPushError,
     "HUB_PUSH_NETWORK": HubPushError,
     "DEP_EXPORT_TOOL_MISSING": DependencyError,
+    "DEP_PLOT_TOOL_MISSING": DependencyError,
     "INPUT_RUN_AMBIGUOUS": RunNotFoundError,
     "CONFIG_OUTPUT_UNWRITABLE": ConfigurationError,
     "DEP_MLX_UNAVAILABLE": DependencyError,
@@ -315,6 +321,7 @@ _SHARED: dict[str, type[BackpropagateError]] = {
     "RUNTIME_HOST_OOM": TrainingError,
     "RUNTIME_GPU_LOST": GPUError,
     "RUNTIME_FULL_FT_MODEL_TOO_LARGE": ConfigurationError,
+    "RUNTIME_EVALUATION_FAILED": TrainingError,
     "RUNTIME_HANG": TrainingError,
     "RUNTIME_CHILD_DIED": TrainingError,
     "RUNTIME_CRASH_LOOP": TrainingError,
@@ -322,6 +329,7 @@ _SHARED: dict[str, type[BackpropagateError]] = {
     "RUNTIME_UI_AUTH_NOT_ENFORCED": ConfigurationError,
     "STATE_RUN_MISMATCH": UserInputError,
     "STATE_RUN_FINISHED": UserInputError,
+    "STATE_RUN_OF_CAMPAIGN": UserInputError,
     "STATE_HISTORY_INVALID": BackpropagateError,
 }
 

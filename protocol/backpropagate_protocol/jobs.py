@@ -190,6 +190,51 @@ class FetchConverterJob(_StageJob, frozen=True, kw_only=True, tag="fetch_convert
     folder: str | None = None  # None: the user's cache
 
 
+class CombineJob(_StageJob, frozen=True, kw_only=True, tag="combine"):
+    """Merge the adapters of a campaign's runs into one (see the runner's combine/). Needs no framework.
+
+    adapters: the fine-tuned adapter of every run so far, in order. previous: the folder of the CombineJob before this one, for
+    rules that go on from a state; None: from the beginning. `out` is a folder with `merged/` (the adapter to use), `next/` (the
+    adapter that the next run begins from), the state, and combine.json (digests of every input, every coefficient).
+    """
+
+    adapters: tuple[str, ...]
+    out: str
+    rule: str
+    previous: str | None = None
+    floor: float = 0.0
+    weight: float = 0.5
+    density: float = 0.5
+    seed: int = 0
+    memory: int = 256
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """An adapter that is to be scored; `adapter` None: the base model."""
+
+    name: str
+    adapter: str | None
+
+
+class EvaluateJob(_StageJob, frozen=True, kw_only=True, tag="evaluate"):
+    """Score candidates on the held-out rows of tasks: mean loss in nats per token that carries loss, and the share of such
+    tokens that are the likeliest. Answered by Evaluation."""
+
+    model: ModelSpec
+    candidates: tuple[Candidate, ...]
+    tasks: tuple[DataSpec, ...]  # part `held-out`, samples = the most rows to read
+    cache: str  # for prepared data
+    backend: str = "auto"
+    batch_size: int = 4
+
+
+class PlotJob(_StageJob, frozen=True, kw_only=True, tag="plot"):
+    """A campaign's report (campaign.json) as pictures."""
+
+    report: str
+    out: tuple[str, ...]  # files ending in .svg or .png
+
+
 StageJob = (
     PreflightJob
     | ReferenceJob
@@ -201,6 +246,9 @@ StageJob = (
     | RegisterJob
     | PlaceJob
     | PushJob
+    | CombineJob
+    | EvaluateJob
+    | PlotJob
     | FetchConverterJob
 )
 Job = (
@@ -218,5 +266,8 @@ Job = (
     | RegisterJob
     | PlaceJob
     | PushJob
+    | CombineJob
+    | EvaluateJob
+    | PlotJob
     | FetchConverterJob
 )

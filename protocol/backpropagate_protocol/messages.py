@@ -37,6 +37,9 @@ class Phase(StrEnum):
     REGISTER = "register"
     PLACE = "place"
     PUSH = "push"
+    COMBINE = "combine"
+    EVALUATE = "evaluate"
+    PLOT = "plot"
     FETCH = "fetch"
     TEARDOWN = "teardown"
 
@@ -307,6 +310,23 @@ class Proof(msgspec.Struct, frozen=True, array_like=True, tag="proof"):
     positions: int = 0  # logit rows compared
 
 
+class Score(msgspec.Struct, frozen=True, array_like=True):
+    """One candidate on one task. loss: mean, in nats per token that carries loss; accuracy: share of them foreseen."""
+
+    candidate: str
+    task: int  # index into the Job's tasks
+    loss: float
+    accuracy: float
+    tokens: int
+    rows: int
+
+
+class Evaluation(msgspec.Struct, frozen=True, array_like=True, tag="evaluation"):
+    """Carried by Done after an EvaluateJob: every candidate on every task."""
+
+    scores: tuple[Score, ...]
+
+
 class Registered(msgspec.Struct, frozen=True, array_like=True, tag="registered"):
     """Carried by Done after a RegisterJob."""
 
@@ -329,7 +349,7 @@ class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
     """The child's last word when all went well: the result is durable. It exits 0 within the teardown deadline; if it
     hangs there, it is killed and the result stands. An exit without Done is a failure, whatever the exit code."""
 
-    result: TrainResult | DataReport | Answers | ExportRoute | Made | Proof | Registered | Pushed
+    result: TrainResult | DataReport | Answers | ExportRoute | Made | Proof | Registered | Pushed | Evaluation
 
 
 ToChild = RunJob | Stop | Save | Ping | Say

@@ -102,6 +102,11 @@ class RunDir:
         return self.path / "checkpoints"
 
     @property
+    def checkpoint_register(self) -> Path:
+        """What is known of checkpoints beyond their manifests: validation losses, and which are to stay."""
+        return self.path / "checkpoints.json"
+
+    @property
     def staging(self) -> Path:
         """Where the child writes what is not yet complete: on the same file system as `checkpoints`."""
         return self.path / "staging"
@@ -109,6 +114,36 @@ class RunDir:
     @property
     def adapter(self) -> Path:
         return self.path / "adapter"
+
+    @property
+    def begun_from(self) -> Path:
+        """Which adapter this run began from, where it began from one: another must not take its place."""
+        return self.path / "begun-from.json"
+
+    @property
+    def merges(self) -> Path:
+        """Of a campaign: one folder for what was merged after each run."""
+        return self.path / "merges"
+
+    def merge(self, link: int) -> Path:
+        """`run-001`, …: `merged/`, `next/`, the state, and combine.json."""
+        return self.merges / f"run-{link:03d}"
+
+    def merge_by(self, link: int, rule: str) -> Path:
+        """`run-005-ties`, …: the same by another rule, for `--merge auto` to choose from."""
+        return self.merges / f"run-{link:03d}-{rule}"
+
+    def merge_again(self, rule: str) -> Path:
+        """`again-ties`, …: what `backprop merge` made of the runs afterwards."""
+        return self.merges / f"again-{rule}"
+
+    @property
+    def campaign_report(self) -> Path:
+        """Of a campaign: the scores and what they come to, as JSON."""
+        return self.path / "campaign.json"
+
+    def campaign_plot(self, suffix: str) -> Path:
+        return self.path / f"campaign.{suffix}"
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / checkpoint_name(step)

@@ -40,6 +40,18 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = "auto"  # auto: bf16 on CUDA (fp16 before Ampere), fp32 on the CPU
 
 
+class Portion(msgspec.Struct, frozen=True, kw_only=True):
+    """Some rows of a data set, to be mixed into another: `take` of the rows start … stop-1, chosen by `seed`."""
+
+    source: str
+    split: str = "train"
+    format: str = "auto"
+    start: int = 0
+    stop: int | None = None  # None: to the end
+    take: int
+    seed: int = 0
+
+
 class DataSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Which rows, and how they become tokens."""
 
@@ -51,6 +63,10 @@ class DataSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_length: int = 2048  # tokens; longer rows are cut on the right
     train_on: str = "assistant"  # or: all
     packing: bool = False
+    start: int = 0  # rows of the file that are passed over before the first of `samples`
+    holdout: int = 0  # every holdout-th row of the file is held out of training; 0: none
+    part: str = "train"  # or `held-out`: only the rows that `holdout` keeps out
+    replay: tuple[Portion, ...] = ()  # earlier rows mixed in; never held-out ones
 
 
 class LoraSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,10 +151,29 @@ class PushSpec(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[str, ...] = ()  # names in the folder, and nothing else of it; empty: all that belongs to a model
 
 
+class CampaignSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Several trainings, one after the other, merged into one adapter. `train.steps` counts those of one run.
+
+    merge   slao, slao-product, ema, average, ties, dare, none, or auto (whichever scores best on held-out rows)
+    """
+
+    runs: tuple[DataSpec, ...]  # what each run trains on; `--append` adds to them (events CampaignExtended)
+    names: tuple[str, ...]  # of the runs' tasks, for people
+    merge: str = "slao"
+    floor: float = 0.0  # the newest run's coefficient is never below it
+    weight: float = 0.5  # ema: the newest run's coefficient
+    density: float = 0.5  # ties, dare: the share of entries that stay
+    evaluate: bool = True  # held-out rows of every task after every run
+    eval_rows: int = 64  # at most, of each task
+    early_stop: int = 0  # runs in a row without a better average held-out loss until the campaign ends; 0: never
+    replay: float = 0.0  # share of earlier rows in a run, for those that are appended
+
+
 class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything needed to run it, and to run it again.
 
-    kind `train`: trains, and then exports if `export` is given. kind `export`: only `model` and `export` matter. kind
+    kind `train`: trains, and then exports if `export` is given. kind `campaign`: a chain of trainings (run directories of their
+    own, whose specs name it as `parent`) and merges, then the export of what was merged. kind `export`: only `model` and `export` matter. kind
     `push`: only `push` does.
     """
 
@@ -157,9 +192,17 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     name: str | None = None  # a label of the user's
     verbose: bool = False
     faults: tuple[PlannedFault, ...] = ()
-    kind: str = "train"  # or: export, push
+    kind: str = "train"  # or: export, push, campaign
     export: ExportSpec | None = None
     push: PushSpec | None = None
+    campaign: CampaignSpec | None = None  # kind campaign: `data` is that of the first run
+    parent: str | None = None  # the campaign that this training is a run of
+    link: int = 0  # which of its runs, from 1
+    init_adapter: str | None = None  # absolute folder of an adapter to begin from, in PEFT layout
+
+
+# Left out of the digest at their defaults: checkpoints from before there were such choices stay resumable.
+_SELECTION: dict[str, object] = {"start": 0, "holdout": 0, "part": "train", "replay": ()}
 
 
 def spec_digest(spec: RunSpec) -> str:
@@ -169,5 +212,9 @@ def spec_digest(spec: RunSpec) -> str:
     attempts without changing a single sample.
     """
     train = msgspec.structs.replace(spec.train, batch_size=None, gradient_checkpointing=None, logging_steps=1)
-    fixed = msgspec.json.encode([spec.model, spec.data, spec.lora, train], order="sorted")
+    data = msgspec.to_builtins(spec.data)
+    for name, default in _SELECTION.items():
+        if data[name] == default:
+            del data[name]
+    fixed = msgspec.json.encode([spec.model, data, spec.lora, train], order="sorted")
     return hashlib.sha256(fixed).hexdigest()

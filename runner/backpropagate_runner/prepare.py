@@ -18,9 +18,11 @@ from backpropagate_protocol.errors import BackpropagateError, DatasetError
 from backpropagate_protocol.messages import DataReady
 from backpropagate_protocol.prepared import PreparedManifest, PreparedWriter, verify
 from backpropagate_protocol.spec import DataSpec
+from backpropagate_runner.examples import TRAIN, Examples
 from backpropagate_runner.formats import Chat, Completion, Example, Text
 from backpropagate_runner.readers import BadRow, open_source
-from backpropagate_runner.validate import MAX_ERRORS, Examples, PhaseReport, Scan, Ticker, bad_rows
+from backpropagate_runner.replay import data_of
+from backpropagate_runner.validate import MAX_ERRORS, PhaseReport, Scan, Ticker, bad_rows
 
 # Raised whenever the same rows and tokenizer would give other tokens than before.
 VERSION = 1
@@ -41,6 +43,13 @@ def prepared_key(data: DataSpec, tokenizer: Tokenizer, scan: Scan) -> str:
         data.train_on,
         data.packing,
     ]
+    mixed_in = [
+        [found.source_digest, found.format, portion.start, portion.stop, portion.take, portion.seed]
+        for portion, found in zip(data.replay, scan.portions, strict=True)
+    ]
+    selection = [data.start, data.holdout, data.part, mixed_in]
+    if selection != [0, 0, TRAIN, []]:
+        parts.append(selection)
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 
@@ -65,13 +74,13 @@ def prepare(
     Raises a coded DatasetError if nothing, or on chat data everything, would carry loss; if the template refuses rows
     (data.on_bad_row skip leaves those out); and if the file is no longer what `scan` saw.
     """
-    if scan.counts.get("chat") and data.train_on == "assistant":
+    if any(found.counts.get("chat") for found in (scan, *scan.portions)) and data.train_on == "assistant":
         tokenizer.check()
     key = prepared_key(data, tokenizer, scan)
     folder = cache / key
     try:
         manifest = verify(folder)
-        phase(scan.rows, scan.rows, "prepared before")
+        phase(scan.taken, scan.taken, "prepared before")
     except ValueError:
         manifest = _Preparation(data, tokenizer, scan, folder, notice).run(key, phase)
     lost = manifest.skipped - scan.bad
@@ -105,35 +114,54 @@ class _Preparation:
         self._chat_tokens = self._chat_trained = 0
         self._truncated = self._untrained = self._refused = 0
         self._refusals: list[str] = []
+        self._done = 0
+        self._reading = data.source
 
     def run(self, key: str, phase: PhaseReport) -> PreparedManifest:
         tick = Ticker(phase)
-        phase(0, self._scan.rows, "")
+        phase(0, self._scan.taken, "")
         self._folder.parent.parent.mkdir(parents=True, exist_ok=True)
         self._folder.parent.mkdir(mode=0o700, exist_ok=True)  # the training data, for whoever has the tokenizer
         writer = PreparedWriter(self._folder)
         try:
-            with open_source(self._data) as source:
-                done = 0
-                for row in Examples(source, self._data, self._scan.format):
-                    if isinstance(row, BadRow):
-                        continue
-                    self._add(writer, row.line, row.example)
-                    done += 1
-                    tick(done, self._scan.rows, "")
-                if source.digest(lambda: tick(done, self._scan.rows, "")) != self._scan.source_digest:
-                    raise DatasetError(f"{source.name} was changed while it was read; start again")
-            self._judge(source.name, writer)
+            self._read(self._data, self._scan, writer, tick)
+            for portion, found in zip(self._data.replay, self._scan.portions, strict=True):
+                self._read(data_of(portion, self._data), found, writer, tick)
+            self._judge(Path(self._data.source).name, writer)
             return writer.commit(
                 key=key,
                 skipped=self._scan.bad + self._untrained + self._refused,
                 truncated=self._truncated,
                 format=self._scan.format,
-                source_digest=self._scan.source_digest,
+                source_digest=self._scan.digest,
             )
         except BaseException:
             writer.abandon()
             raise
+
+    def _read(self, data: DataSpec, found: Scan, writer: PreparedWriter, tick: Ticker) -> None:
+        """One source's rows: all that `data` names, or those of them that were chosen."""
+        if found.chosen is not None and not found.chosen:
+            return
+        self._reading = data.source
+        chosen = None if found.chosen is None else iter(found.chosen)
+        wanted = None if chosen is None else next(chosen, None)
+
+        def told() -> None:
+            tick(self._done, self._scan.taken, "")
+
+        with open_source(data) as source:
+            for row in Examples(source, data, found.format, told):
+                if isinstance(row, BadRow):
+                    continue
+                if chosen is not None:
+                    if row.position != wanted:
+                        continue
+                    wanted = next(chosen, None)
+                self._add(writer, row.line, row.example)
+                self._done += 1
+            if source.digest(told) != found.source_digest:
+                raise DatasetError(f"{source.name} was changed while it was read; start again")
 
     def _add(self, writer: PreparedWriter, line: int, example: Example) -> None:
         try:
@@ -187,8 +215,8 @@ class _Preparation:
             raise self._refusal()
 
     def _refusal(self) -> DatasetError:
-        rows = max(self._scan.rows - self._refused, 0)
-        return bad_rows(Path(self._data.source).name, rows, self._refused, self._refusals, parse=False)
+        rows = max(self._scan.taken - self._refused, 0)
+        return bad_rows(Path(self._reading).name, rows, self._refused, self._refusals, parse=False)
 
     def _judge(self, name: str, writer: PreparedWriter) -> None:
         """A data set from which nothing can be learnt, or whose loss mask cannot be right, is refused."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import assert_never
 
 from backpropagate_protocol.jobs import (
+    CombineJob,
     ConvertAdapterJob,
     ConvertJob,
+    EvaluateJob,
     FetchConverterJob,
     MergeJob,
     PlaceJob,
+    PlotJob,
     PreflightJob,
     ProveJob,
     PushJob,
@@ -18,7 +21,7 @@ from backpropagate_protocol.jobs import (
     RegisterJob,
     StageJob,
 )
-from backpropagate_protocol.messages import ExportRoute, Made, Phase, Proof, Pushed, Registered
+from backpropagate_protocol.messages import Evaluation, ExportRoute, Made, Phase, Proof, Pushed, Registered
 from backpropagate_runner.channel import Channel
 from backpropagate_runner.control import Control
 from backpropagate_runner.drill import Drill
@@ -27,7 +30,7 @@ from backpropagate_runner.export.stage import Stage
 from backpropagate_runner.frameworks import Frameworks
 from backpropagate_runner.session import Voice
 
-StageResult = ExportRoute | Made | Proof | Registered | Pushed
+StageResult = ExportRoute | Made | Proof | Registered | Pushed | Evaluation
 
 
 def do(job: StageJob, channel: Channel, control: Control, voice: Voice, frameworks: Frameworks) -> StageResult:
@@ -85,5 +88,18 @@ def do(job: StageJob, channel: Channel, control: Control, voice: Voice, framewor
             from backpropagate_runner.export.fetch_converter import fetch
 
             return fetch(job, stage(Phase.FETCH))
+        case CombineJob():
+            on_one_thread()
+            from backpropagate_runner.combine.combine import combine
+
+            return combine(job, stage(Phase.COMBINE))
+        case EvaluateJob():
+            from backpropagate_runner.evaluate import evaluate
+
+            return evaluate(job, voice, frameworks, stage(Phase.EVALUATE))
+        case PlotJob():
+            from backpropagate_runner.plot import plot
+
+            return plot(job, stage(Phase.PLOT))
         case _:
             assert_never(job)

@@ -13,6 +13,7 @@ from backpropagate_protocol.messages import Phase, Stopped, TrainResult
 from backpropagate_protocol.prepared import Prepared, open_prepared
 from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import ModelSpec
+from backpropagate_runner.beginning import check_beginning
 from backpropagate_runner.channel import Channel
 from backpropagate_runner.checkpoint import check_data, open_resume
 from backpropagate_runner.control import Control
@@ -40,6 +41,8 @@ def train(
 
     # ----- where to begin -----
     resume = open_resume(job)
+    if resume is None:
+        check_beginning(job)
 
     # ----- rows and tokens: in the first attempt; later ones get the same tokens again -----
     model = job.spec.model

@@ -5,56 +5,35 @@ Needs no framework (parquet files and hub ids excepted), so it can run while the
 
 from __future__ import annotations
 
+import hashlib
 import time
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import assert_never
 
-import msgspec
-
-from backpropagate_protocol.errors import (
-    DatasetError,
-    DatasetFormatError,
-    DatasetParseError,
-    DatasetValidationError,
-    InvalidSettingError,
-)
+from backpropagate_protocol.errors import DatasetError, DatasetParseError, DatasetValidationError
 from backpropagate_protocol.jobs import ValidateJob
 from backpropagate_protocol.messages import DataReport
 from backpropagate_protocol.redact import redact
-from backpropagate_protocol.spec import DataSpec
+from backpropagate_protocol.spec import DataSpec, Portion
 from backpropagate_runner import sources
-from backpropagate_runner.formats import (
-    ACCEPTED_COLUMNS,
-    FORMATS,
-    Chat,
-    Completion,
-    Example,
-    Text,
-    canonical,
-    columns_of,
-    convert,
-    detect,
-)
-from backpropagate_runner.readers import BadRow, Source, open_source, read
-from backpropagate_runner.turns import RowError
+from backpropagate_runner.examples import TRAIN, Examples, GoodRow, check_selection
+from backpropagate_runner.formats import Chat, Completion, Example, Text
+from backpropagate_runner.readers import open_source
+from backpropagate_runner.replay import Choice, data_of
 
 PhaseReport = Callable[[int, int, str], None]  # done, total, detail
 MAX_ERRORS = 10
-_UNKNOWN_ENOUGH = 1000  # rows of unknown columns after which no other row is waited for
-
-
-class GoodRow(msgspec.Struct, frozen=True):
-    """A row that can be trained on."""
-
-    line: int
-    example: Example
 
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What one pass over a data set found. `rows` are the good ones; `errors` the first few of the `bad` ones."""
+    """What one pass over a data set found. `rows` are the good ones; `errors` the first few of the `bad` ones.
+
+    `portions`: the same of what is mixed in, each with the positions `chosen` of its rows, ascending.
+    """
 
     format: str
     rows: int
@@ -63,6 +42,22 @@ class Scan:
     counts: dict[str, int] = field(default_factory=dict)
     source_digest: str = ""
     notices: tuple[str, ...] = ()
+    chosen: array[int] | None = None
+    portions: tuple[Scan, ...] = ()
+
+    @property
+    def taken(self) -> int:
+        """Rows that will be prepared."""
+        own = self.rows if self.chosen is None else len(self.chosen)
+        return own + sum(portion.taken for portion in self.portions)
+
+    @property
+    def digest(self) -> str:
+        """Of every source that was read."""
+        if not self.portions:
+            return self.source_digest
+        digests = [self.source_digest, *(portion.digest for portion in self.portions)]
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 class Ticker:
@@ -81,52 +76,7 @@ class Ticker:
 
 def needs_frameworks(data: DataSpec) -> bool:
     """True if reading this data imports large packages: wait for the frameworks' own import first."""
-    return sources.needs_frameworks(data.source)
-
-
-class Examples:
-    """The rows of an opened source, one after the other: converted, or bad. `format` is known from the first known row."""
-
-    def __init__(self, source: Source, data: DataSpec, format: str = "auto") -> None:
-        self._source = source
-        self._samples = data.samples
-        self.format = _wanted(format if format != "auto" else data.format, source)
-        self._unknown = 0
-        self._unknown_columns = ""
-
-    def __iter__(self) -> Iterator[GoodRow | BadRow]:
-        for seen, row in enumerate(read(self._source)):
-            if self._samples is not None and seen >= self._samples:
-                break
-            if isinstance(row, BadRow):
-                yield row
-                continue
-            if not self.format:
-                self.format = detect(row.value) or ""
-            if not self.format:
-                yield BadRow(row.line, f"has the columns {columns_of(row.value)}, which fit no format", parse=False)
-                self._unknown += 1
-                self._unknown_columns = self._unknown_columns or columns_of(row.value)
-                if self._unknown == _UNKNOWN_ENOUGH:
-                    break
-                continue
-            try:
-                yield GoodRow(row.line, convert(self.format, row.value))
-            except RowError as error:
-                yield BadRow(row.line, str(error), parse=False)
-        if not self.format and self._unknown:
-            raise DatasetFormatError(
-                f"{self._source.name} has the columns {self._unknown_columns}; accepted: {ACCEPTED_COLUMNS}"
-            )
-
-
-def _wanted(format: str, source: Source) -> str:
-    if format == "auto":
-        return "raw" if source.kind == "text" else ""
-    name = canonical(format)
-    if name is None:
-        raise InvalidSettingError(f"there is no data format called {format!r}; choose auto, {', '.join(FORMATS)}")
-    return name
+    return any(sources.needs_frameworks(source) for source in (data.source, *(p.source for p in data.replay)))
 
 
 def _nothing(done: int, total: int, detail: str) -> None:
@@ -134,36 +84,58 @@ def _nothing(done: int, total: int, detail: str) -> None:
 
 
 def scan(data: DataSpec, phase: PhaseReport = _nothing, *, max_errors: int = MAX_ERRORS, lenient: bool = False) -> Scan:
-    """One pass over all rows (or the first `data.samples`). `phase` is told bytes read and bytes in all.
+    """One pass over all rows (or those that `data` chooses), and over those that are mixed in. `phase` is told bytes read
+    and bytes in all.
 
     Raises a coded DatasetError if there is nothing to train on: no such file, no rows, an unknown shape, and (unless
-    data.on_bad_row is skip) bad rows, the first ten of them with line and reason. `lenient` reports bad rows instead.
+    data.on_bad_row is skip) bad rows, the first ten of them with line and reason. `lenient` reports bad rows instead, and
+    looks at nothing that is mixed in.
     """
+    check_selection(data)
+    found = _pass(data, phase, max_errors, lenient)
+    if lenient:
+        return found
+    portions = tuple(_pass(data_of(portion, data), phase, max_errors, lenient, portion) for portion in data.replay)
+    notices = [*found.notices, *(notice for portion in portions for notice in portion.notices)]
+    return replace(found, portions=portions, notices=tuple(dict.fromkeys(notices)))
+
+
+def _pass(data: DataSpec, phase: PhaseReport, max_errors: int, lenient: bool, portion: Portion | None = None) -> Scan:
     tick = Ticker(phase)
     counts: Counter[str] = Counter()
     errors: list[str] = []
     rows = bad = unparsed = 0
+    choice = None if portion is None else Choice(portion.take, portion.seed)
     with open_source(data) as source:
         unit = "row" if source.kind in ("parquet", "hub") else "line"
-        examples = Examples(source, data)
+        examples = Examples(source, data, each=lambda: tick(source.done, source.size, source.name))
         for row in examples:
             if isinstance(row, GoodRow):
                 rows += 1
                 _count(row.example, counts)
+                if choice is not None:
+                    choice.offer(row.position)
             else:
                 bad += 1
                 unparsed += row.parse
                 if len(errors) < max_errors:
                     errors.append(f"{unit} {row.line}: {row.reason}")
-            tick(source.done, source.size, source.name)
         digest = source.digest(lambda: tick(source.done, source.size, source.name))
-    if rows + bad == 0:
-        raise DatasetError(f"{source.name} has no rows")
+    if rows + bad == 0 and choice is None:
+        raise DatasetError(f"{source.name} has no {_wanted_rows(data)}")
     if bad and not lenient and (rows == 0 or data.on_bad_row != "skip"):
         raise bad_rows(source.name, rows, bad, errors, parse=unparsed > 0)
     phase(rows + bad, rows + bad, f"{rows} rows")
     notices = _notices(source.name, examples.format, bad, counts)
-    return Scan(examples.format, rows, bad, tuple(errors), dict(counts), digest, notices)
+    chosen = None if choice is None else choice.positions()
+    if portion is not None and rows < portion.take:
+        notices += (f"{source.name}: {rows} earlier rows can be mixed in, of {portion.take} that were wanted",)
+    return Scan(examples.format, rows, bad, tuple(errors), dict(counts), digest, notices, chosen)
+
+
+def _wanted_rows(data: DataSpec) -> str:
+    what = "rows" if data.part == TRAIN else f"rows that are held out (every {data.holdout}th is)"
+    return f"{what} from row {data.start} on" if data.start else what
 
 
 def bad_rows(name: str, rows: int, bad: int, errors: list[str], *, parse: bool) -> DatasetError:

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from backpropagate.campaign_result import Campaign, CampaignRun
     from backpropagate.exceptions import BackpropagateError
     from backpropagate.export_result import Export
     from backpropagate.trainer import Trainer, TrainingCallback, TrainingRun
@@ -15,13 +16,24 @@ __version__ = "0.1.0"
 # Imported when they are first asked for: the command line needs none of them.
 _WHERE = {
     "BackpropagateError": "backpropagate.exceptions",
+    "Campaign": "backpropagate.campaign_result",
+    "CampaignRun": "backpropagate.campaign_result",
     "Export": "backpropagate.export_result",
     "Trainer": "backpropagate.trainer",
     "TrainingCallback": "backpropagate.trainer",
     "TrainingRun": "backpropagate.trainer",
 }
 
-__all__ = ["BackpropagateError", "Export", "Trainer", "TrainingCallback", "TrainingRun", "__version__"]
+__all__ = [
+    "BackpropagateError",
+    "Campaign",
+    "CampaignRun",
+    "Export",
+    "Trainer",
+    "TrainingCallback",
+    "TrainingRun",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> object:

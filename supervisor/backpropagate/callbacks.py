@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backpropagate import events
+from backpropagate.campaign_result import CampaignRun, CampaignSummary
 from backpropagate.events import Event
 from backpropagate.follow import StopFollowing
+from backpropagate.keep.past import TRAINED
 from backpropagate.result import TrainingRun
 from backpropagate_protocol.errors import BackpropagateError
 from backpropagate_protocol.rundir import RunDir
@@ -54,8 +56,11 @@ class Calls:
                 raise StopFollowing
         elif isinstance(event, events.ModelReady) and event.step == 0 and self._epochs is None:
             self._epochs = 0
+        elif isinstance(event, events.LinkStarted):
+            self._epochs = None
         elif isinstance(event, events.CheckpointCommitted) and self._callback.on_save and self.run_dir:
-            self._callback.on_save(self.run_dir.checkpoint(event.step))
+            trained = self.run_dir.output.run(event.run_id)  # of a campaign, one of its runs
+            self._callback.on_save(trained.checkpoint(event.step))
         elif isinstance(event, events.Recovering) and self._callback.on_recovery:
             self._callback.on_recovery(event.reason)
 
@@ -78,3 +83,34 @@ class Calls:
 
     def close(self) -> None:
         pass
+
+
+@dataclass(frozen=True, slots=True)
+class CampaignCallbacks:
+    """What the user gave a campaign to call. on_run_complete: after each run, once it is merged and, if it is to be, scored."""
+
+    callback: TrainingCallback | None
+    on_step: Callable[[int, float | None], bool | None] | None
+    on_run_complete: Callable[[CampaignRun], object] | None
+
+
+class CampaignCalls(Calls):
+    """The same for a campaign. Its callback's on_complete is not called: that is told of trainings."""
+
+    def __init__(self, wanted: CampaignCallbacks, summary: CampaignSummary) -> None:
+        """`summary` must be told of each event before, and know by now what earlier supervisors did."""
+        super().__init__(wanted.callback, wanted.on_step)
+        self._on_run_complete, self._summary = wanted.on_run_complete, summary
+        before = summary.latest()
+        self._told = before.number if before else 0
+
+    def event(self, event: Event) -> None:
+        super().event(event)
+        if self._on_run_complete is None:
+            return
+        scored = isinstance(event, events.LinkScored | events.LinkStarted | events.RunEnded)
+        if scored or (isinstance(event, events.StageEnded) and event.stage == TRAINED):
+            run = self._summary.latest()
+            if run is not None and run.number > self._told:
+                self._told = run.number
+                self._on_run_complete(run)

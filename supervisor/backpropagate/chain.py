@@ -7,7 +7,6 @@ after the proof.
 from __future__ import annotations
 
 import errno
-import random
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -15,23 +14,21 @@ from pathlib import Path
 import anyio.to_thread
 
 from backpropagate import __version__
-from backpropagate.driver import Driver
-from backpropagate.events import Exported, Noticed, StageEnded
+from backpropagate.events import Exported, Noticed
 from backpropagate.judge import plan, telling
 from backpropagate.judge.decisions import Finish
 from backpropagate.judge.plan import Plan, Stage
-from backpropagate.judge.stage import StagePolicy, StageResult
 from backpropagate.judge.verdict import GiveUp
 from backpropagate.keep import exports, locks
 from backpropagate.keep.exports import ExportReport, ProofReport
 from backpropagate.keep.past import TRAINED, Past
 from backpropagate.keep.record import iso
 from backpropagate.reporter import Reporter
-from backpropagate.sensors.card import Card
+from backpropagate.stages import Stages
 from backpropagate.stops import Stops
 from backpropagate_protocol import durable
-from backpropagate_protocol.errors import CATALOGUE, BackpropagateError, BusyError, ExitCode
-from backpropagate_protocol.messages import ExportRoute, Made, Proof, Pushed, Registered
+from backpropagate_protocol.errors import CATALOGUE, BackpropagateError, BusyError
+from backpropagate_protocol.messages import Pushed
 from backpropagate_protocol.rundir import ExportDir, RunDir
 from backpropagate_protocol.spec import RunSpec
 
@@ -45,15 +42,17 @@ class Chain:
         self, spec: RunSpec, run_dir: RunDir, report: Reporter, stops: Stops, past: Past, held: ExitStack
     ) -> None:
         """`past` must be among those that `report` tells; `held` lets go, at the run's end, of what is locked here."""
-        self._spec, self._run_dir, self._report, self._stops, self._past = spec, run_dir, report, stops, past
-        self._held = held
+        self._spec, self._report, self._past, self._held = spec, report, past, held
         self._claimed: Path | None = None
-        self._card = Card(spec, None, None, wanted=False)  # a reference may use it, but reserves it not
-        self.recoveries = 0
+        self._stages = Stages(spec, run_dir, report, stops, past)
         exported = past.exported.path if past.exported else None
-        self.export = exported if exported and exports.standing(spec.run_id, Path(exported)) else None
+        self.export = exported if exported and self._standing(Path(exported)) else None
         self.ollama: str | None = None
         self.url: str | None = None
+
+    @property
+    def recoveries(self) -> int:
+        return self._stages.recoveries
 
     @property
     def follows(self) -> bool:
@@ -101,13 +100,13 @@ class Chain:
         if self._past.route is None:
             return False
         chain = plan.export(self._spec, self._past.route)
-        if exports.standing(self._spec.run_id, Path(chain.result)):
+        if self._standing(Path(chain.result)):
             return True
         if self._changed():
             self._begin_anew("what is exported was changed since the export began; it begins anew")
         elif self.export is None and self._past.exported is not None:
             self._begin_anew(f"{chain.result} is not this run's any more; it is made again")
-        return self._past.route is not None and self._has(chain.making[0])
+        return self._past.route is not None and self._stages.has(chain.making[0])
 
     def _begin_anew(self, why: str) -> None:
         self._report.event(Noticed(time=time.time(), run_id=self._spec.run_id, level="warning", text=why))
@@ -155,7 +154,7 @@ class Chain:
         self._claim()
         chain = plan.export(self._spec, self._past.route, revision or None)
         made, result = Path(chain.made), Path(chain.result)
-        standing = exports.standing(self._spec.run_id, result)
+        standing = self._standing(result)
         if standing is None:
             finish = await self._make(chain) or await self._give_its_name(chain, revision)
             if finish is not None:
@@ -164,7 +163,7 @@ class Chain:
             self._tell(result, standing)  # a supervisor was cut off before it could
         self.export = chain.result
         for stage in chain.using:
-            if self._has(stage):
+            if self._stages.has(stage):
                 continue
             finish = await self._do(stage)
             if finish is not None:
@@ -174,9 +173,18 @@ class Chain:
         durable.discard(made.parent)
         return None
 
+    def _standing(self, result: Path) -> ExportReport | None:
+        """The report of this run's result, if it is there and made of the adapter that the run has now."""
+        report = exports.standing(self._spec.run_id, result)
+        if report is None or self._spec.kind != "campaign":
+            return report
+        _, adapter = plan.subject(self._spec)
+        now = exports.weights_digest(Path(adapter)) if adapter and Path(adapter).is_dir() else ""
+        return report if report.adapter_digest == now else None
+
     async def _make(self, chain: Plan) -> Finish | None:
         done = 0
-        while done < len(chain.making) and self._has(chain.making[done]):
+        while done < len(chain.making) and self._stages.has(chain.making[done]):
             done += 1
         for stage in chain.making[done:]:  # what follows the first that is missing was made of something else
             finish = await self._do(stage)
@@ -184,42 +192,11 @@ class Chain:
                 return finish
         return None
 
-    def _has(self, stage: Stage) -> bool:
-        return self._past.has(stage.name, stage.output)
-
     async def _do(self, stage: Stage) -> Finish | None:
-        """Drives one stage to its end; None if all went well."""
-        attempts = self._past.attempts.get(stage.name, 0)
-        policy = StagePolicy(self._spec.run_id, self._spec.safety, stage, attempts=attempts, jitter=random.random())
-        driver = Driver(self._spec, self._run_dir, policy, self._report, self._card, self._stops)
-        began = time.monotonic()
-        finish = await driver.drive()
-        self.recoveries += policy.recoveries
-        if finish.exit_code is not ExitCode.DONE or policy.result is None:
-            return finish
-        ended = self._ended(stage, policy.result, round(time.monotonic() - began, 3))
-        if ended is not None:
-            self._report.event(ended)
-        return None
-
-    def _ended(self, stage: Stage, answer: StageResult, seconds: float) -> StageEnded | None:
-        """The event of a stage that is done; None for a proof that failed, which has to be made again."""
-        now, run_id, name = time.time(), self._spec.run_id, stage.name
-        match answer:
-            case ExportRoute(notes=notes):
-                inputs = self._inputs()
-                return StageEnded(time=now, run_id=run_id, stage=name, seconds=seconds, digest=inputs, notes=notes)
-            case Made(path, size, digest, notes):
-                return StageEnded(time=now, run_id=run_id, stage=name, seconds=seconds, path=path, bytes=size, digest=digest, notes=notes)  # fmt: skip
-            case Proof(passed=passed):
-                return StageEnded(time=now, run_id=run_id, stage=name, seconds=seconds) if passed else None
-            case Registered(registered, digest, uploaded=size):
-                detail = f"ollama run {registered}"
-                return StageEnded(time=now, run_id=run_id, stage=name, seconds=seconds, bytes=size, digest=digest, detail=detail)  # fmt: skip
-            case Pushed(url, _, files):
-                self.url = url
-                size = sum(size for _, size in files)
-                return StageEnded(time=now, run_id=run_id, stage=name, seconds=seconds, bytes=size, detail=url)
+        finish = await self._stages.do(stage, self._inputs)
+        if finish is None and isinstance(self._stages.answer, Pushed):
+            self.url = self._stages.answer.url
+        return finish
 
     # --- the result -------------------------------------------------------------------------------------------------
 

@@ -1,19 +1,33 @@
-"""Checkpoints as the parent sees them: find the newest that verifies, put what does not verify aside, keep the best."""
+"""Checkpoints as the parent sees them: find the newest that verifies, put what does not verify aside, sweep up.
+
+For programs there are CheckpointManager and CheckpointPolicy.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-
-import msgspec
 
 from backpropagate.judge.decisions import Found
 from backpropagate.keep import results
+from backpropagate.keep.checkpoint_folders import steps
+from backpropagate.keep.checkpoint_manager import Checkpoint, CheckpointManager, CheckpointPolicy, CheckpointStats
 from backpropagate_protocol import durable
 from backpropagate_protocol.durable import NotWhole
-from backpropagate_protocol.rundir import MANIFEST, PARTIAL, QUARANTINE, Manifest, RunDir, checkpoint_step
+from backpropagate_protocol.rundir import PARTIAL, QUARANTINE, Manifest, RunDir
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointManager",
+    "CheckpointPolicy",
+    "CheckpointStats",
+    "Search",
+    "newest_good",
+    "quarantine",
+    "steps",
+    "sweep",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +40,6 @@ class Search:
     found: Found | None
     aside: tuple[tuple[str, str], ...] = ()
     unreadable: str = ""
-
-
-def steps(run_dir: RunDir) -> list[int]:
-    """The steps of all checkpoint folders by name, oldest first; whether they are good is not looked at."""
-    try:
-        found = [checkpoint_step(entry.name) for entry in run_dir.checkpoints.iterdir() if entry.is_dir()]
-    except FileNotFoundError:
-        return []
-    return sorted(step for step in found if step is not None)
 
 
 def newest_good(run_dir: RunDir) -> Search:
@@ -99,64 +104,3 @@ def sweep(run_dir: RunDir) -> None:
             for entry in folder.iterdir():
                 if entry.name.endswith(PARTIAL) or (entry.name.startswith(".") and entry.name.endswith(".tmp")):
                     durable.discard(entry)
-
-
-class CheckpointPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """What `CheckpointManager.prune` keeps: the best by loss, the newest, and never fewer than one."""
-
-    keep_best_n: int = 3
-    keep_final: bool = True
-
-
-@dataclass
-class CheckpointManager:
-    """The checkpoints of one run directory, for programs. Raises OSError where the disk does."""
-
-    run_dir: Path
-    policy: CheckpointPolicy = field(default_factory=CheckpointPolicy)
-
-    def list(self) -> Sequence[Manifest]:
-        """The manifests of all checkpoints that have a readable one, oldest first; contents are not verified."""
-        run = RunDir(self.run_dir)
-        found = []
-        for step in steps(run):
-            try:
-                found.append(msgspec.json.decode((run.checkpoint(step) / MANIFEST).read_bytes(), type=Manifest))
-            except (OSError, msgspec.DecodeError):
-                continue
-        return found
-
-    def final(self) -> Manifest | None:
-        """The newest."""
-        return next(reversed(self.list()), None)
-
-    def best(self) -> Manifest | None:
-        """The one with the lowest loss; the newest if none has a loss."""
-        ranked = self._ranked()
-        return ranked[0] if ranked else self.final()
-
-    def path(self, manifest: Manifest) -> Path:
-        return RunDir(self.run_dir).checkpoint(manifest.step)
-
-    def verify(self, manifest: Manifest) -> bool:
-        """Whether every byte is what was committed."""
-        try:
-            durable.verify_dir(self.path(manifest))
-        except NotWhole:
-            return False
-        return True
-
-    def prune(self, *, dry_run: bool = False) -> Sequence[Path]:
-        """Removes what the policy does not keep, oldest first; returns the folders. Not while the run is running."""
-        manifests = self.list()
-        keep = {manifest.step for manifest in self._ranked()[: self.policy.keep_best_n]}
-        if manifests and (self.policy.keep_final or not keep):
-            keep.add(manifests[-1].step)
-        gone = [self.path(manifest) for manifest in manifests if manifest.step not in keep]
-        if not dry_run:
-            for folder in gone:
-                durable.discard(folder)
-        return gone
-
-    def _ranked(self) -> Sequence[Manifest]:
-        return sorted((m for m in self.list() if m.loss is not None), key=lambda m: (m.loss or 0.0, -m.step))

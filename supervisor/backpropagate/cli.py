@@ -29,13 +29,20 @@ class _Entry(NamedTuple):
 # The summaries are written here so that the help page needs no import; a test holds them against the commands.
 COMMANDS: dict[str, _Entry] = {
     "train": _Entry("train", "train", "Fine-tune a model under supervision.", "Training"),
+    "multi-run": _Entry("multi_run", "multi_run", "Train a campaign: several runs, merged after each.", "Training"),
     "resume": _Entry("train", "resume", "Go on with an interrupted or failed run.", "Training"),
+    "merge": _Entry("merge", "merge", "Merge a campaign's runs once more, by any rule, without training.", "Training"),
     "generate": _Entry("generate", "generate", "Ask a trained run, an adapter or a base model.", "Training"),
     "export": _Entry("export", "export", "Export a run, an adapter or a model: GGUF, merged, LoRA.", "Shipping"),
     "push": _Entry("push", "push", "Push an adapter, a merged model or a GGUF to the hub.", "Shipping"),
     "chat": _Entry("chat", "chat", "Talk to a trained run, an adapter, a model or a GGUF.", "Shipping"),
     "list-runs": _Entry("runs", "list_runs", "List the runs of an output folder.", "Runs"),
     "show-run": _Entry("runs", "show_run", "Show everything about one run.", "Runs"),
+    "diff-runs": _Entry("diff_runs", "diff_runs", "Show in what two runs differ.", "Runs"),
+    "replay": _Entry("replay", "replay", "Train an earlier run once more, as a new run.", "Runs"),
+    "export-runs": _Entry(
+        "export_runs", "export_runs", "Write out the history of an output folder, the oldest run first.", "Runs"
+    ),
     "validate": _Entry("data", "validate", "Check a data set without training.", "Data"),
     "info": _Entry("system", "info", "Show versions, hardware and presets.", "System"),
     "config": _Entry("system", "config", "Show each setting and where its value comes from.", "System"),

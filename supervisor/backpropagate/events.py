@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import msgspec
 
+from backpropagate_protocol.spec import DataSpec
+
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_defaults=True):
     time: float
@@ -235,6 +237,71 @@ class Exported(_Event, frozen=True, kw_only=True, tag="exported"):
     report: str = ""
 
 
+class CampaignExtended(_Event, frozen=True, kw_only=True, tag="campaign_extended"):
+    """`--append`: one more run for this campaign, after those that its spec and earlier such events name."""
+
+    data: DataSpec
+    name: str
+
+
+class LinkStarted(_Event, frozen=True, kw_only=True, tag="link_started"):
+    """A run of the campaign begins or goes on; `run_id` is the campaign's, `link_run` its own."""
+
+    link: int  # from 1
+    links: int
+    link_run: str
+    name: str
+    offset: int = 0  # bytes of that run's own events from before: what follows them belongs to this supervisor
+
+
+class LinkEnded(_Event, frozen=True, kw_only=True, tag="link_ended"):
+    """A run of the campaign is trained; its adapter is kept."""
+
+    link: int
+    link_run: str
+    name: str
+    adapter: str
+    digest: str = ""
+    steps: int = 0
+    final_loss: float | None = None
+    recoveries: int = 0
+    seconds: float = 0.0
+    samples_seen: int = 0
+    order: int = 0
+    model_revision: str = ""  # the base's commit that was trained on: the runs after it use the same
+    source_digest: str = ""  # of its own file as it was read; its rows are counted in its DataSpec
+
+
+class LinkMerged(_Event, frozen=True, kw_only=True, tag="link_merged"):
+    """What was trained up to this run is one adapter. `coefficient`: the newest run's weight in it."""
+
+    link: int
+    folder: str
+    rule: str
+    coefficient: float
+    digest: str = ""
+    chosen: bool = False  # of several rules, by their scores (`--merge auto`)
+
+
+class LinkScore(msgspec.Struct, frozen=True):
+    """One candidate on the held-out rows of one task, as in the protocol's message."""
+
+    candidate: str  # merged, newest, base
+    task: int  # from 0
+    loss: float
+    accuracy: float
+    tokens: int
+    rows: int
+
+
+class LinkScored(_Event, frozen=True, kw_only=True, tag="link_scored"):
+    """What the merged adapter, the newest run's own and the base say to the held-out rows of every task so far."""
+
+    link: int
+    scores: tuple[LinkScore, ...]
+    names: tuple[str, ...] = ()  # of the tasks, by number
+
+
 class RunEnded(_Event, frozen=True, kw_only=True, tag="run_ended"):
     """Last line of a supervisor. status: completed, failed, interrupted, partial."""
 
@@ -277,5 +344,10 @@ Event = (
     | RouteFound
     | ExportProved
     | Exported
+    | CampaignExtended
+    | LinkStarted
+    | LinkEnded
+    | LinkMerged
+    | LinkScored
     | RunEnded
 )

@@ -1,4 +1,5 @@
-"""Starts the supervisor of a run as a process of its own. The second door to subprocesses: process.py starts runners.
+"""Starts the supervisor of a run as a process of its own, or a command for its answer. The second door to subprocesses:
+process.py starts runners.
 
 The supervisor gets its own session (POSIX) or process group (Windows), so that a Ctrl-C in the owner's terminal reaches
 the owner alone, which then asks for a checkpoint through the control pipe. What it prints goes to `supervisor.log`.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -106,6 +108,16 @@ def start(run_dir: RunDir, *, owned: bool, wait: bool = False) -> SupervisorProc
                 start_new_session=True,
             )
     return SupervisorProcess(run_dir, process, offset)
+
+
+def answered(arguments: Sequence[str]) -> bytes:
+    """What `backprop ARGUMENTS` writes to standard output, however it ends. Blocks; interrupted, it ends the command.
+
+    For those who cannot run a child themselves: a thread, or a notebook whose event loop is running.
+    """
+    command = [sys.executable, "-P", "-m", "backpropagate", *arguments]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    return done.stdout
 
 
 class _Refusal(msgspec.Struct):

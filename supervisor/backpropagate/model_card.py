@@ -82,8 +82,9 @@ def _front_matter(facts: CardFacts) -> Iterator[str]:
             yield f"license_link: https://huggingface.co/{base}/blob/main/LICENSE"
     yield f"library_name: {({'adapter': 'peft', 'gguf': 'gguf'}).get(kind, 'transformers')}"
     yield "pipeline_tag: text-generation"
-    if facts.spec is not None and _is_hub_id(facts.spec.data.source):
-        yield f"datasets:\n- {_yaml(facts.spec.data.source)}"
+    on_the_hub = [source for source in _sources(facts.spec) if _is_hub_id(source)] if facts.spec is not None else []
+    if on_the_hub:
+        yield "\n".join(["datasets:", *(f"- {_yaml(source)}" for source in on_the_hub)])
     yield "tags:"
     for tag in _tags(facts, kind):
         yield f"- {_yaml(tag)}"
@@ -148,10 +149,12 @@ def _training(facts: CardFacts) -> Iterator[tuple[str, object]]:
     revision = facts.revision or spec.model.revision
     if revision:
         yield "Revision of the base model", f"`{revision}`"
-    yield "Data", _linked(data.source) if _is_hub_id(data.source) else f"`{_last(data.source)}`"
+    yield "Data", ", ".join(_named(source) for source in _sources(spec))
     if row is not None and row.dataset_digest:
         yield "SHA-256 of the data", f"`{row.dataset_digest}`"
-    if data.samples is not None:
+    if spec.campaign is not None:
+        yield "Runs", f"{len(spec.campaign.runs)}, one after the other, merged after each ({spec.campaign.merge})"
+    elif data.samples is not None:
         yield "Rows", f"the first {data.samples}"
     yield "Method", f"{train.method}, loss on {'the answers' if data.train_on == 'assistant' else 'all tokens'}"
     if train.mode == "lora":
@@ -167,6 +170,16 @@ def _training(facts: CardFacts) -> Iterator[tuple[str, object]]:
     yield "Seed", train.seed
     if row is not None and row.backend:
         yield "Trained on", f"{row.backend}{f', {row.device}' if row.device and row.device != row.backend else ''}"
+
+
+def _sources(spec: RunSpec) -> list[str]:
+    """What it was trained on; of a campaign, all of its runs."""
+    data = [spec.data] if spec.campaign is None else spec.campaign.runs
+    return list(dict.fromkeys(each.source for each in data))
+
+
+def _named(source: str) -> str:
+    return _linked(source) if _is_hub_id(source) else f"`{_last(source)}`"
 
 
 def _adapter(config: Mapping[str, object]) -> Iterator[tuple[str, object]]:
@@ -203,7 +216,8 @@ def _faults(facts: CardFacts) -> str:
     if row is None:
         return ""
     if not row.faults:
-        return "## Faults and recoveries\n\nNone."
+        told = f"{_count(row.recoveries, 'recovery', 'recoveries')} in its runs." if row.recoveries else "None."
+        return f"## Faults and recoveries\n\n{told}"
     seen = [
         (f"step {fault.get('step', '?')}", f"{fault.get('kind', '')} `{fault.get('code', '')}`") for fault in row.faults
     ]

@@ -11,6 +11,10 @@ from filelock import Timeout
 from backpropagate.events import (
     Event,
     Exported,
+    LinkEnded,
+    LinkMerged,
+    LinkScored,
+    LinkStarted,
     ModelReady,
     Noticed,
     PhaseEntered,
@@ -29,7 +33,18 @@ from backpropagate_protocol.rundir import RunDir
 _PHASE_EVERY = 5.0  # seconds between two journal lines of one phase
 # They alternate for as long as a run trains; the checkpoint's own event tells it better.
 _EVERYDAY = frozenset({Phase.TRAIN.value, Phase.CHECKPOINT.value})
-_ROW_CHANGES = (RunCreated, RunResumed, ModelReady, Recovering, Exported, RunEnded)
+_ROW_CHANGES = (
+    RunCreated,
+    RunResumed,
+    ModelReady,
+    Recovering,
+    LinkStarted,
+    LinkEnded,
+    LinkMerged,
+    LinkScored,
+    Exported,
+    RunEnded,
+)
 
 
 class Reporter:

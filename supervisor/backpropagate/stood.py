@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from backpropagate.events import AttemptStarted, DataPrepared
 from backpropagate.judge import plan
+from backpropagate.judge.campaign import Facts
 from backpropagate.keep import journal
 from backpropagate.keep.past import Past
 from backpropagate.keep.record import Record
@@ -22,15 +23,19 @@ class Stood:
     start: plan.Start
     past: Past
     status: str
+    facts: Facts | None = None  # of a campaign
 
 
 def where_it_stood(spec: RunSpec, run_dir: RunDir) -> Stood:
     record, past = Record(spec, run_dir), Past()
+    facts = Facts.of(spec) if spec.campaign else None
     attempts, micro, prepared = 0, None, None
     checkpointing = spec.train.gradient_checkpointing
     for event in journal.read(run_dir.events):
         record.fold(event)
         past.event(event)
+        if facts is not None:
+            facts.event(event)
         if isinstance(event, AttemptStarted):
             attempts, micro = max(attempts, event.attempt), event.micro_batch
             checkpointing = checkpointing if event.gradient_checkpointing is None else event.gradient_checkpointing
@@ -43,5 +48,5 @@ def where_it_stood(spec: RunSpec, run_dir: RunDir) -> Stood:
         attempts=attempts,
     )
     status = record.row().status
-    begun = attempts or past.attempts
-    return Stood(record, start, past, "interrupted" if status == "running" and begun else status)
+    begun = attempts or past.attempts or facts
+    return Stood(record, start, past, "interrupted" if status == "running" and begun else status, facts)

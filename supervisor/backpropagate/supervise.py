@@ -13,10 +13,11 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from backpropagate import __version__, checkpoints, process
+from backpropagate import __version__, campaign, checkpoints, process
+from backpropagate.campaign import Campaign
 from backpropagate.chain import Chain
 from backpropagate.events import Noticed, RunCreated, RunEnded, RunResumed, StageEnded
-from backpropagate.judge import telling
+from backpropagate.judge import plan, telling
 from backpropagate.judge.decisions import Finish
 from backpropagate.keep import exports, locks, runs
 from backpropagate.keep.journal import Journal
@@ -60,6 +61,7 @@ def supervise(
     whatever happens later is in the Outcome.
     """
     spec = runs.load_spec(run_dir)
+    runs.check_its_own(run_dir, spec)
     if spec.export is not None:
         spec = msgspec.structs.replace(spec, export=reaching(spec.export))
     with ExitStack() as held:
@@ -72,29 +74,29 @@ def supervise(
                 raise error_for("STATE_RUN_FINISHED", f"run {spec.run_id} is finished", run_id=spec.run_id)
             held.callback(_drop_if_empty, run_dir.events)
             lines = held.enter_context(Journal(run_dir.events))
-        report = Reporter(run_dir, lines, stood.record, [stood.past, *sinks])
+        report = Reporter(run_dir, lines, stood.record, [stood.past, *([stood.facts] if stood.facts else []), *sinks])
         held.callback(report.close)
         # A signal before the event loop listens is kept for it. Once the run is done, what remains is short and must not
         # be cut off: nobody looks into the list any more.
         early: list[str] = []
         with process.signals(early.append):
             stops = Stops(early, owner_pipe=owner_pipe)
-            return _Supervision(
-                spec, run_dir, report, stops, stood, held, resumed=resumed, gpu_script=gpu_script
-            ).outcome()
+            did = _Supervision(spec, run_dir, report, stops, stood, sinks, held, resumed=resumed, gpu_script=gpu_script)
+            return did.outcome()
 
 
 def _take_locks(held: ExitStack, spec: RunSpec, run_dir: RunDir) -> None:
-    """A training has its output folder to itself; what only exports or pushes, its own run. Results' names: see chain."""
-    if spec.kind == "train":
+    """What trains has its output folder to itself; what only exports or pushes, its own run. Results' names: see chain."""
+    if plan.trains(spec):
         held.enter_context(locks.hold(run_dir.output.lock, spec.run_id, f"the output folder {run_dir.output.path}"))
     else:
         held.enter_context(locks.hold(run_dir.lock, spec.run_id, f"the run {spec.run_id}"))
 
 
 def _sweep(spec: RunSpec, run_dir: RunDir) -> None:
-    if spec.kind == "train":
+    if plan.trains(spec):
         checkpoints.sweep(run_dir)
+        campaign.sweep(run_dir)
     if spec.export is not None:
         with suppress(OSError):
             exports.sweep(ExportDir(Path(spec.export.destination)).work(spec.run_id))
@@ -143,6 +145,7 @@ class _Supervision:
         report: Reporter,
         stops: Stops,
         stood: Stood,
+        sinks: Sequence[Sink],
         held: ExitStack,
         *,
         resumed: bool,
@@ -151,8 +154,11 @@ class _Supervision:
         self._spec, self._run_dir, self._report, self._stops = spec, run_dir, report, stops
         self._previous = stood.status if resumed else None
         self._training = Training(spec, run_dir, report, stops, stood.start, gpu_script)
+        self._campaign = (
+            Campaign(spec, run_dir, report, stops, stood.facts, stood.past, sinks, gpu_script) if stood.facts else None
+        )
         self._chain = Chain(spec, run_dir, report, stops, stood.past, held)
-        self._kept = from_row(stood.record.row())
+        self._kept = self._campaign.kept if self._campaign else from_row(stood.record.row())
 
     def outcome(self) -> Outcome:
         """Does it, and tells how it ended."""
@@ -168,7 +174,7 @@ class _Supervision:
 
     def _begin(self) -> None:
         now, run_id = time.time(), self._spec.run_id
-        at_once = self._spec.export is None and (self._spec.kind != "train" or not self._training.card.wanted)
+        at_once = self._spec.export is None and not (plan.trains(self._spec) and self._training.card.wanted)
         if self._previous is not None:
             self._report.begin(RunResumed(time=now, run_id=run_id, previous=self._previous), now=at_once)
             return
@@ -177,6 +183,8 @@ class _Supervision:
 
     async def _work(self) -> Finish:
         with self._stops.heard():
+            if self._campaign is not None:
+                return await self._run_campaign(self._campaign)
             trains = self._spec.kind == "train"
             try:
                 done = await anyio.to_thread.run_sync(finished, self._run_dir) if trains else None
@@ -191,6 +199,14 @@ class _Supervision:
             if finish is None and trains and not (done is not None and self._chain.follows):
                 finish = self._publish()
             return finish or self._advised(await self._chain.run(self._kept.revision))
+
+    async def _run_campaign(self, campaign: Campaign) -> Finish:
+        unfit = await self._preflight(trained=self._kept.adapter is not None)
+        if unfit is not None:
+            return self._advised(unfit, begun=False)
+        finish = await campaign.run()
+        self._kept = campaign.kept
+        return self._advised(finish or await self._chain.run(self._kept.revision))
 
     async def _preflight(self, *, trained: bool) -> Finish | None:
         """Before anything that takes long. A run that only now begins leaves nothing if its export cannot work."""
@@ -214,7 +230,7 @@ class _Supervision:
             if not self._report.begun:
                 raise
             finish = telling.refused(error)
-        if finish is None or self._spec.kind != "train" or trained or finish.code != "DEP_OLLAMA_REGISTRATION_FAILED":
+        if finish is None or not plan.trains(self._spec) or trained or finish.code != "DEP_OLLAMA_REGISTRATION_FAILED":
             return finish
         text = redact(f"{finish.message}; the training goes on, and Ollama is asked again after it")
         self._report.event(Noticed(time=time.time(), run_id=self._spec.run_id, level="warning", text=text))
@@ -274,7 +290,7 @@ class _Supervision:
             final_loss=kept.loss,
             samples_seen=kept.samples_seen,
             order=kept.order,
-            recoveries=self._training.recoveries + chain.recoveries,
+            recoveries=(self._campaign or self._training).recoveries + chain.recoveries,
             export=chain.export,
             ollama=chain.ollama,
             url=chain.url,

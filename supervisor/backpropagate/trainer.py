@@ -19,19 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backpropagate.callbacks import Calls, TrainingCallback
-from backpropagate.events import RunEnded
+from backpropagate.campaign_result import Campaign, CampaignRun
 from backpropagate.export_result import Export, ExportSummary
-from backpropagate.follow import follow
-from backpropagate.keep import history, runs
-from backpropagate.keep.journal import Follower, read
+from backpropagate.keep import runs
+from backpropagate.keep.journal import read
 from backpropagate.keep.results import copy_adapter
-from backpropagate.launch import start
+from backpropagate.multi_runs import MultiRuns
 from backpropagate.result import Summary, TrainingRun
-from backpropagate.watch.console import sink_for
-from backpropagate.watch.notebook import NotebookSink, in_notebook
-from backpropagate.watch.sinks import Sink
 from backpropagate.wishes.build_spec import build_spec, notices
-from backpropagate.wishes.environ import environment
 from backpropagate.wishes.export_run import export_run
 from backpropagate.wishes.export_spec import ExportWish
 from backpropagate.wishes.later import method_error, without_later
@@ -42,12 +37,12 @@ from backpropagate_protocol.errors import UserInputError, error_for
 from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import RunSpec
 
-__all__ = ["Export", "Trainer", "TrainingCallback", "TrainingRun"]
+__all__ = ["Campaign", "CampaignRun", "Export", "Trainer", "TrainingCallback", "TrainingRun"]
 
-Made = TrainingRun | Export | str | os.PathLike[str]
+Made = TrainingRun | Campaign | Export | str | os.PathLike[str]
 
 
-class Trainer:
+class Trainer(MultiRuns):
     """Wishes for trainings. What is not given comes from the environment, `.env`, `backpropagate.toml`, or the default.
 
     model                  a hub id, a folder, a preset name, or "tiny"
@@ -121,8 +116,7 @@ class Trainer:
             "runner_python": runner_python,
         }
         given |= without_later(more)
-        self._given = {name: value for name, value in given.items() if value is not None}
-        self._progress = progress
+        super().__init__({name: value for name, value in given.items() if value is not None}, progress=progress)
         self.runs: list[TrainingRun] = []
         for setting in Settings(self._given).all():
             del setting  # each was looked up, so a value that cannot be used is known now
@@ -206,11 +200,8 @@ class Trainer:
         run: a run id, any unique prefix of one, or "latest": the newest that is not complete. Raises RunNotFoundError, and UserInputError
         (STATE_RUN_FINISHED) for a run that is complete.
         """
-        settings = Settings(self._given)
-        run_dir = history.to_resume(settings.text("training.output_dir"), run)
-        if history.show(run_dir).status == "completed":
-            raise error_for("STATE_RUN_FINISHED", "the run is complete", run_id=run_dir.run_id)
-        return self._follow(run_dir, Calls(callback, on_step), settings.flag("safety.wait"))
+        run_dir = self._resumable(run, campaigns=False)
+        return self._follow(run_dir, Calls(callback, on_step), Settings(self._given).flag("safety.wait"))
 
     def export(
         self,
@@ -230,7 +221,8 @@ class Trainer:
 
         format        "gguf", "merged", "lora", "lora-gguf"; None: gguf if a quantization or Ollama is named, else lora
         quantization  of a GGUF ("q4_k_m"); output_dir: where it goes (exports/RUN in the output folder)
-        run           a TrainingRun, a run id, or a folder; None: the newest run of this Trainer, else of the output folder
+        run           a TrainingRun, a Campaign, a run id, or a folder; None: the newest of this Trainer, else of the output
+                      folder
         name          of the file, without quantization and suffix; ollama_name: register it with Ollama under this name
         lmstudio      place it among LM Studio's models, too; base: instead of the base model that the adapter names
         prompts       tried in the proof, besides the ones that every export is tried with
@@ -301,15 +293,10 @@ class Trainer:
     def _made(self, what: Made | None) -> str:
         """As a command would be told it."""
         if what is None:
-            return self.runs[-1].run_id if self.runs else "latest"
-        if isinstance(what, TrainingRun):
+            return self._newest
+        if isinstance(what, TrainingRun | Campaign):
             return str(what.output_path)
         return str(what.path) if isinstance(what, Export) else os.fspath(what)
-
-    def _tell(self, lines: Sequence[str]) -> None:
-        if self._progress:
-            for line in lines:
-                sys.stderr.write(f"note: {line}\n")
 
     def _carried_out(self, spec: RunSpec, what: str) -> ExportSummary:
         """Supervised to its end. Raises for every end but the good one."""
@@ -329,18 +316,6 @@ class Trainer:
             )
         return summary
 
-    def _watch(self, run_dir: RunDir, sinks: Sequence[Sink], wait: bool) -> RunEnded:
-        """Starts the supervisor and follows it; `sinks` are told what is new, and so is whoever looks on."""
-        follower = Follower(run_dir.events, from_end=True)
-        shown = _display(verbose=Settings(self._given).flag("debug")) if self._progress else []
-        first, *others = sinks
-        try:
-            with start(run_dir, owned=True, wait=wait) as supervisor:
-                return follow(supervisor, follower, [first, *shown, *others])
-        finally:
-            for sink in shown:
-                sink.close()
-
     def _follow(self, run_dir: RunDir, calls: Calls, wait: bool) -> TrainingRun:
         summary = Summary(run_dir)
         for event in read(run_dir.events):  # what earlier supervisors of a resumed run did
@@ -349,20 +324,12 @@ class Trainer:
         ended = self._watch(run_dir, [summary, calls], wait)
         run = summary.run()
         self.runs.append(run)
+        self._newest = run.run_id
         if ended.status == "failed" or (ended.status == "partial" and runs.load_spec(run_dir).export is not None):
-            error = error_for(
-                ended.code or "RUNTIME_TRAINING_FAILED",
-                ended.message or "the run failed",
-                suggestion=ended.suggestion.replace("backprop resume RUN", runs.resuming(run_dir)) or None,
-                run_id=run.run_id,
-            )
+            error = self._failure(run_dir, ended)
             calls.failed(error)
             raise error
         if ended.status == "interrupted" and self._progress:
             sys.stderr.write(f"interrupted at step {run.steps}; go on with: {runs.resuming(run_dir)}\n")
         calls.completed(run)
         return run
-
-
-def _display(*, verbose: bool) -> list[Sink]:
-    return [NotebookSink() if in_notebook() else sink_for(sys.stderr, environment(), verbose=verbose)]

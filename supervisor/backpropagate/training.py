@@ -13,7 +13,7 @@ from backpropagate.judge.policy import Policy
 from backpropagate.keep import results
 from backpropagate.keep.record import RunRow, finite
 from backpropagate.reporter import Reporter
-from backpropagate.sensors.card import Card
+from backpropagate.sensors.card import Card, Reservation
 from backpropagate.stops import Stops
 from backpropagate_protocol import durable
 from backpropagate_protocol.durable import NotWhole
@@ -68,9 +68,10 @@ class Training:
         stops: Stops,
         start: plan.Start,
         gpu_script: Path | None,
+        reserved: Reservation | None = None,
     ) -> None:
         self._spec, self._run_dir, self._report, self._stops = spec, run_dir, report, stops
-        self.card = Card(spec, gpu_script, start.micro_batch if start.attempts else None)
+        self.card = Card(spec, gpu_script, start.micro_batch if start.attempts else None, reserved=reserved)
         self._policy = Policy(spec, replace(start, wait_for_card=self.card.wanted), random.random())
 
     @property

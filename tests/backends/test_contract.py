@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,16 +13,26 @@ import pytest
 
 from backpropagate_backends.registry import load
 from backpropagate_protocol.durable import verify_dir
-from backpropagate_protocol.jobs import ChatJob, GenerateJob, PreparedRef, ReferenceJob, TrainJob
+from backpropagate_protocol.jobs import (
+    Candidate,
+    ChatJob,
+    EvaluateJob,
+    GenerateJob,
+    PreparedRef,
+    ReferenceJob,
+    TrainJob,
+)
 from backpropagate_protocol.messages import (
     Answers,
     CheckpointFailed,
     CheckpointSaved,
     DataReady,
     Done,
+    Evaluation,
     Fault,
     FaultKind,
     Made,
+    Notice,
     Progress,
     Said,
     Say,
@@ -189,6 +200,94 @@ def test_a_run_with_many_mishaps_sees_the_samples_of_the_undisturbed_one(way: Wa
         result = _result(child)
     assert (result.order, result.samples_seen) == (undisturbed.result.order, 24)
     assert result.final_loss == pytest.approx(undisturbed.result.final_loss, rel=1e-4)
+
+
+def _begun_from(job: TrainJob, adapter: str, **train: object) -> TrainJob:
+    """`job`, beginning from `adapter`; what else it asks for is in `train`."""
+    wishes = msgspec.structs.replace(job.spec.train, **train)
+    return msgspec.structs.replace(job, spec=msgspec.structs.replace(job.spec, init_adapter=adapter, train=wishes))
+
+
+def test_a_run_that_begins_from_an_adapter_begins_with_its_very_weights(way: Way, undisturbed: Finished) -> None:
+    """A step of learning rate 0 changes nothing."""
+    job = _prepared(undisturbed, way.job(undisturbed.folder, "still"))
+    job = _begun_from(job, undisturbed.result.adapter, steps=1, learning_rate=0.0, warmup_steps=0)
+    with runner(job, undisturbed.folder, way.backend) as child:
+        result = _result(child)
+    assert result.digest == undisturbed.result.digest
+
+
+def test_a_run_that_began_from_an_adapter_resumes_bit_identical_when_that_is_gone(
+    way: Way, undisturbed: Finished
+) -> None:
+    folder = undisturbed.folder
+    adapter = Path(shutil.copytree(undisturbed.result.adapter, folder / "begin-here"))
+    whole = _begun_from(_prepared(undisturbed, way.job(folder, "further")), str(adapter))
+    with runner(whole, folder, way.backend) as child:
+        expected = _result(child)
+    assert expected.digest != undisturbed.result.digest
+
+    faults = (PlannedFault("sigkill", 2), PlannedFault("sigkill", 6, attempt=2))
+    job = _begun_from(_prepared(undisturbed, way.job(folder, "further-killed", faults)), str(adapter))
+    with runner(job, folder, way.backend) as child:
+        assert child.finish() is None
+    job = again(job, undisturbed.ready, step=0)
+    with runner(job, folder, way.backend) as child:
+        assert child.finish() is None
+    shutil.rmtree(adapter)
+    with runner(again(job, undisturbed.ready, step=4), folder, way.backend) as child:
+        result = _result(child)
+    assert (result.digest, result.order) == (expected.digest, expected.order)
+
+
+def test_an_adapter_of_another_rank_is_refused_by_name(way: Way, undisturbed: Finished) -> None:
+    job = _begun_from(_prepared(undisturbed, way.job(undisturbed.folder, "rank")), undisturbed.result.adapter)
+    job = msgspec.structs.replace(job, spec=msgspec.structs.replace(job.spec, lora=LoraSpec(r=2, alpha=16)))
+    with runner(job, undisturbed.folder, way.backend) as child:
+        fault = child.finish()
+    assert isinstance(fault, Fault)
+    assert (fault.kind, fault.code) == (FaultKind.USER, "INPUT_ADAPTER_MISMATCH")
+    assert "its r is" in fault.message
+    assert "this run's is 2" in fault.message
+
+
+def test_it_scores_candidates_on_held_out_rows(way: Way, undisturbed: Finished) -> None:
+    """All at once or one by one, in any order: the same scores, and the trained one is better."""
+    rows = undisturbed.job.spec.data
+    held_out = msgspec.structs.replace(rows, holdout=3, part="held-out")
+    few = msgspec.structs.replace(held_out, samples=4)
+    none = msgspec.structs.replace(held_out, samples=2)
+
+    def scores(*candidates: Candidate) -> Evaluation:
+        job = EvaluateJob(
+            model=ModelSpec(name="m", path=way.model),
+            candidates=candidates,
+            tasks=(held_out, none, few),
+            cache=str(undisturbed.folder / "cache"),
+            backend=way.backend,
+        )
+        with runner(job, undisturbed.folder, way.backend) as child:
+            last = child.finish()
+        assert isinstance(last, Done), (last, child.log.read_text())
+        assert isinstance(last.result, Evaluation)
+        assert any("task 2 is not scored: rows.jsonl has no rows that are held out" in m.text for m in child.of(Notice))
+        return last.result
+
+    base, trained = Candidate("base", None), Candidate("trained", undisturbed.result.adapter)
+    both = scores(base, trained).scores
+    assert [(s.candidate, s.task, s.rows) for s in both] == [
+        ("base", 0, 3),
+        ("base", 2, 1),
+        ("trained", 0, 3),
+        ("trained", 2, 1),
+    ]
+    assert both[2].loss < both[0].loss
+    assert both[0].tokens == both[2].tokens > both[1].tokens > 0
+    assert all(0.0 <= s.accuracy <= 1.0 for s in both)
+    turned = scores(trained, Candidate("again", undisturbed.result.adapter), base).scores
+    assert turned[:2] == both[2:]
+    assert [msgspec.structs.replace(s, candidate="trained") for s in turned[2:4]] == list(both[2:])
+    assert turned[4:] == both[:2]
 
 
 def test_it_answers_each_prompt_with_and_without_the_adapter(way: Way, undisturbed: Finished) -> None:

@@ -10,6 +10,7 @@ import pytest
 from backpropagate_backends.cpu import CpuBackend
 from backpropagate_backends.cuda import CudaBackend, see_one_gpu
 from backpropagate_protocol.errors import GPUNotAvailableError
+from backpropagate_protocol.jobs import Candidate, EvaluateJob
 from backpropagate_protocol.prepared import Prepared
 from tests.backends.torch_runs import FOREIGN_WARNINGS, halved, resumed, run
 from tests.backends.torch_session import KeepingSession, make_job
@@ -60,3 +61,34 @@ def test_on_a_gpu_a_halved_resume_sees_the_same_samples(
     again = run(cuda, halved(resumed(job, whole.session.checkpoint(5))), rows, tmp_path / "b")
     assert again.done.order == whole.done.order
     assert isinstance(again.session, KeepingSession)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@FOREIGN_WARNINGS
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_on_a_gpu_a_run_begins_from_an_adapters_very_weights_and_is_scored(
+    cpu: CpuBackend, tiny: Path, rows: Prepared, tmp_path: Path, four_bit: bool
+) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU")
+    from tests.backends.test_torch_evaluate import Heard
+    from tests.backends.test_torch_init import beginning
+
+    cuda = CudaBackend()
+    cuda.warm()
+    job = make_job(tiny, four_bit=four_bit, dtype="fp32", steps=6, backend="cuda")
+    adapter = run(cuda, job, rows, tmp_path / "a").done
+    still = beginning(job, adapter.adapter, steps=1, learning_rate=0.0)
+    assert run(cuda, still, rows, tmp_path / "b").done.digest == adapter.digest
+    wish = EvaluateJob(
+        model=job.spec.model,
+        candidates=(Candidate("base", None), Candidate("trained", adapter.adapter)),
+        tasks=(),
+        cache="",
+    )
+    on_gpu, on_cpu = (backend.evaluate(wish, [rows], Heard()) for backend in (cuda, cpu))
+    assert [score.loss for score in on_gpu] == pytest.approx([score.loss for score in on_cpu], abs=1e-2)
+    assert on_gpu[1].loss < on_gpu[0].loss

@@ -13,7 +13,7 @@ from tests.house.source import PARTS, ROOT, modules, name_of, reaches, string_co
 
 _HEAVY = (
     "torch", "transformers", "numpy", "datasets", "peft", "trl", "accelerate", "pyarrow", "bitsandbytes",
-    "gguf", "llama_cpp", "safetensors", "huggingface_hub", "jinja2",
+    "gguf", "llama_cpp", "safetensors", "huggingface_hub", "jinja2", "matplotlib",
 )  # fmt: skip
 
 
@@ -93,11 +93,12 @@ def test_what_the_runner_asks_of_backends_loads_no_framework(tmp_path: Path) -> 
     assert loaded_by(program, _HEAVY, tmp_path) <= {"huggingface_hub"}
 
 
-def test_the_runner_computes_with_numbers_only_where_it_exports_and_talks() -> None:
+def test_the_runner_computes_with_numbers_only_where_it_exports_merges_and_talks() -> None:
     names = {"numpy", "gguf", "llama_cpp", "safetensors", "huggingface_hub", "jinja2"}
     found = {name_of(path) for path in modules("runner") if names & reaches(path)}
     assert found
-    elsewhere = {name for name in found if not name.startswith("runner/backpropagate_runner/export/")}
+    homes = ("runner/backpropagate_runner/export/", "runner/backpropagate_runner/combine/")
+    elsewhere = {name for name in found if not name.startswith(homes)}
     assert elsewhere == {"runner/backpropagate_runner/chat.py"}
 
 
@@ -152,6 +153,7 @@ _DOORS: dict[str, set[str]] = {
         "runner/backpropagate_runner/export/hub_files.py",
         "runner/backpropagate_runner/export/push.py",
     },
+    "matplotlib": {"runner/backpropagate_runner/plot.py"},
     "runpy": {
         "runner/backpropagate_runner/export/fetch_converter.py",
         "runner/backpropagate_runner/export/official.py",

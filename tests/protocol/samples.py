@@ -9,16 +9,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from backpropagate_protocol import messages as m
 from backpropagate_protocol.framing import encode
 from backpropagate_protocol.jobs import (
+    Candidate,
     ChatJob,
+    CombineJob,
     ConvertAdapterJob,
     ConvertJob,
+    EvaluateJob,
     FetchConverterJob,
     GenerateJob,
     MergeJob,
     PlaceJob,
+    PlotJob,
     PreflightJob,
     PreparedRef,
     ProveJob,
@@ -30,11 +36,13 @@ from backpropagate_protocol.jobs import (
     ValidateJob,
 )
 from backpropagate_protocol.spec import (
+    CampaignSpec,
     DataSpec,
     ExportSpec,
     LoraSpec,
     ModelSpec,
     PlannedFault,
+    Portion,
     PushSpec,
     RunSpec,
     SafetySpec,
@@ -68,6 +76,32 @@ TRAIN = TrainJob(
     resume_from="/output/runs/0b0e5a52-8d5f-4f43-9f0e-6a3f9a1f8f55/checkpoints/step-00000005",
     prepared=PreparedRef(path="/output/cache/abc", digest="d" * 64),
 )
+
+WEEKS = (
+    DataSpec(source="/data/week-1.jsonl", holdout=20),
+    DataSpec(
+        source="/data/week-2.jsonl",
+        start=1_000,
+        samples=500,
+        holdout=20,
+        replay=(Portion(source="/data/week-1.jsonl", stop=1_000, take=50, seed=43),),
+    ),
+)
+CAMPAIGN = "/output/runs/0b0e5a52-8d5f-4f43-9f0e-6a3f9a1f8f55"
+LINK = msgspec.structs.replace(
+    TRAIN,
+    spec=msgspec.structs.replace(
+        SPEC,
+        run_id="5d3c3b0e-5a8f-5f0a-9d57-0c7a4f0f6f0e",
+        data=WEEKS[1],
+        name="week-2",
+        campaign=CampaignSpec(runs=WEEKS, names=("week-1", "week-2"), merge="auto", early_stop=2, replay=0.1),
+        parent=SPEC.run_id,
+        link=2,
+        init_adapter=f"{CAMPAIGN}/merges/run-001/next",
+    ),
+)
+HELD_OUT = DataSpec(source="/data/week-1.jsonl", holdout=20, part="held-out", samples=1_280)
 
 WORK = "/exports/.export-0b0e5a52.partial"
 EXPORT = ExportSpec(
@@ -127,6 +161,28 @@ TO_CHILD: dict[str, m.ToChild] = {
     ),
     "run-place": m.RunJob(PlaceJob(source="/exports/talk-Q4_K_M.gguf", out="/models/talk-Q4_K_M.gguf")),
     "run-push": m.RunJob(PushJob(push=PUSH)),
+    "run-train-link": m.RunJob(LINK),
+    "run-combine": m.RunJob(
+        CombineJob(
+            adapters=("/output/runs/one/adapter", "/output/runs/two/adapter"),
+            out=f"{CAMPAIGN}/merges/run-002",
+            rule="slao",
+            previous=f"{CAMPAIGN}/merges/run-001",
+            floor=0.25,
+            seed=42,
+            faults=(PlannedFault(kind="sigkill", step=2, stage="combine"),),
+        )
+    ),
+    "run-evaluate": m.RunJob(
+        EvaluateJob(
+            model=MODEL,
+            candidates=(Candidate("merged", f"{CAMPAIGN}/merges/run-002/merged"), Candidate("base", None)),
+            tasks=(HELD_OUT,),
+            cache="/output/cache",
+            backend="cpu",
+        )
+    ),
+    "run-plot": m.RunJob(PlotJob(report=f"{CAMPAIGN}/campaign.json", out=(f"{CAMPAIGN}/campaign.svg",))),
     "run-fetch": m.RunJob(FetchConverterJob()),
     "say": m.Say((("user", "Hello!"), ("assistant", "Hi."), ("user", "世界?"))),
     "stop": m.Stop("ctrl-c", save=True),
@@ -185,6 +241,9 @@ TO_PARENT: dict[str, m.ToParent] = {
             15,
             213,
         )
+    ),
+    "done-evaluated": m.Done(
+        m.Evaluation((m.Score("merged", 0, 1.25, 0.5, 4_096, 64), m.Score("base", 0, 3.5, 0.125, 4_096, 64)))
     ),
     "done-registered": m.Done(m.Registered("talk", "b" * 64, "0.33.0", True, 988_000_000)),
     "done-pushed": m.Done(m.Pushed("https://hub.example/me/talk", "c" * 40, (("README.md", 7), ("talk.gguf", 988)))),

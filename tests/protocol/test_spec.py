@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from backpropagate_protocol.spec import DataSpec, ModelSpec, RunSpec, spec_digest
+from backpropagate_protocol.spec import DataSpec, ModelSpec, Portion, RunSpec, spec_digest
 from tests.protocol.samples import SPEC
 
 
-def changed(part: str, **fields: Any) -> RunSpec:
+def changed(part: str, /, **fields: Any) -> RunSpec:
     """SPEC with other values in one of its parts."""
     return msgspec.structs.replace(SPEC, **{part: msgspec.structs.replace(getattr(SPEC, part), **fields)})
 
@@ -54,6 +54,10 @@ def test_a_spec_cannot_be_changed() -> None:
         ("data", "samples", 5),
         ("data", "max_length", 64),
         ("data", "train_on", "all"),
+        ("data", "start", 5),
+        ("data", "holdout", 20),
+        ("data", "part", "held-out"),
+        ("data", "replay", (Portion(source="/d", take=3),)),
         ("lora", "r", 8),
         ("lora", "targets", ("all-linear",)),
         ("train", "effective_batch", 16),
@@ -84,3 +88,8 @@ def test_what_may_change_between_attempts_is_not_in_the_digest(part: str, field:
 def test_the_digest_is_the_same_for_the_same_wishes_in_another_run() -> None:
     again = msgspec.structs.replace(SPEC, run_id="other", created="later", name=None, output="/elsewhere", faults=())
     assert spec_digest(again) == spec_digest(SPEC)
+
+
+def test_the_digest_of_a_run_that_chooses_no_rows_is_the_one_of_older_versions() -> None:
+    """Their checkpoints can still be resumed."""
+    assert spec_digest(SPEC) == "6e7db09af3ed9c0a74c3f5f4df0cc08c97b4feae6b03402fbc9ea644349fa789"

@@ -14,7 +14,7 @@ from backpropagate.keep.exports import ExportReport, ProofReport
 from backpropagate.model_card import CardFacts, model_card
 from backpropagate.wishes.card import card_for
 from backpropagate_protocol.rundir import MANIFEST, Manifest, OutputDir, RunDir
-from backpropagate_protocol.spec import DataSpec, ExportSpec, LoraSpec, ModelSpec, RunSpec, TrainSpec
+from backpropagate_protocol.spec import CampaignSpec, DataSpec, ExportSpec, LoraSpec, ModelSpec, RunSpec, TrainSpec
 
 _RUN = "0d5c4f0e-1111-4222-8333-444455556666"
 
@@ -250,3 +250,22 @@ def test_a_failed_proof_is_told_as_such(tmp_path: Path) -> None:
 def test_a_secret_in_a_name_is_taken_out(tmp_path: Path) -> None:
     spec = _spec(tmp_path, data=DataSpec(source="/x/hf_abcdefghijklmnop.jsonl"))
     assert "hf_abc" not in model_card(CardFacts(repo="me/a", files=(), spec=spec))
+
+
+def test_a_campaign_names_the_data_of_all_its_runs_and_how_they_were_merged(tmp_path: Path) -> None:
+    data = (DataSpec(source="/somewhere/week1.jsonl", samples=9), DataSpec(source="me/week-2"))
+    campaign = CampaignSpec(runs=data, names=("week1", "week-2"), merge="ema")
+    run_dir = _trained(tmp_path, _spec(tmp_path, kind="campaign", campaign=campaign, data=data[0]))
+    added = events.CampaignExtended(
+        time=2000.0, run_id=_RUN, data=DataSpec(source="/somewhere/week3.jsonl"), name="week3"
+    )
+    text = run_dir.events.read_bytes().replace(b'"event":"run_ended"', b'"event":"none_of_these"')
+    run_dir.events.write_bytes(text + msgspec.json.encode(added) + b"\n")
+    card = card_for("me/mine", run_dir.adapter)
+
+    assert "datasets:\n- me/week-2\n" in card
+    assert "| Runs | 3, one after the other, merged after each (ema) |" in card
+    assert "`week1.jsonl`, " in card
+    assert "`week3.jsonl`" in card
+    assert "the first 9" not in card
+    assert "somewhere" not in card

@@ -199,7 +199,7 @@ def test_arguments_of_other_releases_are_refused_with_what_to_say_instead(
     toy(tmp_path, use_unsloth=False, packing=False)
 
 
-@pytest.mark.parametrize("name", ["multi_run", "estimate_vram", "load_model"])
+@pytest.mark.parametrize("name", ["estimate_vram", "load_model"])
 def test_methods_of_a_later_release_are_refused_with_a_code_and_are_not_there(tmp_path: Path, name: str) -> None:
     trainer = toy(tmp_path)
     with pytest.raises(BackpropagateError, match=f"Trainer.{name} is not part of this release") as caught:

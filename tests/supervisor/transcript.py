@@ -19,7 +19,10 @@ from backpropagate.judge.stage import StagePolicy
 from backpropagate_protocol import messages as m
 from backpropagate_protocol.errors import ExitCode
 from backpropagate_protocol.jobs import (
+    Candidate,
+    CombineJob,
     ConvertJob,
+    EvaluateJob,
     PlaceJob,
     PreflightJob,
     ReferenceJob,
@@ -53,6 +56,13 @@ _JOBS: dict[str, StageJob] = {
         model=_MODEL, adapter="/lora", out="/exports/made/f16.gguf", type="f16", name="talk", memory=256
     ),
     "place": PlaceJob(source="/lora", out="/exports/made/lora"),
+    "combine": CombineJob(adapters=("/one", "/two"), out="/merged", rule="slao"),
+    "evaluate": EvaluateJob(
+        model=_MODEL,
+        candidates=(Candidate("base", None),),
+        tasks=(DataSpec(source="/data", holdout=2),),
+        cache="/cache",
+    ),
     "register": RegisterJob(gguf="/exports/talk.gguf", name="talk", host="http://127.0.0.1:11434"),
 }
 

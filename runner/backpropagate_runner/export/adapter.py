@@ -118,12 +118,14 @@ class Adapter:
         return problems
 
 
-def open_adapter(folder: str) -> Adapter:
+def open_adapter(folder: str, *, numbers: bool = True) -> Adapter:
     """Raises UserInputError: [INPUT_ADAPTER_INVALID] for files that are missing, damaged or without usable numbers,
     [INPUT_ADAPTER_UNSUPPORTED] for an adapter that cannot be read here.
 
     The files are held against the training's manifest, where one lies beside them: no proof can see a damage that the
     reference and the export have both read.
+
+    numbers: reads all of it, to refuse numbers that are not finite.
     """
     path = Path(folder)
     check_whole(path)
@@ -131,7 +133,7 @@ def open_adapter(folder: str) -> Adapter:
     _refuse_foreign(path, config, raw)
     tensors = _tensors(path)
     for tensor in tensors.values():
-        _check_numbers(path, tensor)
+        _check_numbers(path, tensor, values=numbers)
     parts: dict[str, dict[str, StoredTensor]] = {}
     replaced: dict[str, StoredTensor] = {}
     trained: dict[str, StoredTensor] = {}
@@ -227,17 +229,19 @@ def _tensors(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _check_numbers(path: Path, tensor: StoredTensor) -> None:
+def _check_numbers(path: Path, tensor: StoredTensor, *, values: bool) -> None:
     if tensor.dtype not in FLOATS:
         raise _unsupported(path, f"{tensor.name} is stored as {tensor.dtype}; known are {', '.join(FLOATS)}")
+    if not values:
+        return
     rows = max(1, (1 << 18) // max(1, tensor.row_size))
     for start in range(0, tensor.rows, rows):
         stored = tensor.read(start, min(start + rows, tensor.rows))
-        values = np.empty(stored.shape, np.float32)
-        widen(stored, tensor.dtype, values)
-        if not np.isfinite(values).all():
+        wide = np.empty(stored.shape, np.float32)
+        widen(stored, tensor.dtype, wide)
+        if not np.isfinite(wide).all():
             raise _invalid(path, f"{tensor.name} in {WEIGHTS} holds NaN or infinite numbers", _DIVERGED)
-        if ".lora_" in tensor.name and not np.abs(values, out=values).max(initial=0) <= _LARGEST:
+        if ".lora_" in tensor.name and not np.abs(wide, out=wide).max(initial=0) <= _LARGEST:
             raise _invalid(path, f"{tensor.name} in {WEIGHTS} holds numbers beyond all measure", _DIVERGED)
 
 

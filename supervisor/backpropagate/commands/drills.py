@@ -11,7 +11,11 @@ from backpropagate.wishes.suggest import did_you_mean
 from backpropagate_protocol.errors import UserInputError
 from backpropagate_protocol.spec import PlannedFault
 
-_STAGES = ("train", "preflight", "reference", "merge", "convert", "quantize", "prove", "register", "place", "push")
+_STAGES = (
+    "train", "preflight", "reference", "merge", "convert", "quantize", "prove", "register", "place", "push", "plot",
+)  # fmt: skip
+# Of a campaign: the training of its second run, the merge after it, that by another rule, …
+_OF_CAMPAIGNS = re.compile(r"train-\d+|(combine|evaluate|choose)-\d{3}(-[a-z-]+)?")
 _FAULT = re.compile(r"(?P<kind>[^@:]+)@(?P<step>\d+)(:(?P<attempt>\d+))?(@(?P<stage>[^@:]+))?")
 
 
@@ -27,7 +31,7 @@ def planned_fault(text: str) -> PlannedFault:
             f"--fault {text}: it reads KIND@STEP[:ATTEMPT][@STAGE], such as oom@5 or sigkill@3@convert"
         )
     stage = match["stage"] or "train"
-    if stage not in _STAGES:
+    if stage not in _STAGES and not _OF_CAMPAIGNS.fullmatch(stage):
         raise UserInputError(f"--fault {text}: there is no stage {stage!r}{did_you_mean(stage, _STAGES)}")
     return PlannedFault(match["kind"], int(match["step"]), int(match["attempt"] or "1"), stage)
 

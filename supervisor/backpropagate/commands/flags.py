@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import click
@@ -63,17 +63,21 @@ def _default_in_words(option: Option) -> str:
     return f"  [default: {option.default}]"
 
 
-def from_table(*keys: str) -> Callable[[F], F]:
-    """Adds the flags of these options, in this order; a value that was not given is None."""
+def from_table(*keys: str, shorter: Mapping[str, str] | None = None) -> Callable[[F], F]:
+    """Adds the flags of these options, in this order; a value that was not given is None.
+
+    shorter: by key, a flag that means the option in this command, besides its own.
+    """
 
     def decorate(function: F) -> F:
         for key in reversed(keys):
             option = BY_KEY[key]
             text = option.help + _default_in_words(option)
+            flags = (shorter[key], *option.flags) if shorter and key in shorter else option.flags
             if option.kind == "bool":
-                click.option(*option.flags, option.argument, is_flag=True, default=None, help=text, hidden=option.hidden)(function)  # fmt: skip
+                click.option(*flags, option.argument, is_flag=True, default=None, help=text, hidden=option.hidden)(function)  # fmt: skip
             else:
-                click.option(*option.flags, option.argument, type=_Accepts(option), default=None, help=text, hidden=option.hidden)(function)  # fmt: skip
+                click.option(*flags, option.argument, type=_Accepts(option), default=None, help=text, hidden=option.hidden)(function)  # fmt: skip
         return function
 
     return decorate

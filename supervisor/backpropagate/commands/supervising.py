@@ -12,6 +12,7 @@ from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import RunSpec
 
 if TYPE_CHECKING:
+    from backpropagate.campaign_result import CampaignSummary
     from backpropagate.export_result import ExportSummary
     from backpropagate.outcome import Outcome
     from backpropagate.watch.sinks import Sink
@@ -32,9 +33,18 @@ def go_on(screen: Screen, run_dir: RunDir, detach: bool, wait: bool) -> int:
     """The same for a run that was interrupted or failed. Raises STATE_RUN_FINISHED for one that is complete."""
     from backpropagate.keep import history, runs
 
-    if history.show(run_dir).status == "completed":
-        raise error_for("STATE_RUN_FINISHED", "the run is complete", run_id=run_dir.run_id)
+    runs.check_its_own(run_dir, runs.load_spec(run_dir))
+    row = history.show(run_dir)
+    if row.status == "completed":
+        more = f"Give it one more run: backprop multi-run --append DATA {run_dir.run_id[:8]}"
+        advice = more if row.session_kind == "multi_run" else None
+        raise error_for("STATE_RUN_FINISHED", "the run is complete", suggestion=advice, run_id=run_dir.run_id)
     return _supervised(screen, run_dir, detach, resumed=runs.has_begun(run_dir), wait=wait)
+
+
+def extended(screen: Screen, run_dir: RunDir, detach: bool, wait: bool) -> int:
+    """The same for a finished campaign that was just given one more run."""
+    return _supervised(screen, run_dir, detach, resumed=True, wait=wait)
 
 
 def _supervised(screen: Screen, run_dir: RunDir, detach: bool, *, resumed: bool, wait: bool) -> int:
@@ -44,6 +54,7 @@ def _supervised(screen: Screen, run_dir: RunDir, detach: bool, *, resumed: bool,
 def _in_foreground(screen: Screen, run_dir: RunDir, resumed: bool, wait: bool) -> int:
     import msgspec
 
+    from backpropagate.campaign_result import CampaignSummary
     from backpropagate.export_result import ExportSummary
     from backpropagate.keep import journal, runs
     from backpropagate.result import Summary
@@ -52,9 +63,12 @@ def _in_foreground(screen: Screen, run_dir: RunDir, resumed: bool, wait: bool) -
     from backpropagate.wishes.environ import environment
 
     summary, exported = Summary(run_dir), ExportSummary(run_dir)
+    campaign = CampaignSummary(run_dir) if runs.load_spec(run_dir).kind == "campaign" else None
+    remembering: list[Sink] = [exported] if campaign is None else [exported, campaign]
     for event in journal.read(run_dir.events) if resumed else ():
-        exported.event(event)  # what earlier supervisors of this run have done already
-    sinks: list[Sink] = [summary, exported]
+        for sink in remembering:
+            sink.event(event)  # what earlier supervisors of this run have done already
+    sinks: list[Sink] = [summary, *remembering]
     if not screen.json:
         sinks.append(sink_for(sys.stderr, environment(), verbose=screen.verbose))
     try:
@@ -69,8 +83,9 @@ def _in_foreground(screen: Screen, run_dir: RunDir, resumed: bool, wait: bool) -
         "recovered": summary.view.recoveries,
         "run_dir": str(run_dir.path),
         **_exported_document(exported),
+        **({} if campaign is None else {"campaign": campaign.campaign().document()}),
     }
-    text = _in_words(outcome, runs.load_spec(run_dir).kind, exported)
+    text = _in_words(outcome, runs.load_spec(run_dir).kind, exported, campaign)
     if outcome.exit_code == ExitCode.DONE:
         screen.data(document, text)
     else:
@@ -92,20 +107,43 @@ def _exported_document(summary: ExportSummary) -> dict[str, object]:
     return {} if summary.proof is None else {"proof": asdict(summary.proof)}
 
 
-def _in_words(outcome: Outcome, kind: str, summary: ExportSummary) -> str:
-    lines = [("run", outcome.run_id), ("status", outcome.status)]
+def _in_words(outcome: Outcome, kind: str, summary: ExportSummary, campaign: CampaignSummary | None = None) -> str:
+    lines = [("run" if campaign is None else "campaign", outcome.run_id), ("status", outcome.status)]
+    if campaign is not None:
+        lines += _campaign_in_words(campaign)
     if kind == "train":
         lines.append(("steps", f"{outcome.step}/{outcome.total_steps}"))
         if outcome.final_loss is not None:
             lines.append(("loss", f"{outcome.final_loss:.4f}"))
     if outcome.recoveries:
         lines.append(("faults", f"recovered from {outcome.recoveries}"))
-    if kind == "train":
+    if kind in ("train", "campaign"):
         lines.append(("adapter", str(outcome.adapter)))
     if outcome.url:
         lines.append(("pushed", outcome.url))
     lines += _export_in_words(summary)
-    return "\n".join(f"{name:8} {value}" for name, value in lines)
+    text = "\n".join(f"{name:8} {value}" for name, value in lines)
+    return text if campaign is None else "\n".join([text, *_scores(campaign)])
+
+
+def _campaign_in_words(summary: CampaignSummary) -> list[tuple[str, str]]:
+    made = summary.campaign()
+    lines = [("runs", f"{len(made.runs)}/{made.total_runs}")]
+    if made.runs:
+        newest = made.runs[-1]
+        share = "" if newest.coefficient is None else f"; the newest run counts {newest.coefficient:.2f}"
+        lines.append(("merged", f"by {made.merged}{share}"))
+    return lines
+
+
+def _scores(summary: CampaignSummary) -> list[str]:
+    """The table, with an empty line before it; nothing where nothing was scored."""
+    import shutil
+
+    from backpropagate.watch.forgetting_table import lines
+
+    table = lines(summary.report(), width=shutil.get_terminal_size().columns)
+    return ["", *table] if table else []
 
 
 def _export_in_words(summary: ExportSummary) -> list[tuple[str, str]]:

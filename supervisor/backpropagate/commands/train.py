@@ -16,7 +16,7 @@ from backpropagate_protocol.spec import PlannedFault
 # Flags of the original whose parts come with a later release: asking for one is an error, refusing one is not.
 _LATER_SWITCHES = ("--fp8", "--reasoning-trace", "--full-ft-offload")
 _LATER_VALUES = ("--orpo-beta", "--simpo-beta", "--simpo-gamma", "--kto-beta", "--gpu-max-temp")
-_TRAIN_KEYS = (
+TRAINING_KEYS = (
     "data.source", "model.name", "training.preset", "training.max_steps", "training.epochs", "data.max_samples",
     "training.batch_size", "training.gradient_accumulation", "training.learning_rate", "training.scheduler",
     "training.warmup_steps", "training.weight_decay", "training.max_grad_norm", "training.optim", "training.seed",
@@ -35,15 +35,6 @@ def _refused(ctx: click.Context, param: click.Parameter, value: object) -> None:
         raise InvalidSettingError(f"{param.opts[0]} is not part of this release yet", suggestion="Leave it out.")
 
 
-def _later_flags(function: Callable[..., object]) -> Callable[..., object]:
-    for flag in _LATER_SWITCHES:
-        function = click.option(flag, is_flag=True, hidden=True, expose_value=False, callback=_refused)(function)
-    for flag in _LATER_VALUES:
-        function = click.option(flag, hidden=True, expose_value=False, callback=_refused)(function)
-    # What is said here is how this release works anyway.
-    return click.option("--no-unsloth", is_flag=True, hidden=True, expose_value=False)(function)
-
-
 def _report_to(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
     if value not in (None, "none", "auto"):
         raise InvalidSettingError(
@@ -51,8 +42,18 @@ def _report_to(ctx: click.Context, param: click.Parameter, value: str | None) ->
         )
 
 
+def later_flags(function: Callable[..., object]) -> Callable[..., object]:
+    for flag in _LATER_SWITCHES:
+        function = click.option(flag, is_flag=True, hidden=True, expose_value=False, callback=_refused)(function)
+    for flag in _LATER_VALUES:
+        function = click.option(flag, hidden=True, expose_value=False, callback=_refused)(function)
+    function = click.option("--report-to", hidden=True, expose_value=False, callback=_report_to)(function)
+    # What is said here is how this release works anyway.
+    return click.option("--no-unsloth", is_flag=True, hidden=True, expose_value=False)(function)
+
+
 @click.command(cls=Command)
-@from_table(*_TRAIN_KEYS)
+@from_table(*TRAINING_KEYS)
 @click.option(
     "--resume",
     "--resume-from-checkpoint",
@@ -61,9 +62,8 @@ def _report_to(ctx: click.Context, param: click.Parameter, value: str | None) ->
     help="Go on with this run, as `backprop resume`.",
 )
 @click.option("--detach", is_flag=True, help="Start the run and return; it goes on without this terminal.")
-@click.option("--report-to", hidden=True, expose_value=False, callback=_report_to)
 @fault_flag
-@_later_flags
+@later_flags
 def train(resume_run: str | None, detach: bool, faults: tuple[PlannedFault, ...], **given: Value) -> int:
     """Fine-tune a model under supervision."""
     from backpropagate.commands.supervising import begin, go_on

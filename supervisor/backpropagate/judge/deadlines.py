@@ -58,9 +58,11 @@ def limit(phase: Phase, safety: SafetySpec, steps: StepTimes) -> float:
             return IMPORT
         case Phase.VALIDATE | Phase.TOKENIZE:
             return DATA
-        case Phase.LOAD | Phase.GENERATE | Phase.REFERENCE | Phase.PREFLIGHT | Phase.FETCH:
+        case Phase.LOAD | Phase.GENERATE | Phase.REFERENCE | Phase.PREFLIGHT | Phase.FETCH | Phase.EVALUATE:
             return safety.load_deadline  # a download may be in it
         case Phase.MERGE | Phase.CONVERT | Phase.QUANTIZE | Phase.PROVE | Phase.REGISTER | Phase.PLACE | Phase.PUSH:
+            return min(STAGE, safety.load_deadline)
+        case Phase.COMBINE | Phase.PLOT:
             return min(STAGE, safety.load_deadline)
         case Phase.FIRST_STEP:
             return safety.first_step_deadline

@@ -103,23 +103,28 @@ def preflight(spec: RunSpec, *, trained: bool, revision: str | None = None) -> S
     """The question whether the whole chain can work. `trained`: the adapter of this run is there already."""
     export = _wanted(spec)
     model, adapter = subject(spec, revision)
-    by_training = spec.kind == "train" and not trained
+    by_training = trains(spec) and not trained
     job = PreflightJob(
         model=spec.model if by_training else model,
         export=export,
         adapter=None if by_training else adapter,
         work=str(_work(spec, export)),
-        dora=spec.kind == "train" and spec.lora.use_dora,
-        full=spec.kind == "train" and spec.train.mode == "full",
-        faults=_faults(spec, "preflight", "preflight"),
+        dora=trains(spec) and spec.lora.use_dora,
+        full=trains(spec) and spec.train.mode == "full",
+        faults=planned_for(spec, "preflight", "preflight"),
     )
     return Stage("preflight", job, _FAILED[export.format])
+
+
+def trains(spec: RunSpec) -> bool:
+    """Whether an adapter comes of the run: a training, or a campaign of several."""
+    return spec.kind in ("train", "campaign")
 
 
 def push(spec: RunSpec) -> Stage:
     """The one stage of a run that pushes."""
     assert spec.push is not None
-    return Stage("push", PushJob(push=spec.push, faults=_faults(spec, "push", "push")), "HUB_PUSH_FAILED")
+    return Stage("push", PushJob(push=spec.push, faults=planned_for(spec, "push", "push")), "HUB_PUSH_FAILED")
 
 
 def stages(spec: RunSpec, route: ExportRoute, revision: str | None = None) -> tuple[Stage, ...]:
@@ -158,7 +163,7 @@ def subject(spec: RunSpec, revision: str | None = None) -> tuple[ModelSpec, str 
     model, wanted = spec.model, _wanted(spec)
     if revision:  # a branch may have moved since
         model = msgspec.structs.replace(model, revision=revision)
-    if spec.kind != "train":
+    if not trains(spec):
         return model, wanted.adapter
     trained = str(OutputDir(Path(spec.output)).run(spec.run_id).adapter)
     if spec.train.mode == "full":
@@ -166,7 +171,7 @@ def subject(spec: RunSpec, revision: str | None = None) -> tuple[ModelSpec, str 
     return model, trained
 
 
-def _faults(spec: RunSpec, name: str, phase: str) -> tuple[PlannedFault, ...]:
+def planned_for(spec: RunSpec, name: str, phase: str) -> tuple[PlannedFault, ...]:
     """Those planned for the stage `name`, as its child knows them."""
     return tuple(msgspec.structs.replace(f, stage=phase) for f in spec.faults if f.stage == name)
 
@@ -199,7 +204,7 @@ class _Chain:
                     converter=route.converter or "own",
                     converter_folder=route.converter_folder or wanted.converter_folder,
                     memory=wanted.memory,
-                    faults=_faults(self._spec, "convert", "convert"),
+                    faults=planned_for(self._spec, "convert", "convert"),
                 ),
                 made,
             ),
@@ -211,7 +216,7 @@ class _Chain:
                 source=source,
                 out=made,
                 quantization=quantization,
-                faults=_faults(self._spec, "quantize", "quantize"),
+                faults=planned_for(self._spec, "quantize", "quantize"),
             )
             making.append(self._stage("quantize", job, made))
         making.append(self._proving(made, "gguf", quantization))
@@ -229,7 +234,7 @@ class _Chain:
                 adapter=self._adapter,
                 out=made,
                 memory=self._wanted.memory,
-                faults=_faults(self._spec, "merge", "merge"),
+                faults=planned_for(self._spec, "merge", "merge"),
             )
             making.append(self._stage("merge", job, made))
         making.append(self._referring("merged-reference", merged, None, again))
@@ -244,7 +249,7 @@ class _Chain:
             adapter=self._adapter,
             out=made,
             name=self._wanted.name,
-            faults=_faults(self._spec, "convert", "convert"),
+            faults=planned_for(self._spec, "convert", "convert"),
         )
         return self._plan([self._stage("convert", job, made), self._proving(made, "lora-gguf", "f32")], made, None)
 
@@ -268,7 +273,7 @@ class _Chain:
                 name=wanted.ollama_name,
                 host=wanted.ollama_host,
                 quantize=wanted.quantization if self._route.quantizer == "ollama" else None,
-                faults=_faults(self._spec, "register", "register"),
+                faults=planned_for(self._spec, "register", "register"),
             )
             using.append(Stage("register", register, "DEP_OLLAMA_REGISTRATION_FAILED"))
         return Plan(tuple(making), made, str(result), quantization, tuple(using))
@@ -284,7 +289,7 @@ class _Chain:
             out=out,
             backend=self._spec.backend,
             moment=self._spec.created,  # the same for both references, whenever they are made
-            faults=_faults(self._spec, name, "reference"),
+            faults=planned_for(self._spec, name, "reference"),
         )
         return self._stage(name, job, out)
 
@@ -298,9 +303,9 @@ class _Chain:
             adapter=self._adapter,
             verifier=self._route.verifier,
             memory=self._wanted.memory,
-            faults=_faults(self._spec, "prove", "prove"),
+            faults=planned_for(self._spec, "prove", "prove"),
         )
         return self._stage("prove", job, None)
 
     def _placing(self, name: str, source: str, out: str) -> Stage:
-        return self._stage(name, PlaceJob(source=source, out=out, faults=_faults(self._spec, name, "place")), out)
+        return self._stage(name, PlaceJob(source=source, out=out, faults=planned_for(self._spec, name, "place")), out)

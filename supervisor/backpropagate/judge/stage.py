@@ -4,7 +4,7 @@ A stage has nothing to save: a stop just ends it, and what it had half done is d
 test:
 
 1. At most one child: Spawn is answered only when the last one has exited.
-2. There are at most 1 + MORE_TRIES + SMALLER_TRIES + 1 children.
+2. There are at most 1 + MORE_TRIES + SMALLER_TRIES + OTHER_WAYS children.
 3. After StopAsked, every way leads to Finish: by the ladder's last rung at the latest.
 4. Nothing follows Finish.
 """
@@ -24,11 +24,11 @@ from backpropagate.judge.states import DUMP_TIME, KILL_PATIENCE, WITHOUT_CHILD, 
 from backpropagate.judge.timers import Timer, Timers
 from backpropagate.judge.verdict import Cause, GiveUp, Kind, of_death, reported
 from backpropagate_protocol import messages as m
-from backpropagate_protocol.jobs import ReferenceJob
+from backpropagate_protocol.jobs import EvaluateJob, ReferenceJob
 from backpropagate_protocol.messages import Phase
 from backpropagate_protocol.spec import SafetySpec
 
-StageResult = m.ExportRoute | m.Made | m.Proof | m.Registered | m.Pushed
+StageResult = m.ExportRoute | m.Made | m.Proof | m.Registered | m.Pushed | m.Evaluation
 
 
 class StagePolicy:
@@ -114,7 +114,7 @@ class StagePolicy:
         self.state = State.READYING
         self.attempt += 1
         self._timers.only(Timer.PHASE, now + deadlines.HELLO)
-        warm = self._job.backend if isinstance(self._job, ReferenceJob) else "none"
+        warm = self._job.backend if isinstance(self._job, ReferenceJob | EvaluateJob) else "none"
         self._out.append(d.Spawn(self.attempt, warm))
 
     def _exited(self, now: float, death: d.Death) -> None:

@@ -15,11 +15,21 @@ from backpropagate.judge.plan import Stage
 from backpropagate.judge.states import BACKOFF
 from backpropagate.judge.verdict import Cause, GiveUp, Kind
 from backpropagate_protocol.errors import CATALOGUE, Retry
-from backpropagate_protocol.jobs import ConvertJob, MergeJob, PreflightJob, ProveJob, ReferenceJob, StageJob
+from backpropagate_protocol.jobs import (
+    CombineJob,
+    ConvertJob,
+    EvaluateJob,
+    MergeJob,
+    PreflightJob,
+    ProveJob,
+    ReferenceJob,
+    StageJob,
+)
 
 MORE_TRIES = 2
 LATER = (2.0, 8.0)  # seconds before what is out of our hands is tried again
 SMALLER_TRIES = 2
+OTHER_WAYS = 2  # an evaluation row by row, then without the card; a reference without the card
 LEAST_MEMORY = 64  # MiB
 
 _OUTSIDE = ("DEP_", "HUB_", "STATE_")  # codes of what is not ours: a server, a network
@@ -52,7 +62,9 @@ def judge(cause: Cause, stage: Stage, job: StageJob, earlier: Sequence[Cause]) -
     if cause.kind is Kind.HOST_OOM:
         spent = sum(before.kind is Kind.HOST_OOM for before in earlier)
         return Anew(_smaller(job), 0.0) if spent < SMALLER_TRIES else _give_up(stage, cause, earlier)
-    if cause.kind in _OF_THE_CARD and isinstance(job, ReferenceJob) and job.backend != "cpu":
+    if cause.kind is Kind.OOM and isinstance(job, EvaluateJob) and job.batch_size > 1:
+        return Anew(msgspec.structs.replace(job, batch_size=1), 0.0)
+    if cause.kind in _OF_THE_CARD and isinstance(job, ReferenceJob | EvaluateJob) and job.backend != "cpu":
         return Anew(msgspec.structs.replace(job, backend="cpu"), 0.0)
     tries = len(earlier) - _free_of_charge(job, earlier)
     info = CATALOGUE.get(cause.code)
@@ -67,14 +79,15 @@ def judge(cause: Cause, stage: Stage, job: StageJob, earlier: Sequence[Cause]) -
 
 
 def _free_of_charge(job: StageJob, earlier: Sequence[Cause]) -> int:
-    """Causes that were answered by doing the stage in another way: with less memory, or (once) without the card."""
-    without_card = isinstance(job, ReferenceJob) and any(before.kind in _OF_THE_CARD for before in earlier)
-    return sum(before.kind is Kind.HOST_OOM for before in earlier) + without_card
+    """Causes that were answered by doing the stage in another way: with less memory, row by row, or without the card."""
+    of_the_card = sum(before.kind in _OF_THE_CARD for before in earlier)
+    ways = 1 if isinstance(job, ReferenceJob) else 2 if isinstance(job, EvaluateJob) else 0
+    return sum(before.kind is Kind.HOST_OOM for before in earlier) + min(of_the_card, ways)
 
 
 def _smaller(job: StageJob) -> StageJob:
     """Half the memory, where the stage can do with less."""
-    if isinstance(job, MergeJob | ConvertJob | ProveJob):
+    if isinstance(job, MergeJob | ConvertJob | ProveJob | CombineJob):
         return msgspec.structs.replace(job, memory=max(LEAST_MEMORY, job.memory // 2))
     return job
 

@@ -8,7 +8,7 @@ understood is moved aside, never overwritten, and the index is made again from t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -136,25 +136,31 @@ def row_of(run_dir: RunDir) -> RunRow:
     return folded.row()
 
 
-def list_rows(output: Output, status: str | None = None, limit: int | None = None) -> list[RunRow]:
+def list_rows(
+    output: Output,
+    status: str | None = None,
+    limit: int | None = None,
+    counted_as: Callable[[RunRow], str] = lambda row: row.run_id,
+) -> list[RunRow]:
     """The rows, newest first. A run whose supervisor is gone without a word is shown as `interrupted`.
 
-    With a limit, only as much of the file's end is read as is needed, however many runs there are.
+    With a limit, only as much of the file's end is read as is needed, however many runs there are. Rows that are
+    `counted_as` the same are counted once.
     """
     output = as_output(output)
     alive = _training_here(output)
     unbegun = _unbegun(output, alive)
     try:
-        return _select(output, chain(unbegun, _from_end(output.history)), alive, status, limit)
+        return _select(output, chain(unbegun, _from_end(output.history)), alive, status, limit, counted_as)
     except FileNotFoundError:
-        return _select(output, unbegun, alive, status, limit)
+        return _select(output, unbegun, alive, status, limit, counted_as)
     except (_Torn, msgspec.DecodeError):
         with _locked(output):
             lines = _load(output)
             try:
-                return _select(output, chain(unbegun, reversed(lines)), alive, status, limit)
+                return _select(output, chain(unbegun, reversed(lines)), alive, status, limit, counted_as)
             except msgspec.DecodeError:
-                return _select(output, reversed(_repaired(output)), alive, status, limit)
+                return _select(output, reversed(_repaired(output)), alive, status, limit, counted_as)
 
 
 def _unbegun(output: OutputDir, alive: str | None) -> list[bytes]:
@@ -207,17 +213,26 @@ def _checked(line: bytes) -> bytes:
 
 
 def _select(
-    output: OutputDir, newest_first: Iterable[bytes], alive: str | None, status: str | None, limit: int | None
+    output: OutputDir,
+    newest_first: Iterable[bytes],
+    alive: str | None,
+    status: str | None,
+    limit: int | None,
+    counted_as: Callable[[RunRow], str],
 ) -> list[RunRow]:
     found: list[RunRow] = []
+    counted: set[str] = set()
     seen_ids: set[str] = set()  # a rebuilt index knows those that never began, too
     for line in newest_first:
-        if limit is not None and len(found) >= limit:
+        row = _decoder.decode(line)
+        key = counted_as(row)
+        if limit is not None and len(counted) >= limit and key not in counted:
             break
-        row = _as_it_is(output, _current(output, _decoder.decode(line)), alive)
+        row = _as_it_is(output, _current(output, row), alive)
         if (status is None or row.status == status) and row.run_id not in seen_ids:
             found.append(row)
             seen_ids.add(row.run_id)
+            counted.add(key)
     return found
 
 
@@ -238,7 +253,8 @@ def show(run_dir: RunDir) -> RunRow:
 
 
 def to_resume(output: Output, what: str) -> RunDir:
-    """The run that is meant to go on; `latest`: the newest that is neither complete nor running, if there is one.
+    """The run that is meant to go on; `latest`: the newest that is neither complete nor running, if there is one. A run of a
+    campaign goes on with its campaign.
 
     Raises RunNotFoundError as `runs.find` does.
     """
@@ -247,14 +263,15 @@ def to_resume(output: Output, what: str) -> RunDir:
         made = sorted(map(output.run, run_ids(output)), key=lambda run: run.spec.stat().st_mtime_ns, reverse=True)
         for run_dir in made:
             with suppress(BackpropagateError):
-                if show(run_dir).status not in ("completed", "running"):
+                row = show(run_dir)
+                if row.parent is None and row.status not in ("completed", "running"):
                     return run_dir
     return find(output, what)
 
 
 def _as_it_is(output: OutputDir, row: RunRow, training: str | None) -> RunRow:
     """An export does not need the folder to itself: the lock of its own directory tells whether it runs."""
-    if row.status == "running" and row.session_kind != "single_run":
+    if row.status == "running" and row.session_kind not in ("single_run", "multi_run"):
         holder = locks.holder_of(output.run(row.run_id).lock)
         training = holder.run_id if holder else None
     return seen(row, training)
@@ -266,7 +283,7 @@ def _training_here(output: OutputDir) -> str | None:
 
 
 def seen(row: RunRow, alive: str | None) -> RunRow:
-    """The row as the world is: only a run whose supervisor holds the folder's lock is running."""
-    if row.status == "running" and row.run_id != alive:
+    """The row as the world is: only a run whose supervisor, or that of its campaign, holds the folder's lock is running."""
+    if row.status == "running" and alive not in (row.run_id, row.parent or row.run_id):
         return msgspec.structs.replace(row, status="interrupted")
     return row

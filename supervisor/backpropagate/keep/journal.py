@@ -16,8 +16,9 @@ from typing import BinaryIO, Self
 
 import msgspec
 
-from backpropagate.events import Event, PhaseEntered, Step
+from backpropagate.events import Event, LinkStarted, PhaseEntered, RunCreated, RunEnded, RunResumed, Step
 from backpropagate_protocol.durable import DISK, Disk
+from backpropagate_protocol.rundir import RunDir
 
 _LINES_PER_STRIDE = 2000
 _QUIET_SECONDS = 15.0  # a thinned run of slow steps still writes a line this often, for those who follow it
@@ -144,15 +145,36 @@ def read(path: Path) -> Iterator[Event]:
                 yield event
 
 
-class Follower:
-    """Reads a growing `events.jsonl` piece by piece: each `poll` gives the events that came since the last one."""
+OF_ONE_RUN = (RunCreated, RunResumed, RunEnded)  # a campaign's watchers are told LinkStarted and LinkEnded instead
 
-    def __init__(self, path: Path, *, from_end: bool = False) -> None:
-        self._path, self._offset, self._rest = path, 0, b""
+
+class Follower:
+    """Reads a growing `events.jsonl` piece by piece: each `poll` gives the events that came since the last one.
+
+    Of a campaign it reads those of its runs as well, each from where the campaign says that it begins.
+    """
+
+    def __init__(self, path: Path, *, from_end: bool = False, offset: int = 0) -> None:
+        self._path, self._offset, self._rest = path, offset, b""
+        self._link: Follower | None = None
         if from_end and path.exists():
             self._offset = path.stat().st_size
 
     def poll(self) -> list[Event]:
+        found: list[Event] = []
+        for event in self._own():
+            found += self._of_link()  # what a run had to say comes before what the campaign says of it
+            found.append(event)
+            if isinstance(event, LinkStarted):
+                runs = RunDir(self._path.parent).output
+                self._link = Follower(runs.run(event.link_run).events, offset=event.offset)
+        return found + self._of_link()
+
+    def _of_link(self) -> list[Event]:
+        events = self._link.poll() if self._link is not None else []
+        return [event for event in events if not isinstance(event, OF_ONE_RUN)]
+
+    def _own(self) -> list[Event]:
         try:
             with open(self._path, "rb") as file:
                 file.seek(self._offset)

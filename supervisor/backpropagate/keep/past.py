@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backpropagate.events import Event, Exported, ExportProved, RouteFound, StageEnded, StageStarted
+from backpropagate.events import CampaignExtended, Event, Exported, ExportProved, RouteFound, StageEnded, StageStarted
 from backpropagate_protocol.messages import ExportRoute
 
 TRAINED = "train"  # the training as a stage before others: its adapter is published
@@ -36,6 +36,9 @@ class Past:
                 self.proof = event
             case Exported():
                 self.exported = event
+            case CampaignExtended():  # what was published and exported is no longer what the campaign comes to
+                self.ended.clear()
+                self.route = self.proof = self.exported = None
             case _:
                 pass
 

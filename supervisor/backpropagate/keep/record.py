@@ -25,6 +25,8 @@ from backpropagate.events import (
     StageStarted,
     Step,
 )
+from backpropagate.keep import campaign_row
+from backpropagate.keep.campaign_row import CampaignEvent
 from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import RunSpec
 
@@ -37,7 +39,7 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str
     name: str | None = None
     status: str = "running"  # running, completed, failed, interrupted, partial
-    session_kind: str = "single_run"  # or: export, push
+    session_kind: str = "single_run"  # or: multi_run (a campaign), export, push
     model_name: str = ""
     dataset_info: str = ""
     dataset_digest: str = ""
@@ -68,6 +70,9 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     url: str | None = None  # where it was pushed to
     proof: dict[str, object] = {}  # passed, verifier, prompts, positions, and value by check
     stages: list[dict[str, object]] = []  # that are done, besides the training, each with seconds and bytes
+    parent: str | None = None  # the campaign that this training is a run of
+    link: int = 0  # which of its runs, from 1
+    runs: list[dict[str, object]] = []  # of a campaign: each with link, run_id, name, steps, loss, coefficient, scores
     schema_version: str = "1.0"
 
 
@@ -76,11 +81,11 @@ def iso(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
-_KINDS = {"export": "export", "push": "push"}
+_KINDS = {"campaign": "multi_run", "export": "export", "push": "push"}
 
 
 def _hyperparameters(spec: RunSpec) -> dict[str, object]:
-    if spec.kind != "train":
+    if spec.kind not in ("train", "campaign"):
         wishes = msgspec.to_builtins(spec.export if spec.kind == "export" else spec.push)
         return (
             {name: value for name, value in wishes.items() if value not in (None, "", [], ()) and name != "card"}
@@ -89,6 +94,9 @@ def _hyperparameters(spec: RunSpec) -> dict[str, object]:
         )
     shown: dict[str, object] = dict(msgspec.to_builtins(spec.train))
     shown.update({f"lora_{key}": value for key, value in msgspec.to_builtins(spec.lora).items()})
+    if spec.campaign is not None:
+        chosen = msgspec.to_builtins(msgspec.structs.replace(spec.campaign, runs=(), names=()))
+        shown.update({key: value for key, value in chosen.items() if key not in ("runs", "names")})
     shown.update(max_length=spec.data.max_length, samples=spec.data.samples, train_on=spec.data.train_on)
     return shown
 
@@ -107,6 +115,8 @@ class Record:
             hyperparameters=_hyperparameters(spec),
             started_at=spec.created,
             backend=spec.backend,
+            parent=spec.parent,
+            link=spec.link,
         )
         self._losses: list[tuple[int, float]] = []
         self._stride = 1
@@ -169,6 +179,9 @@ class Record:
             row = msgspec.structs.replace(row, recoveries=row.recoveries + 1)
         elif isinstance(event, StageStarted | StageEnded | ExportProved | Exported):
             row = _staged(row, event)
+        elif isinstance(event, CampaignEvent):
+            row = campaign_row.with_event(row, event)
+            self._losses = campaign_row.losses(row)
         elif isinstance(event, RunEnded):
             row = self._ended(event)
         self._row = row

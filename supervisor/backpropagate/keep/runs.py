@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from backpropagate_protocol import durable
-from backpropagate_protocol.errors import BackpropagateError, ConfigurationError, RunNotFoundError
+from backpropagate_protocol.errors import BackpropagateError, ConfigurationError, RunNotFoundError, error_for
 from backpropagate_protocol.rundir import OutputDir, RunDir
 from backpropagate_protocol.spec import RunSpec
 
@@ -35,7 +35,7 @@ def create(spec: RunSpec) -> RunDir:
     except OSError as error:
         raise _unwritable(run_dir.output, error, spec.run_id) from error
     try:
-        durable.write_file(run_dir.spec, msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n")
+        write_spec(run_dir, spec)
     except OSError as error:
         durable.discard(run_dir.path)
         for folder in (run_dir.output.runs, run_dir.output.path):
@@ -43,6 +43,11 @@ def create(spec: RunSpec) -> RunDir:
                 folder.rmdir()  # only if nobody else has anything in it
         raise _unwritable(run_dir.output, error, spec.run_id) from error
     return run_dir
+
+
+def write_spec(run_dir: RunDir, spec: RunSpec) -> None:
+    """`spec.json`, whole or not at all. Raises OSError."""
+    durable.write_file(run_dir.spec, msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n")
 
 
 @contextlib.contextmanager
@@ -77,15 +82,16 @@ def _unwritable(output: OutputDir, error: OSError, run_id: str) -> Configuration
 
 
 def find(output: Output, prefix: str) -> RunDir:
-    """The one run in `output` whose id begins with `prefix`; `latest` is the one made last.
+    """The one run in `output` whose id begins with `prefix`; `latest` is the one made last. A campaign stands for its runs.
 
     Raises RunNotFoundError: INPUT_RUN_NOT_FOUND for none, INPUT_RUN_AMBIGUOUS for several.
     """
     output = as_output(output)
     ids = run_ids(output)
     if prefix == "latest" and ids:
-        newest = max(ids, key=lambda run_id: output.run(run_id).spec.stat().st_mtime_ns)
-        return output.run(newest)
+        newest = output.run(max(ids, key=lambda run_id: output.run(run_id).spec.stat().st_mtime_ns))
+        parent = load_spec(newest).parent
+        return output.run(parent) if parent in ids else newest
     matches = [prefix] if prefix in ids else [run_id for run_id in ids if prefix and run_id.startswith(prefix)]
     if not ids:
         raise RunNotFoundError(
@@ -120,6 +126,14 @@ def resuming(run_dir: RunDir) -> str:
         return command
     shown = str(output.relative_to(here)) if output.is_relative_to(here) else str(output)
     return f'{command} --output "{shown}"' if " " in shown else f"{command} --output {shown}"
+
+
+def check_its_own(run_dir: RunDir, spec: RunSpec) -> None:
+    """Raises UserInputError (STATE_RUN_OF_CAMPAIGN), which names the campaign, for a run that only its campaign goes on with."""
+    if spec.parent is not None:
+        text = f"run {spec.run_id} is run {spec.link} of the campaign {spec.parent}"
+        advice = f"`{resuming(run_dir.output.run(spec.parent))}` goes on with the campaign."
+        raise error_for("STATE_RUN_OF_CAMPAIGN", text, suggestion=advice, run_id=spec.run_id)
 
 
 def run_ids(output: Output) -> list[str]:

@@ -26,6 +26,24 @@ _MEMORY_SECONDS = 30.0
 _MEMORY_SLACK = 256  # MiB: a desktop's windows come and go
 
 
+class Reservation:
+    """The cards that a supervisor keeps to itself, longer than one training. Let go of them with `release`."""
+
+    def __init__(self) -> None:
+        self._held = ExitStack()
+        self._uuids: set[str] = set()
+
+    def take(self, uuid: str, run_id: str, what: str) -> None:
+        """Raises BusyError if another process has it, OSError if there can be no lock."""
+        if uuid not in self._uuids:
+            self._held.enter_context(locks.hold(locks.gpu_lock(uuid), run_id, what, patience=0.0))
+            self._uuids.add(uuid)
+
+    def release(self) -> None:
+        self._held.close()
+        self._uuids.clear()
+
+
 class Card:
     """Watches one card for one run. `busy` is set if another run holds it."""
 
@@ -37,8 +55,10 @@ class Card:
         clock: Callable[[], float] = time.monotonic,
         *,
         wanted: bool = True,
+        reserved: Reservation | None = None,
     ) -> None:
-        """`wanted` False: nobody looks at the card, whatever the spec says."""
+        """`wanted` False: nobody looks at the card, whatever the spec says. `reserved`: of somebody who goes on to use it
+        after this run; without it the card is let go of by `release`."""
         self._spec, self._script, self._known, self._clock = spec, script, known_micro_batch, clock
         self._device = visible_device(environment().get("CUDA_VISIBLE_DEVICES"))
         there = spec.backend in ("auto", "cuda") and self._device not in ("", "-1")
@@ -50,7 +70,8 @@ class Card:
         self._news = anyio.Event()
         self._lost: str | None = None
         self._feed: Callable[[Input], None] | None = None
-        self._held = ExitStack()
+        self._held = reserved or Reservation()
+        self._own = reserved is None
 
     def event(self, event: Event) -> None:
         """A run that turned out to be on a GPU whose sensors are silent says so; on the CPU nobody misses them."""
@@ -125,8 +146,8 @@ class Card:
         began = self._clock()
         while True:
             try:
-                lock = locks.gpu_lock(sample.uuid)
-                self._held.enter_context(locks.hold(lock, self._spec.run_id, f"the GPU {sample.name}", patience=0.0))
+                holder = self._spec.parent or self._spec.run_id
+                self._held.take(sample.uuid, holder, f"the GPU {sample.name}")
                 return True
             except BusyError as busy:
                 looked_long = self._clock() - began > locks.PATIENCE
@@ -136,4 +157,5 @@ class Card:
                 await anyio.sleep(_RETRY_LOCK if looked_long else _RETRY_PROBE)
 
     def release(self) -> None:
-        self._held.close()
+        if self._own:
+            self._held.release()

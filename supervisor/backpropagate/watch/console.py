@@ -34,7 +34,8 @@ def sink_for(stream: TextIO, environ: Mapping[str, str], *, verbose: bool = Fals
 class PlainSink:
     """One line for the first step, then one every 30 s, and one for each event that matters; no cursor games.
 
-    Each line begins with the first eight characters of the run id.
+    Each line begins with the first eight characters of the run id; of a campaign with those of its own, whichever of its
+    runs is told of.
     """
 
     def __init__(self, stream: TextIO | None = None, interval: float = _INTERVAL, *, verbose: bool = False) -> None:
@@ -49,7 +50,7 @@ class PlainSink:
         self._view.see(event)
         text = self._progress(event) if isinstance(event, events.Step) else self._in_words(event)
         if text:
-            self._stream.write(redact(f"{event.run_id[:8]} {text}\n"))
+            self._stream.write(redact(f"{self._view.run_id[:8]} {text}\n"))
             self._stream.flush()
 
     def _progress(self, step: events.Step) -> str:
@@ -59,7 +60,7 @@ class PlainSink:
         return progress_line(self._view)
 
     def _in_words(self, event: Event) -> str:
-        if isinstance(event, events.AttemptStarted):
+        if isinstance(event, events.AttemptStarted | events.LinkStarted):
             self._last_progress, self._phase = float("-inf"), ""
         if isinstance(event, events.PhaseEntered):
             if event.phase == self._phase or self._view.stage.name:

@@ -52,6 +52,7 @@ class LiveDisplay:
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
             Text(view.run_id[:8], style="dim"),
+            *([Text(view.link)] if view.link else []),
             _bar(view),
             Text(f"step {view.step}/{view.total_steps}" if view.phase == "train" else in_phase(view), style="bold"),
             Text(learning_rate(view), style="dim"),

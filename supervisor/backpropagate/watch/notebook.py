@@ -32,7 +32,8 @@ class _Page:
 
     def __init__(self, view: RunView, log: list[str]) -> None:
         first = progress_line(view) if view.phase == "train" else in_phase(view)
-        self._lines = [f"run {view.run_id[:8]}  {first}  {sparkline(view.losses)}", *log[-8:]]
+        link = f"{view.link}  " if view.link else ""
+        self._lines = [f"run {view.run_id[:8]}  {link}{first}  {sparkline(view.losses)}", *log[-8:]]
         done, total = (view.stage.done, view.stage.total) if view.stage.name else (view.step, view.total_steps)
         self._share = done / total if total else 0.0
 

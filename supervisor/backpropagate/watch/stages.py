@@ -25,6 +25,10 @@ _DOING = {
     "lmstudio": "placing it for LM Studio",
     "place": "placing it",
     "push": "pushing it to the hub",
+    "combine": "merging the runs",
+    "evaluate": "scoring on held-out rows",
+    "choose": "choosing among the merges",
+    "plot": "plotting the scores",
 }
 _JUDGED_AFTER = 0.5  # seconds of a phase before its speed says anything
 
@@ -73,7 +77,7 @@ class StageView:
 
     def __str__(self) -> str:
         """`converting 38 %  6.1 of 16.2 MB  12.0 MB/s`."""
-        doing = _DOING.get(self.phase if self.phase in _MOVING else self.name, self.name)
+        doing = _DOING[self.phase] if self.phase in _MOVING else _doing(self.name)
         parts = [f"{doing} {100 * self.done // self.total} %" if self.total else doing]
         if self.total and self.phase in _MOVING:
             parts.append(f"{size(self.done)} of {size(self.total)}")
@@ -93,7 +97,16 @@ def size(count: float) -> str:
 
 def begun(event: events.StageStarted) -> str:
     """What a stage does; nothing for one that is only tried again."""
-    return _DOING.get(event.stage, event.stage) if event.attempt == 1 else ""
+    return _doing(event.stage) if event.attempt == 1 else ""
+
+
+def _doing(stage: str) -> str:
+    """A campaign's stages have the number of the run in their names: `combine-003`, `combine-003-ties`."""
+    name, _, rest = stage.partition("-")
+    if not rest[:3].isdecimal():
+        return _DOING.get(stage, stage)
+    _, _, rule = rest.partition("-")
+    return _DOING.get(name, stage) + (f" by {rule}" if rule else "")
 
 
 def ended(event: events.StageEnded) -> str:

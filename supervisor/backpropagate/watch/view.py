@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from backpropagate import events
 from backpropagate.events import Event
+from backpropagate.watch.campaigns import where
 from backpropagate.watch.stages import StageView
 
 _WINDOW = 64  # steps that speed and ETA are judged by
@@ -24,7 +25,7 @@ _LOSSES = 512  # points kept for the sparkline
 class RunView:
     """The state of one run as far as its events have told. Feed every event to `see`, in order."""
 
-    run_id: str = ""
+    run_id: str = ""  # of the first event: a campaign's, when its runs are told of, too
     phase: str = "starting"
     phase_done: int = 0
     phase_total: int = 0
@@ -44,6 +45,7 @@ class RunView:
     now: float = 0.0
     recoveries: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    link: str = ""  # `run 2 of 5 (week-02)`; empty: no campaign
     stage: StageView = field(default_factory=StageView)  # beside the training
     proof: events.ExportProved | None = None
     ended: events.RunEnded | None = None
@@ -53,7 +55,7 @@ class RunView:
     _checkpointing: bool = False  # of gradients, as the last attempt had it
 
     def see(self, event: Event) -> None:
-        self.run_id, self.now = event.run_id, event.time
+        self.run_id, self.now = self.run_id or event.run_id, event.time
         self.stage.see(event)
         match event:
             case events.Step():
@@ -82,12 +84,23 @@ class RunView:
                 self.notices.append(heat_in_words(event))
             case events.Noticed():
                 self.notices.append(event.text)
+            case events.LinkStarted():
+                self._begin(event)
+            case events.LinkEnded():
+                self.phase = "starting"
             case events.ExportProved():
                 self.proof = event
             case events.RunEnded():
                 self.ended = event
             case _:
                 pass
+
+    def _begin(self, event: events.LinkStarted) -> None:
+        """A run of a campaign: what is shown of a training begins anew. That its loss is higher at first is expected."""
+        self.link = where(event)
+        self.phase, self.step, self.total_steps, self.loss, self.checkpoint_step = "starting", 0, 0, None, None
+        self._losses.clear()
+        self._steps.clear()
 
     def _step(self, event: events.Step) -> None:
         self.phase = "train"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from backpropagate import events
 from backpropagate.events import Event
-from backpropagate.watch import stages
+from backpropagate.watch import campaigns, stages
 from backpropagate.watch.view import RunView, duration, heat_in_words, learning_rate, memory, span
 
 
@@ -61,6 +61,14 @@ def in_words(event: Event) -> str:
             start = f" from step {event.resume_step}" if event.checkpoint else ""
             saving = ", with gradient checkpointing" if event.gradient_checkpointing else ""
             return f"attempt {event.attempt}{start}, batch {event.micro_batch} × {event.accumulation}{saving}" if event.attempt > 1 else ""  # fmt: skip
+        case (
+            events.CampaignExtended()
+            | events.LinkStarted()
+            | events.LinkEnded()
+            | events.LinkMerged()
+            | events.LinkScored()
+        ):
+            return campaigns.in_words(event)
         case events.StageStarted():
             return stages.begun(event)
         case events.StageEnded():

@@ -8,11 +8,13 @@ from pathlib import Path
 import msgspec
 
 from backpropagate import __version__
+from backpropagate.judge.plan import trains
 from backpropagate.keep import history, runs
 from backpropagate.keep.exports import ExportReport, read_report
 from backpropagate.keep.record import RunRow
 from backpropagate.keep.results import trained_revision
 from backpropagate.model_card import CardFacts, model_card
+from backpropagate.wishes.campaign_again import campaign
 from backpropagate_protocol.errors import BackpropagateError
 from backpropagate_protocol.rundir import MANIFEST, OutputDir, RunDir
 from backpropagate_protocol.spec import RunSpec
@@ -60,7 +62,7 @@ def _training(folder: Path, report: ExportReport | None, run: RunDir | None) -> 
     found = _loaded(run)
     adapter = folder if found is None else None
     if found is not None:
-        if found.kind == "train":
+        if trains(found):
             assert run is not None
             return found, history.show(run)
         adapter = Path(found.export.adapter) if found.export and found.export.adapter else None
@@ -68,14 +70,18 @@ def _training(folder: Path, report: ExportReport | None, run: RunDir | None) -> 
         adapter = Path(report.adapter)
     maker = _maker(adapter) if adapter is not None else None
     spec = _loaded(maker)
-    if maker is None or spec is None or spec.kind != "train":
+    if maker is None or spec is None or not trains(spec):
         return None, None
     return spec, history.show(maker)
 
 
 def _loaded(run: RunDir | None) -> RunSpec | None:
+    """A campaign with the runs that were appended to it."""
     try:
-        return None if run is None else runs.load_spec(run)
+        spec = None if run is None else runs.load_spec(run)
+        if run is None or spec is None or spec.kind != "campaign":
+            return spec
+        return msgspec.structs.replace(spec, campaign=campaign(run)[1])
     except BackpropagateError:
         return None
 

@@ -18,8 +18,6 @@ _OTHER_WORDS = {
     "resume_from_checkpoint": "Say resume=RUN.",
 }
 _METHODS = {
-    "multi_run": "Call train once for each run.",
-    "multi_run_train": "Call train once for each run.",
     "estimate_vram": "`backprop info` shows how much memory each preset takes.",
     "load_model": "The model lives in the training process only; `backprop generate RUN` asks it something.",
     "model": "The model lives in the training process only; `backprop generate RUN` asks it something.",

@@ -26,6 +26,10 @@ _OTHER_VARIABLES = (CONFIG_VARIABLE, PREFIX + "RUN_ID")
 # Documented for parts that are not in this release.
 _LATER_VARIABLES = (PREFIX + "LOG_LEVEL", PREFIX + "LOG_JSON", PREFIX + "UI__OUTPUT_DIR")
 
+_OF_TRAINING_PRESETS = (
+    "lora.r", "training.learning_rate", "training.warmup_steps", "training.max_steps", "campaign.runs", "campaign.samples",
+    "campaign.replay",
+)  # fmt: skip
 _BY_VARIABLE = {name: option for option in OPTIONS for name in option.all_variables}
 _BY_FOREIGN_VARIABLE = {name: option for option in OPTIONS for name in option.foreign}
 
@@ -135,7 +139,7 @@ class Settings:
         return self._from_training_preset(key) or self._from_model_preset(key)
 
     def _from_training_preset(self, key: str) -> tuple[Value, str] | None:
-        if key not in ("lora.r", "training.learning_rate", "training.warmup_steps", "training.max_steps"):
+        if key not in _OF_TRAINING_PRESETS:
             return None
         preset = self.training_preset()
         if preset is None:
@@ -145,6 +149,9 @@ class Settings:
             "training.learning_rate": preset.learning_rate,
             "training.warmup_steps": preset.warmup_steps,
             "training.max_steps": preset.steps,
+            "campaign.runs": preset.runs,
+            "campaign.samples": preset.samples,
+            "campaign.replay": preset.replay or None,  # none of its own: what is best as a rule
         }
         return values[key], f"preset {preset.name}"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from backpropagate.judge.plan import trains
 from backpropagate.keep import exports, history, results, runs
 from backpropagate.wishes.build_spec import model_spec
 from backpropagate.wishes.models import TINY, adapter_base, last_part
@@ -49,7 +50,7 @@ def find(what: str, settings: Settings, base: str | None = None) -> Source:
     """Raises the coded error of what is nothing, or not finished. base: the model to take instead of the one it names."""
     named(what)
     try:
-        run_dir = _run(settings.text("training.output_dir"), what)
+        run_dir = run_that_trained(settings.text("training.output_dir"), what)
     except RunNotFoundError as error:
         folder = Path(os.path.abspath(os.path.expanduser(what)))
         if error.code == "INPUT_RUN_AMBIGUOUS" or (_PERHAPS_A_RUN.fullmatch(what) and not folder.exists()):
@@ -85,14 +86,16 @@ def named_as_model(what: str) -> bool:
     return "/" in what or what == TINY or what.lower() in MODELS or Path(os.path.expanduser(what)).is_dir()
 
 
-def _run(output: str, what: str) -> RunDir:
-    """`latest` is the newest run that trained: what was made of it since does not hide it."""
+def run_that_trained(output: str, what: str) -> RunDir:
+    """`latest` is the newest training or campaign: what was made of it since does not hide it, nor do a campaign's runs."""
     if what == "latest":
         folder = runs.as_output(output)
-        made = [folder.run(run_id) for run_id in runs.run_ids(folder)]
+        made_ids = runs.run_ids(folder)
+        made = [folder.run(run_id) for run_id in made_ids]
         for run_dir in sorted(made, key=lambda run: run.spec.stat().st_mtime_ns, reverse=True):
-            if runs.load_spec(run_dir).kind == "train":
-                return run_dir
+            spec = runs.load_spec(run_dir)
+            if trains(spec):
+                return folder.run(spec.parent) if spec.parent in made_ids else run_dir
     return runs.find(output, what)
 
 
@@ -124,7 +127,7 @@ def _trained(run_dir: RunDir, spec: RunSpec) -> str | None:
             suggestion="Name the run that trained, or a folder.",
             run_id=run_dir.run_id,
         )
-    if spec.kind == "train":
+    if trains(spec):
         if not run_dir.adapter.is_dir():
             raise UserInputError(
                 f"run {run_dir.run_id} has no finished adapter",

@@ -8,16 +8,16 @@ from hypothesis import strategies as st
 
 from backpropagate.judge import decisions as d
 from backpropagate.judge.stage import StagePolicy
-from backpropagate.judge.stage_verdict import LATER, LEAST_MEMORY, MORE_TRIES, SMALLER_TRIES, Anew, judge
+from backpropagate.judge.stage_verdict import LATER, LEAST_MEMORY, MORE_TRIES, OTHER_WAYS, SMALLER_TRIES, Anew, judge
 from backpropagate.judge.states import State
 from backpropagate.judge.verdict import Cause, GiveUp, Kind
 from backpropagate_protocol import messages as m
 from backpropagate_protocol.errors import CATALOGUE, ExitCode
-from backpropagate_protocol.jobs import ConvertJob, ReferenceJob
+from backpropagate_protocol.jobs import ConvertJob, EvaluateJob, ReferenceJob
 from backpropagate_protocol.spec import SafetySpec
 from tests.supervisor.transcript import stage
 
-MOST_CHILDREN = 1 + MORE_TRIES + SMALLER_TRIES + 1
+MOST_CHILDREN = 1 + MORE_TRIES + SMALLER_TRIES + OTHER_WAYS
 
 codes = st.sampled_from(sorted(CATALOGUE))
 messages = st.one_of(
@@ -84,7 +84,7 @@ class World:
                 pass
 
 
-names = st.sampled_from(["preflight", "reference", "convert", "register"])
+names = st.sampled_from(["preflight", "reference", "convert", "register", "combine", "evaluate"])
 
 
 @given(names, st.lists(happenings, max_size=80))
@@ -142,6 +142,18 @@ def test_memory_is_halved_down_to_the_least_that_a_stage_can_do_with() -> None:
     assert seen == [128, 64]
     assert min(seen) >= LEAST_MEMORY
     assert verdict.code == "RUNTIME_HOST_OOM"
+
+
+def test_an_evaluation_that_finds_no_room_on_the_card_is_done_row_by_row_and_then_without_it() -> None:
+    evaluate = stage("evaluate")
+    oom = cause(Kind.OOM, "RUNTIME_GPU_OOM")
+    ways, job = [], evaluate.job
+    earlier: list[Cause] = []
+    while isinstance(verdict := judge(oom, evaluate, job, earlier), Anew) and len(earlier) < 2:
+        assert isinstance(verdict.job, EvaluateJob)
+        ways.append((verdict.job.batch_size, verdict.job.backend))
+        job, earlier = verdict.job, [*earlier, oom]
+    assert ways == [(1, "auto"), (1, "cpu")]
 
 
 @pytest.mark.parametrize("kind", [Kind.OOM, Kind.CUDA, Kind.GPU_BUSY, Kind.GPU_LOST])

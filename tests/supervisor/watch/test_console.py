@@ -18,6 +18,7 @@ from backpropagate import events
 from backpropagate.events import Event
 from backpropagate.watch.console import LiveSink, PlainSink, sink_for
 from backpropagate.watch.view import RunView, duration, span, sparkline
+from backpropagate_protocol.spec import DataSpec
 
 RUN = "12345678-aaaa-bbbb-cccc-1234567890ab"
 
@@ -143,7 +144,8 @@ def test_every_event_can_be_shown() -> None:
     """Each kind of event, with only the fields it must have, goes through the log without an error."""
     import msgspec
 
-    made = {"str": "x", "int": 1, "float": 1.0, "bool": True, "tuple": ()}
+    rows = DataSpec(source="/data/x.jsonl")
+    made = {"str": "x", "int": 1, "float": 1.0, "bool": True, "tuple": (), "DataSpec": rows}
     for kind in Event.__args__:
         fields = {f.name: made[f.type.__name__] for f in msgspec.structs.fields(kind) if f.required}
         log(iter([kind(**fields)]))
