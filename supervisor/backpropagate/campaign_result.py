@@ -54,7 +54,7 @@ class Campaign:
     merged        the rule by which it was made; tasks: names of the runs' data
     scores        scores[i][t]: accuracy of what was merged after run i+1 on the held-out rows of task t; None: not scored
     losses        the same in nats per token
-    average_accuracy, backward_transfer, forgetting   what the scores come to (docs/campaigns.md); None: not known
+    average_accuracy, backward_transfer, forgetting   what the scores come to (docs/multi-run.md); None: not known
     recoveries    in words, one for each fault that was recovered from
     report_path   campaign.json, or None where nothing was scored; plots: pictures of it
     duration_seconds  of supervision; export: what was made of the adapter in the same run, or None

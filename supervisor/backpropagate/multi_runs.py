@@ -59,7 +59,7 @@ class MultiRuns(TrainerBase):
         dataset          one file or hub id, cut into `num_runs` (5) runs of `samples_per_run` (1000) rows; or a list of them,
                          one run each, in order
         steps_per_run    optimizer steps of each run (100)
-        merge_mode       slao (default), slao-product, ema, average, ties, dare, none, auto: docs/campaigns.md
+        merge_mode       slao (default), slao-product, ema, average, ties, dare, none, auto: docs/multi-run.md
         replay_ratio     share of a run's rows that are rows of earlier runs (0.1 as soon as there are any)
         holdout          every N-th row is held out, to see what was forgotten (20); 0: none
         early_stop       end after so many runs without a better average held-out loss; 0: never

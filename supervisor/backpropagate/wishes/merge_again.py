@@ -98,7 +98,7 @@ def _evaluation(
     if not asked:
         raise ConfigurationError(
             "--merge auto decides by held-out rows, and this campaign has none that are as they were",
-            suggestion="Choose a rule yourself; docs/campaigns.md says what each is for.",
+            suggestion="Choose a rule yourself; docs/multi-run.md says what each is for.",
             run_id=run_dir.run_id,
         )
     assert spec.campaign is not None
