@@ -7,6 +7,7 @@ generated from `CATALOGUE`, so a code without an entry cannot be raised (`Backpr
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum, StrEnum
 from typing import ClassVar, NamedTuple
 
@@ -348,3 +349,8 @@ def error_for(
     by_default = {cls.default_code: cls for cls in _classes(BackpropagateError)}
     cls = _SHARED.get(code) or by_default[code]
     return cls(message, code=code, suggestion=suggestion, run_id=run_id, exit_code=exit_code)
+
+
+def code_of_write(error: OSError, otherwise: str = "CONFIG_OUTPUT_UNWRITABLE") -> str:
+    """The code of something that could not be written: want of room is a matter of time, all else is `otherwise`."""
+    return "RUNTIME_DISK_FULL" if error.errno in (errno.ENOSPC, errno.EDQUOT) else otherwise

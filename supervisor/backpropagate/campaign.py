@@ -6,7 +6,6 @@ next one goes on with the first thing that is not in the journal.
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,10 +26,11 @@ from backpropagate.events import (
     StageEnded,
 )
 from backpropagate.judge import campaign as judge
-from backpropagate.judge import forgetting
+from backpropagate.judge import forgetting, telling
 from backpropagate.judge.campaign import Choose, Combine, Done, Evaluate, Facts, Publish, Train
 from backpropagate.judge.decisions import Finish
 from backpropagate.judge.forgetting import pick
+from backpropagate.judge.telling import BY_WISH
 from backpropagate.keep import campaign_adapter, campaign_report, campaign_room, merge_folders
 from backpropagate.keep.campaign_adapter import DamagedMerge, Totals
 from backpropagate.keep.changed_data import Files, changed
@@ -51,16 +51,13 @@ from backpropagate_protocol.errors import (
     BusyError,
     DiskFullError,
     ExitCode,
-    Retry,
     SLAOMergeError,
+    code_of_write,
 )
 from backpropagate_protocol.messages import Evaluation
 from backpropagate_protocol.redact import redact
 from backpropagate_protocol.rundir import PARTIAL, RunDir
 from backpropagate_protocol.spec import RunSpec
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-_BY_WISH = "RUNTIME_TRAINING_ABORTED"
 
 
 class Campaign:
@@ -111,9 +108,9 @@ class Campaign:
         except (BusyError, DiskFullError) as error:
             if not self._report.begun:
                 raise
-            return _refused(error)
+            return telling.refused(error)
         except BackpropagateError as error:
-            return _refused(error)
+            return telling.refused(error)
         except OSError as error:
             return _unwritable(error)
         finally:
@@ -225,7 +222,7 @@ class Campaign:
     async def _evaluate(self, step: Evaluate) -> Finish | None:
         finish = await self._stages.do(step.stage)
         if finish is not None:
-            if step.needed or finish.code in (None, _BY_WISH):
+            if step.needed or finish.code in (None, BY_WISH):
                 return finish
             self._facts.unscored.add(step.link.number)
             self._warn(f"run {step.link.number} is not scored: {finish.message}")
@@ -306,7 +303,7 @@ class Campaign:
         if not (self._facts.scored and drawn) or self._stages.has(stage):
             return None
         finish = await self._stages.do(stage)
-        if finish is not None and finish.code != _BY_WISH:
+        if finish is not None and finish.code != BY_WISH:
             self._warn(f"there is no plot: {finish.message}")
             return None
         return finish
@@ -330,14 +327,8 @@ def _as(score: LinkScore, candidate: str) -> LinkScore:
     return msgspec.structs.replace(score, candidate=candidate)
 
 
-def _refused(error: BackpropagateError) -> Finish:
-    info = CATALOGUE[error.code]
-    status = "interrupted" if info.retry is not Retry.NEVER and error.exit_code is ExitCode.TRY_LATER else "failed"
-    return Finish(status, error.exit_code, error.code, error.message, error.suggestion or info.remedy)
-
-
 def _unwritable(error: OSError) -> Finish:
-    info = CATALOGUE["RUNTIME_DISK_FULL" if error.errno in _NO_ROOM else "CONFIG_OUTPUT_UNWRITABLE"]
+    info = CATALOGUE[code_of_write(error)]
     status = "interrupted" if info.exit is ExitCode.TRY_LATER else "failed"
     return Finish(status, info.exit, info.code, f"{error.filename or 'the output folder'} cannot be written: {error.strerror or error}", info.remedy)  # fmt: skip
 

@@ -6,7 +6,6 @@ after the proof.
 
 from __future__ import annotations
 
-import errno
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -27,12 +26,10 @@ from backpropagate.reporter import Reporter
 from backpropagate.stages import Stages
 from backpropagate.stops import Stops
 from backpropagate_protocol import durable
-from backpropagate_protocol.errors import CATALOGUE, BackpropagateError, BusyError
+from backpropagate_protocol.errors import CATALOGUE, BackpropagateError, BusyError, code_of_write
 from backpropagate_protocol.messages import Pushed
 from backpropagate_protocol.rundir import ExportDir, RunDir
 from backpropagate_protocol.spec import RunSpec
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Chain:
@@ -211,7 +208,7 @@ class Chain:
                 return await self._reject(chain, report)
             await anyio.to_thread.run_sync(exports.publish, Path(chain.made), Path(chain.result), report)
         except OSError as error:
-            info = CATALOGUE["RUNTIME_DISK_FULL" if error.errno in _NO_ROOM else chain.making[-1].failed]
+            info = CATALOGUE[code_of_write(error, chain.making[-1].failed)]
             hint = " (is it open in another program?)" if isinstance(error, PermissionError) else ""
             text = f"{chain.result} cannot be written: {error.strerror or error}{hint}"
             return telling.gave_up(GiveUp(info.exit, info.code, text, info.remedy))

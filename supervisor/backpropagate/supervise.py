@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import platform
 import time
 from collections.abc import Iterator, Sequence
@@ -29,15 +28,12 @@ from backpropagate.stops import Stops
 from backpropagate.training import Training, finished, from_row, published
 from backpropagate.watch.sinks import Sink
 from backpropagate.wishes.export_spec import reaching
-from backpropagate_protocol.errors import CATALOGUE, BackpropagateError, ExitCode, Retry, error_for
+from backpropagate_protocol.errors import CATALOGUE, BackpropagateError, ExitCode, Retry, code_of_write, error_for
 from backpropagate_protocol.redact import redact
 from backpropagate_protocol.rundir import ExportDir, RunDir
 from backpropagate_protocol.spec import RunSpec
 
 __all__ = ["Outcome", "supervise"]
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # a matter of time, not of the wrong folder
-_BY_WISH = "RUNTIME_TRAINING_ABORTED"  # the code of a run that was stopped
 
 
 def supervise(
@@ -116,8 +112,7 @@ def _writable(run_dir: RunDir, run_id: str) -> Iterator[None]:
         yield
     except OSError as error:
         text = f"{run_dir.path} cannot be written: {error.strerror or error}"
-        code = "RUNTIME_DISK_FULL" if error.errno in _NO_ROOM else "CONFIG_OUTPUT_UNWRITABLE"
-        raise error_for(code, text, run_id=run_id) from error
+        raise error_for(code_of_write(error), text, run_id=run_id) from error
 
 
 def _unreached(finish: Finish, *, begun: bool, given: bool) -> tuple[str, ExitCode]:
@@ -214,7 +209,7 @@ class _Supervision:
             return await self._preflight_again(trained=trained)
         with self._report.rehearsing():
             finish = await self._chain.preflight(trained=trained, revision="")
-        if finish is None or finish.code is None or finish.code == _BY_WISH:
+        if finish is None or finish.code is None or finish.code == telling.BY_WISH:
             return finish
         advice = finish.suggestion.replace("Then continue.", "Then run the same command again.")
         _, code = _unreached(finish, begun=False, given=False)
@@ -261,7 +256,7 @@ class _Supervision:
         reached = self._kept.adapter is not None or self._chain.export is not None
         message, status = finish.message, finish.status
         exit_code: ExitCode = finish.exit_code
-        if reached and finish.code != _BY_WISH:
+        if reached and finish.code != telling.BY_WISH:
             status, exit_code = "partial", ExitCode.PARTIAL
         elif not reached:
             given = self._spec.kind == "push" or (

@@ -7,6 +7,8 @@ from backpropagate.judge.decisions import Finish, Found, StopAsked
 from backpropagate.judge.verdict import Cause, GiveUp
 from backpropagate_protocol.errors import CATALOGUE, BackpropagateError, ExitCode
 
+BY_WISH = "RUNTIME_TRAINING_ABORTED"  # the code of a run that was stopped
+
 
 class Telling:
     """Makes one run's events. `stage`: the one it is about, if it is not the training."""
@@ -83,14 +85,13 @@ def unreadable_adapter(folder: str, why: str) -> Finish:
 
 
 def stopped(asked: StopAsked, kept: Found | None) -> Finish:
-    info = CATALOGUE["RUNTIME_TRAINING_ABORTED"]
+    info = CATALOGUE[BY_WISH]
     what = f"step {kept.step} is kept" if kept else "nothing was saved yet"
     return Finish("interrupted", asked.exit_code, info.code, f"stopped by {asked.reason}; {what}", info.remedy)
 
 
 def stopped_in(stage: str, asked: StopAsked) -> Finish:
-    code = "RUNTIME_TRAINING_ABORTED"
-    return Finish("interrupted", asked.exit_code, code, f"stopped by {asked.reason} in {stage}", "`backprop resume RUN` goes on with this stage.")  # fmt: skip
+    return Finish("interrupted", asked.exit_code, BY_WISH, f"stopped by {asked.reason} in {stage}", "`backprop resume RUN` goes on with this stage.")  # fmt: skip
 
 
 def unkillable() -> Finish:
