@@ -19,7 +19,6 @@ import msgspec
 from backpropagate.campaign_totals import totals
 from backpropagate.events import (
     LinkMerged,
-    LinkScore,
     LinkScored,
     LinkStarted,
     Noticed,
@@ -36,6 +35,7 @@ from backpropagate.keep.campaign_adapter import DamagedMerge, Totals
 from backpropagate.keep.changed_data import Files, changed
 from backpropagate.keep.past import TRAINED, Past
 from backpropagate.link import LinkRun
+from backpropagate.measured import LinkScore
 from backpropagate.reporter import Reporter
 from backpropagate.sensors.card import Reservation
 from backpropagate.stages import Stages
@@ -44,17 +44,16 @@ from backpropagate.training import Kept, published
 from backpropagate.watch.sinks import Sink
 from backpropagate.wishes.environ import environment
 from backpropagate_protocol import durable
+from backpropagate_protocol.catalogue import CATALOGUE, ExitCode
 from backpropagate_protocol.combined import NEXT
 from backpropagate_protocol.errors import (
-    CATALOGUE,
     BackpropagateError,
     BusyError,
     DiskFullError,
-    ExitCode,
     SLAOMergeError,
     code_of_write,
 )
-from backpropagate_protocol.messages import Evaluation
+from backpropagate_protocol.measured import Evaluation
 from backpropagate_protocol.redact import redact
 from backpropagate_protocol.rundir import PARTIAL, RunDir
 from backpropagate_protocol.spec import RunSpec

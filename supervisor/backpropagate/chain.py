@@ -26,7 +26,8 @@ from backpropagate.reporter import Reporter
 from backpropagate.stages import Stages
 from backpropagate.stops import Stops
 from backpropagate_protocol import durable
-from backpropagate_protocol.errors import CATALOGUE, BackpropagateError, BusyError, code_of_write
+from backpropagate_protocol.catalogue import CATALOGUE
+from backpropagate_protocol.errors import BackpropagateError, BusyError, code_of_write
 from backpropagate_protocol.messages import Pushed
 from backpropagate_protocol.rundir import ExportDir, RunDir
 from backpropagate_protocol.spec import RunSpec

@@ -49,7 +49,7 @@ from backpropagate.narrate import narrate
 from backpropagate.reporter import Reporter
 from backpropagate.sensors.card import Card
 from backpropagate.stops import Stops
-from backpropagate_protocol.errors import ExitCode
+from backpropagate_protocol.catalogue import ExitCode
 from backpropagate_protocol.framing import ProtocolError
 from backpropagate_protocol.jobs import TrainJob
 from backpropagate_protocol.messages import CheckpointSaved, Hello, Ping, RunJob, ToParent

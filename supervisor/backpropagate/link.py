@@ -24,7 +24,7 @@ from backpropagate.stood import Stood, where_it_stood
 from backpropagate.stops import Stops
 from backpropagate.training import Kept, Training, finished
 from backpropagate.watch.sinks import Sink
-from backpropagate_protocol.errors import CATALOGUE, ExitCode
+from backpropagate_protocol.catalogue import CATALOGUE, ExitCode
 from backpropagate_protocol.redact import redact
 from backpropagate_protocol.rundir import OutputDir
 from backpropagate_protocol.spec import RunSpec

@@ -15,8 +15,9 @@ from backpropagate.keep.past import Past
 from backpropagate.reporter import Reporter
 from backpropagate.sensors.card import Card
 from backpropagate.stops import Stops
-from backpropagate_protocol.errors import ExitCode
-from backpropagate_protocol.messages import Evaluation, ExportRoute, Made, Proof, Pushed, Registered
+from backpropagate_protocol.catalogue import ExitCode
+from backpropagate_protocol.measured import Evaluation, Proof
+from backpropagate_protocol.messages import ExportRoute, Made, Pushed, Registered
 from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import RunSpec
 

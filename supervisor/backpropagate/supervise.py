@@ -28,7 +28,8 @@ from backpropagate.stops import Stops
 from backpropagate.training import Training, finished, from_row, published
 from backpropagate.watch.sinks import Sink
 from backpropagate.wishes.export_spec import reaching
-from backpropagate_protocol.errors import CATALOGUE, BackpropagateError, ExitCode, Retry, code_of_write, error_for
+from backpropagate_protocol.catalogue import CATALOGUE, ExitCode, Retry
+from backpropagate_protocol.errors import BackpropagateError, code_of_write, error_for
 from backpropagate_protocol.redact import redact
 from backpropagate_protocol.rundir import ExportDir, RunDir
 from backpropagate_protocol.spec import RunSpec

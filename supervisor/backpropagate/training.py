@@ -16,8 +16,8 @@ from backpropagate.reporter import Reporter
 from backpropagate.sensors.card import Card, Reservation
 from backpropagate.stops import Stops
 from backpropagate_protocol import durable
+from backpropagate_protocol.catalogue import CATALOGUE, ExitCode
 from backpropagate_protocol.durable import NotWhole
-from backpropagate_protocol.errors import CATALOGUE, ExitCode
 from backpropagate_protocol.rundir import Manifest, RunDir
 from backpropagate_protocol.spec import RunSpec
 

@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from backpropagate import events
-from backpropagate.events import Check
 from backpropagate.keep import exports, journal, runs
 from backpropagate.keep.exports import ExportReport, ProofReport
+from backpropagate.measured import Check
 from backpropagate.model_card import CardFacts, model_card
 from backpropagate.wishes.card import card_for
 from backpropagate_protocol.rundir import MANIFEST, Manifest, OutputDir, RunDir

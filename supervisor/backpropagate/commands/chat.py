@@ -11,7 +11,8 @@ import click
 from backpropagate.commands.flags import Command, from_table
 from backpropagate.screen import Screen, current, terminal
 from backpropagate.wishes.options import Value
-from backpropagate_protocol.errors import BackpropagateError, ExitCode
+from backpropagate_protocol.catalogue import ExitCode
+from backpropagate_protocol.errors import BackpropagateError
 
 if TYPE_CHECKING:
     from backpropagate.conversation import Conversation, Reply

@@ -7,7 +7,8 @@ import time
 from typing import TYPE_CHECKING
 
 from backpropagate.screen import Screen
-from backpropagate_protocol.errors import CATALOGUE, BackpropagateError, ExitCode, error_for
+from backpropagate_protocol.catalogue import CATALOGUE, ExitCode
+from backpropagate_protocol.errors import BackpropagateError, error_for
 from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import RunSpec
 

@@ -16,7 +16,8 @@ from backpropagate.keep import locks, userstate
 from backpropagate.process import visible_device
 from backpropagate.sensors import gpu
 from backpropagate.wishes.environ import environment
-from backpropagate_protocol.errors import BusyError, ExitCode
+from backpropagate_protocol.catalogue import ExitCode
+from backpropagate_protocol.errors import BusyError
 from backpropagate_protocol.spec import RunSpec
 
 _RETRY_LOCK = 1.0

@@ -11,7 +11,7 @@ from backpropagate.judge.plan import Start
 from backpropagate.judge.policy import Policy
 from backpropagate.judge.states import State
 from backpropagate_protocol import messages as m
-from backpropagate_protocol.errors import ExitCode
+from backpropagate_protocol.catalogue import ExitCode
 from tests.supervisor.transcript import spec
 
 EFFECTIVE = 24

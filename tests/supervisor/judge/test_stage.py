@@ -12,7 +12,7 @@ from backpropagate.judge.stage_verdict import LATER, LEAST_MEMORY, MORE_TRIES, O
 from backpropagate.judge.states import State
 from backpropagate.judge.verdict import Cause, GiveUp, Kind
 from backpropagate_protocol import messages as m
-from backpropagate_protocol.errors import CATALOGUE, ExitCode
+from backpropagate_protocol.catalogue import CATALOGUE, ExitCode
 from backpropagate_protocol.jobs import ConvertJob, EvaluateJob, ReferenceJob
 from backpropagate_protocol.spec import SafetySpec
 from tests.supervisor.transcript import stage
