@@ -92,7 +92,7 @@ def _free(destination: str | None) -> None:
 
 def _made(screen: Screen, again: Again) -> tuple[str, dict[str, float]]:
     """The rule whose merge is to be taken, and with `auto` the average accuracy of each."""
-    from backpropagate.oneshot import run_job
+    from backpropagate.doors.oneshot import run_job
     from backpropagate.wishes.merge_again import best
     from backpropagate.wishes.surroundings import check_backend, check_runner
     from backpropagate_protocol.measured import Evaluation

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen3_5TextConfig
 
-from backpropagate.oneshot import run_job
+from backpropagate.doors.oneshot import run_job
 from backpropagate_backends.cpu import CpuBackend
 from backpropagate_protocol.jobs import ConvertJob, PreflightJob, ProveJob
 from backpropagate_protocol.measured import Proof
