@@ -34,6 +34,9 @@ class TrainJob(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
     gradient_checkpointing: bool | None
     resume_from: str | None = None  # a verified checkpoint folder
     prepared: PreparedRef | None = None
+    held_out: PreparedRef | None = (
+        None  # the rows that `holdout` keeps out, if the run is evaluated; made with `prepared`
+    )
 
 
 class ValidateJob(msgspec.Struct, frozen=True, kw_only=True, tag="validate"):
@@ -41,6 +44,9 @@ class ValidateJob(msgspec.Struct, frozen=True, kw_only=True, tag="validate"):
 
     data: DataSpec
     max_errors: int = 10
+    model: ModelSpec | None = None  # whose tokenizer counts; None: rows are only read, and no framework is needed
+    backend: str = "auto"
+    samples: int = 0  # rows to be shown token by token, with what carries loss
 
 
 class GenerateJob(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):

@@ -128,6 +128,10 @@ class DataReady(msgspec.Struct, frozen=True, array_like=True, tag="data"):
     trained_tokens: int  # tokens that carry loss
     truncated: int  # rows cut at max_length
     source_digest: str = ""
+    held_out_path: str = ""  # of the held-out rows, if the run is evaluated
+    held_out_digest: str = ""
+    held_out_rows: int = 0
+    dropped: dict[str, int] = {}  # why → how many rows: duplicate, too_short, too_long, no_trace, …
 
 
 class Started(msgspec.Struct, frozen=True, array_like=True, tag="started"):
@@ -167,6 +171,20 @@ class Progress(msgspec.Struct, frozen=True, array_like=True, tag="progress"):
     epoch: float = 0.0
     memory_used: int = 0  # MiB, peak allocated on the device
     memory_reserved: int = 0
+    extra: dict[str, float] = {}  # of a preference method: accuracy, margin, nll, …; finite, averaged over the step
+
+
+class Evaluated(msgspec.Struct, frozen=True, array_like=True, tag="evaluated"):
+    """Sent after the held-out rows were scored in the middle of a training. Never dropped. loss: mean, in nats per token
+    that carries loss, or the method's own loss per sample."""
+
+    step: int
+    loss: float
+    rows: int
+    tokens: int
+    seconds: float
+    best: bool
+    extra: dict[str, float] = {}
 
 
 class CheckpointSaved(msgspec.Struct, frozen=True, array_like=True, tag="checkpoint"):
@@ -230,6 +248,8 @@ class TrainResult(msgspec.Struct, frozen=True, array_like=True, tag="trained"):
     order: int
     final_loss: float | None
     digest: str = ""  # over the result's weight files
+    best_step: int = 0  # keep_best: the step whose weights these are; else 0
+    stopped_early: bool = False
 
 
 class DataReport(msgspec.Struct, frozen=True, array_like=True, tag="report"):
@@ -328,4 +348,5 @@ ToParent = (
     | Done
     | Said
     | Turn
+    | Evaluated
 )

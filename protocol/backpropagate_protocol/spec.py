@@ -62,11 +62,18 @@ class DataSpec(msgspec.Struct, frozen=True, kw_only=True):
     on_bad_row: str = "error"  # or: skip
     max_length: int = 2048  # tokens; longer rows are cut on the right
     train_on: str = "assistant"  # or: all
-    packing: bool = False
+    packing: bool | None = False  # rows side by side instead of padded, no row seeing another; None: where it pays
     start: int = 0  # rows of the file that are passed over before the first of `samples`
     holdout: int = 0  # every holdout-th row of the file is held out of training; 0: none
     part: str = "train"  # or `held-out`: only the rows that `holdout` keeps out
     replay: tuple[Portion, ...] = ()  # earlier rows mixed in; never held-out ones
+    method: str = "sft"  # what the rows are for: preference methods take pairs, kto labelled answers
+    reasoning_trace: bool = False  # rows must think: <think>…</think> of trace_tokens, summed over the row
+    trace_tokens: tuple[int, int] = (8, 8192)  # least and most
+    dedup: str = "none"  # or: exact, near (MinHash over words)
+    min_tokens: int = 0  # shorter rows are dropped; 0: none are
+    max_tokens: int = 0  # longer rows are dropped instead of cut; 0: they are cut
+    order: str = "random"  # or: curriculum (easy rows first, in chunks shuffled in themselves), given (as in the file)
 
 
 class LoraSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,6 +107,20 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 42
     gradient_checkpointing: bool | None = None  # None: on for CUDA, off on the CPU
     logging_steps: int = 1
+    beta: float | None = None  # of a preference method; None: the method's own default
+    gamma: float | None = None  # simpo: the target margin
+    desirable_weight: float = 1.0  # kto
+    undesirable_weight: float = 1.0  # kto
+    fp8: bool = False  # matrix products of the base in 8-bit floats, where the card has them
+    attention: str = "auto"  # or: eager, sdpa, flash_attention_2, flash_attention_3
+    compile: bool = False
+    liger: bool | None = None  # Liger's kernels; None: where a probe shows that they work
+    unsloth: bool | None = None  # None: where it is installed in the runner's interpreter and knows the model
+    group_by_length: bool = False  # rows of similar length share an optimizer step
+    eval_steps: int | None = None  # evaluate on the held-out rows every N steps; None: ten times in the run
+    early_stopping: int = 0  # evaluations in a row without a better loss until the training ends; 0: never
+    keep_best: bool = False  # the result is the checkpoint with the best held-out loss, not the last
+    ceiling: float = 4.0  # mode full: the most parameters, in 1e9
 
 
 class SafetySpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,22 +220,43 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     parent: str | None = None  # the campaign that this training is a run of
     link: int = 0  # which of its runs, from 1
     init_adapter: str | None = None  # absolute folder of an adapter to begin from, in PEFT layout
+    report_to: tuple[str, ...] = ()  # trackers: tensorboard, wandb, mlflow, trackio
+    project: str = "backpropagate"  # of the trackers
 
 
 # Left out of the digest at their defaults: checkpoints from before there were such choices stay resumable.
-_SELECTION: dict[str, object] = {"start": 0, "holdout": 0, "part": "train", "replay": ()}
+_LATER_OF_DATA = (
+    "start", "holdout", "part", "replay", "method", "reasoning_trace", "trace_tokens", "dedup", "min_tokens", "max_tokens",
+    "order",
+)  # fmt: skip
+_LATER_OF_TRAINING = (
+    "beta", "gamma", "desirable_weight", "undesirable_weight", "fp8", "group_by_length", "early_stopping", "keep_best",
+)  # fmt: skip
+# How the same arithmetic is done, and how often something is said or looked at: may change from attempt to attempt.
+_FREE = (
+    "batch_size", "gradient_checkpointing", "logging_steps", "attention", "compile", "liger", "unsloth", "eval_steps", "ceiling",
+)  # fmt: skip
 
 
 def spec_digest(spec: RunSpec) -> str:
     """A digest of what must be equal in every attempt of a run: model, data, adapter, optimisation.
 
-    Left out: the micro-batch to begin with, gradient checkpointing, logging and all of safety, which may change between
-    attempts without changing a single sample.
+    Left out: the micro-batch to begin with, gradient checkpointing, kernels, logging and all of safety, which may change
+    between attempts without changing a single sample.
     """
-    train = msgspec.structs.replace(spec.train, batch_size=None, gradient_checkpointing=None, logging_steps=1)
-    data = msgspec.to_builtins(spec.data)
-    for name, default in _SELECTION.items():
-        if data[name] == default:
-            del data[name]
+    train = _without(spec.train, _LATER_OF_TRAINING)
+    data = _without(spec.data, _LATER_OF_DATA)
+    for name in _FREE:
+        train.pop(name, None)
+    # As digests of the first release have them.
+    train |= {"batch_size": None, "gradient_checkpointing": None, "logging_steps": 1}
+    data["packing"] = data["packing"] is True
     fixed = msgspec.json.encode([spec.model, data, spec.lora, train], order="sorted")
     return hashlib.sha256(fixed).hexdigest()
+
+
+def _without(part: DataSpec | TrainSpec, later: tuple[str, ...]) -> dict[str, object]:
+    """The fields of `part`, without those of `later` that have their default."""
+    fields: dict[str, object] = msgspec.to_builtins(part)
+    usual = {f.name: msgspec.to_builtins(f.default) for f in msgspec.structs.fields(part) if f.name in later}
+    return {name: value for name, value in fields.items() if name not in later or value != usual[name]}

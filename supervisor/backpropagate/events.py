@@ -60,6 +60,10 @@ class DataPrepared(_Event, frozen=True, kw_only=True, tag="data"):
     trained_tokens: int
     truncated: int
     source_digest: str = ""
+    held_out_path: str = ""
+    held_out_digest: str = ""
+    held_out_rows: int = 0
+    dropped: dict[str, int] = {}
 
 
 class ModelReady(_Event, frozen=True, kw_only=True, tag="model_ready"):
@@ -96,6 +100,19 @@ class Step(_Event, frozen=True, kw_only=True, tag="step"):
     memory_used: int = 0
     memory_reserved: int = 0
     celsius: int = 0  # of the GPU, from the newest sensor reading; 0: unknown
+    extra: dict[str, float] = {}
+
+
+class Evaluation(_Event, frozen=True, kw_only=True, tag="evaluation"):
+    """The held-out rows were scored, from the child's Evaluated."""
+
+    step: int
+    loss: float
+    rows: int
+    tokens: int
+    seconds: float
+    best: bool
+    extra: dict[str, float] = {}
 
 
 class CheckpointCommitted(_Event, frozen=True, kw_only=True, tag="checkpoint"):
@@ -311,6 +328,7 @@ Event = (
     | DataPrepared
     | ModelReady
     | Step
+    | Evaluation
     | CheckpointCommitted
     | CheckpointMissed
     | CheckpointQuarantined

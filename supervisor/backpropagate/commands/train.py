@@ -14,16 +14,22 @@ from backpropagate_protocol.errors import InvalidSettingError, UserInputError
 from backpropagate_protocol.spec import PlannedFault
 
 # Flags of the original whose parts come with a later release: asking for one is an error, refusing one is not.
-_LATER_SWITCHES = ("--fp8", "--reasoning-trace", "--full-ft-offload")
-_LATER_VALUES = ("--orpo-beta", "--simpo-beta", "--simpo-gamma", "--kto-beta", "--gpu-max-temp")
+_LATER_SWITCHES = ("--full-ft-offload",)
+_LATER_VALUES = ("--gpu-max-temp",)
 TRAINING_KEYS = (
     "data.source", "model.name", "training.preset", "training.max_steps", "training.epochs", "data.max_samples",
     "training.batch_size", "training.gradient_accumulation", "training.learning_rate", "training.scheduler",
     "training.warmup_steps", "training.weight_decay", "training.max_grad_norm", "training.optim", "training.seed",
     "model.max_seq_length", "lora.preset", "lora.r", "lora.alpha", "lora.dropout", "lora.target_modules", "lora.use_dora",
-    "lora.use_rslora", "lora.init_lora_weights", "training.method", "training.mode", "training.backend",
+    "lora.use_rslora", "lora.init_lora_weights", "training.method", "training.orpo_beta", "training.simpo_beta",
+    "training.simpo_gamma", "training.dpo_beta", "training.kto_beta", "training.kto_desirable_weight",
+    "training.kto_undesirable_weight", "training.mode", "training.full_ft_ceiling", "training.fp8", "training.backend",
     "model.load_in_4bit", "model.dtype", "model.revision", "model.trust_remote_code", "training.gradient_checkpointing",
+    "training.attention", "training.compile", "training.liger", "training.unsloth", "training.group_by_length",
     "training.logging_steps", "data.format", "data.split", "data.on_bad_row", "data.train_on", "data.packing",
+    "data.reasoning_trace", "data.min_trace_tokens", "data.max_trace_tokens", "data.dedup", "data.min_tokens",
+    "data.max_tokens", "data.order", "data.eval_split", "training.eval_steps", "training.early_stopping",
+    "training.keep_best", "tracking.report_to", "tracking.project",
     "training.output_dir", "training.name", "safety.save_steps", "safety.keep_checkpoints", "safety.grace",
     "safety.oom_recovery", "safety.wait", "runner.python", "export.after_training", "export.ollama_name",
     "export.directory",
@@ -35,21 +41,12 @@ def _refused(ctx: click.Context, param: click.Parameter, value: object) -> None:
         raise InvalidSettingError(f"{param.opts[0]} is not part of this release yet", suggestion="Leave it out.")
 
 
-def _report_to(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
-    if value not in (None, "none", "auto"):
-        raise InvalidSettingError(
-            f"--report-to {value} is not part of this release yet", suggestion="Use --report-to none."
-        )
-
-
 def later_flags(function: Callable[..., object]) -> Callable[..., object]:
     for flag in _LATER_SWITCHES:
         function = click.option(flag, is_flag=True, hidden=True, expose_value=False, callback=_refused)(function)
     for flag in _LATER_VALUES:
         function = click.option(flag, hidden=True, expose_value=False, callback=_refused)(function)
-    function = click.option("--report-to", hidden=True, expose_value=False, callback=_report_to)(function)
-    # What is said here is how this release works anyway.
-    return click.option("--no-unsloth", is_flag=True, hidden=True, expose_value=False)(function)
+    return function
 
 
 @click.command(cls=Command)

@@ -10,6 +10,7 @@ from backpropagate.events import (
     CheckpointCommitted,
     CheckpointMissed,
     DataPrepared,
+    Evaluation,
     Event,
     ExportProved,
     ModelReady,
@@ -25,6 +26,7 @@ from backpropagate_protocol.messages import (
     CheckpointSaved,
     DataReady,
     Done,
+    Evaluated,
     ExportRoute,
     Fault,
     Hello,
@@ -59,7 +61,10 @@ def narrate(message: ToParent, *, time: float, run_id: str, attempt: int) -> Eve
                 epoch=message.epoch,
                 memory_used=message.memory_used,
                 memory_reserved=message.memory_reserved,
+                extra=message.extra,
             )
+        case Evaluated():
+            return Evaluation(time=time, run_id=run_id, **msgspec.structs.asdict(message))
         case PhaseChanged():
             return PhaseEntered(
                 time=time,
@@ -82,6 +87,10 @@ def narrate(message: ToParent, *, time: float, run_id: str, attempt: int) -> Eve
                 trained_tokens=message.trained_tokens,
                 truncated=message.truncated,
                 source_digest=message.source_digest,
+                held_out_path=message.held_out_path,
+                held_out_digest=message.held_out_digest,
+                held_out_rows=message.held_out_rows,
+                dropped=message.dropped,
             )
         case Started():
             return ModelReady(

@@ -277,7 +277,7 @@ class Policy:
                 self._said_stopped(now)
             case m.Done():
                 self._said_done(now, message)
-            case m.Notice() | m.Said() | m.Turn():
+            case m.Notice() | m.Said() | m.Turn() | m.Evaluated():
                 pass  # for people
             case _:
                 assert_never(message)

@@ -180,6 +180,7 @@ class StagePolicy:
                 | m.CheckpointFailed()
                 | m.Said()
                 | m.Turn()
+                | m.Evaluated()
             ):
                 pass  # words of other Jobs
             case _:

@@ -90,6 +90,9 @@ def in_words(event: Event) -> str:
                 f"training on {event.device} in {event.precision}, batch {event.micro_batch} × {event.accumulation}, "
                 f"{event.trainable_parameters:,} of {event.parameters:,} parameters"
             )
+        case events.Evaluation():
+            best = ", the best so far" if event.best else ""
+            return f"step {event.step}: loss {event.loss:.4f} on {event.rows} held-out rows{best}"
         case events.CheckpointMissed():
             return f"checkpoint at step {event.step} failed ({event.failures} in a row): {event.message}"
         case events.CheckpointQuarantined():

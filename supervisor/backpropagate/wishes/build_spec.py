@@ -105,8 +105,21 @@ def data_spec(settings: Settings, source: str) -> DataSpec:
         on_bad_row=settings.text("data.on_bad_row"),
         max_length=settings.whole("model.max_seq_length"),
         train_on=settings.text("data.train_on"),
-        packing=settings.flag("data.packing"),
+        packing=settings.flag_or_none("data.packing"),
+        holdout=_holdout(settings.number("data.eval_split")),
+        method=settings.text("training.method"),
+        reasoning_trace=settings.flag("data.reasoning_trace"),
+        trace_tokens=(settings.whole("data.min_trace_tokens"), settings.whole("data.max_trace_tokens")),
+        dedup=settings.text("data.dedup"),
+        min_tokens=settings.whole("data.min_tokens"),
+        max_tokens=settings.whole("data.max_tokens"),
+        order=settings.text("data.order"),
     )
+
+
+def _holdout(share: float) -> int:
+    """Every how many-th row is held out for this share of them."""
+    return round(1 / share) if share else 0
 
 
 def _data(settings: Settings) -> DataSpec:
@@ -204,8 +217,9 @@ def _train(settings: Settings) -> TrainSpec:
     if epochs.value is None or (steps.value is not None and steps.rank < epochs.rank):
         count = DEFAULT_STEPS if steps.value is None else settings.whole("training.max_steps")
     effective, batch = _batch(settings)
+    method = settings.text("training.method")
     return TrainSpec(
-        method=settings.text("training.method"),
+        method=method,
         mode=settings.text("training.mode"),
         steps=count,
         epochs=settings.number("training.epochs") if count is None else None,
@@ -220,7 +234,26 @@ def _train(settings: Settings) -> TrainSpec:
         seed=settings.whole("training.seed"),
         gradient_checkpointing=settings.flag_or_none("training.gradient_checkpointing"),
         logging_steps=settings.whole("training.logging_steps"),
+        beta=_beta(settings),
+        gamma=settings.number("training.simpo_gamma") if method == "simpo" else None,
+        desirable_weight=settings.number("training.kto_desirable_weight"),
+        undesirable_weight=settings.number("training.kto_undesirable_weight"),
+        fp8=settings.flag("training.fp8"),
+        attention=settings.text("training.attention"),
+        compile=settings.flag("training.compile"),
+        liger=settings.flag_or_none("training.liger"),
+        unsloth=settings.flag_or_none("training.unsloth"),
+        group_by_length=settings.flag("training.group_by_length"),
+        eval_steps=settings.whole_or_none("training.eval_steps"),
+        early_stopping=settings.whole("training.early_stopping"),
+        keep_best=settings.flag("training.keep_best"),
+        ceiling=settings.number("training.full_ft_ceiling"),
     )
+
+
+def _beta(settings: Settings) -> float | None:
+    method = settings.text("training.method")
+    return None if method == "sft" else settings.number(f"training.{method}_beta")
 
 
 def safety_spec(settings: Settings) -> SafetySpec:

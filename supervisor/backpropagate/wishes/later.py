@@ -8,8 +8,7 @@ from backpropagate_protocol.errors import InvalidSettingError, UserInputError
 
 # Arguments of `Trainer` and `Trainer.train`: asking for one is an error, refusing it (False, None) is not.
 _ARGUMENTS = (
-    "fp8", "reasoning_trace", "orpo_beta", "simpo_beta", "simpo_gamma", "kto_beta", "use_unsloth", "unsloth_fallback",
-    "response_markers", "extra_callbacks",
+    "unsloth_fallback", "response_markers", "extra_callbacks",
 )  # fmt: skip
 _OTHER_WORDS = {
     "train_on_responses": "Say train_on='assistant' (which is the default) or train_on='all'.",
@@ -42,8 +41,6 @@ def without_later(given: Mapping[str, object]) -> dict[str, object]:
     for name in _ARGUMENTS:
         if kept.pop(name, None):
             raise InvalidSettingError(f"{name} is not part of this release yet", suggestion="Leave it out.")
-    if kept.pop("report_to", None) not in (None, "none", "auto", []):
-        raise InvalidSettingError("report_to is not part of this release yet", suggestion="Leave it out.")
     for name, instead in _OTHER_WORDS.items():
         if name in kept:
             raise UserInputError(f"there is no argument {name!r} here", suggestion=instead)

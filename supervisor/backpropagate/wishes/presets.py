@@ -121,3 +121,10 @@ def get_lora_preset(name: str) -> LoraPreset:
 def get_model_preset(name: str) -> ModelPreset:
     """The model preset of that name; raises InvalidSettingError naming those there are."""
     return _take(MODELS, name, "model preset")
+
+
+# Peak learning rates where 2e-4 would be wrong: preference methods move a model that can talk already (ORPO as its authors
+# recommend, SimPO, DPO and KTO as theirs), and without an adapter every weight moves.
+LEARNING_RATES = {"orpo": 8e-6, "simpo": 1e-6, "dpo": 1e-6, "kto": 1e-6, "full": 2e-5}
+
+TRACE_LENGTH = 8192  # tokens of a row with its reasoning

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from backpropagate.doors.environ import environment
 from backpropagate.wishes.options import BY_ARGUMENT, BY_KEY, OPTIONS, PREFIX, NotAccepted, Option, Value, parse
-from backpropagate.wishes.presets import LORA, MODELS, TrainingPreset, get_preset
+from backpropagate.wishes.presets import LEARNING_RATES, LORA, MODELS, TRACE_LENGTH, TrainingPreset, get_preset
 from backpropagate.wishes.suggest import did_you_mean
 from backpropagate_protocol.errors import InvalidSettingError, UserInputError
 
@@ -126,7 +126,10 @@ class Settings:
         return Setting(option, option.default, "default", _DEFAULT)
 
     def _from_presets(self, key: str) -> tuple[Value, str] | None:
-        """What a preset says: an adapter preset that was asked for, then the training preset, then the model's."""
+        """What the method, an adapter preset that was asked for, the training preset or the model's preset says, in this order."""
+        method = self._from_method(key)
+        if method is not None:
+            return method
         if key in ("lora.r", "lora.target_modules"):
             chosen = self["lora.preset"]
             lora = LORA[str(chosen.value)]
@@ -137,6 +140,16 @@ class Settings:
                 self._from_training_preset(key) or self._from_model_preset(key) or (value, f"LoRA preset {lora.name}")
             )
         return self._from_training_preset(key) or self._from_model_preset(key)
+
+    def _from_method(self, key: str) -> tuple[Value, str] | None:
+        """Presets are made for adapters that learn answers; other methods need other learning rates, traces more room."""
+        if key == "training.learning_rate":
+            name = "full" if self["training.mode"].value == "full" else str(self["training.method"].value)
+            rate = LEARNING_RATES.get(name)
+            return None if rate is None else (rate, f"method {name}")
+        if key == "model.max_seq_length" and self.flag("data.reasoning_trace"):
+            return TRACE_LENGTH, "reasoning trace"
+        return None
 
     def _from_training_preset(self, key: str) -> tuple[Value, str] | None:
         if key not in _OF_TRAINING_PRESETS:
