@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,10 @@ from hypothesis import strategies as st
 from backpropagate_protocol.jobs import PreparedRef
 from backpropagate_protocol.prepared import (
     ABOUT,
+    EASY,
+    LABELLED,
+    LABELS,
+    PAIRS,
     ROWS,
     TOKENS,
     TRAINED,
@@ -19,6 +24,7 @@ from backpropagate_protocol.prepared import (
     PreparedWriter,
     open_prepared,
     read_manifest,
+    verify,
 )
 
 Row = tuple[list[int], list[int]]
@@ -109,3 +115,73 @@ def test_a_run_that_began_with_other_data_is_refused(tmp_path: Path) -> None:
     assert len(open_prepared(PreparedRef(path=str(tmp_path / "set"), digest=manifest.digest))) == 1
     with pytest.raises(ValueError, match="other data"):
         open_prepared(PreparedRef(path=str(tmp_path / "set"), digest="0" * 64))
+
+
+def committed(writer: PreparedWriter, easy: array[int] | None = None) -> PreparedManifest:
+    dropped = {"duplicate": 2}
+    return writer.commit(
+        key="k", skipped=2, truncated=0, format="preference", source_digest="s", dropped=dropped, easy=easy
+    )
+
+
+def test_pairs_are_two_rows_of_one_sample(tmp_path: Path) -> None:
+    writer = PreparedWriter(tmp_path / "set", kind=PAIRS)
+    writer.add_pair(([1, 2, 3], [0, 0, 1]), ([1, 2, 4, 5], [0, 0, 1, 1]))
+    writer.add_pair(([7, 8], [0, 1]), ([7, 9], [0, 1]))
+    manifest = committed(writer)
+    prepared = open_prepared(PreparedRef(str(tmp_path / "set"), verify(tmp_path / "set").digest))
+
+    assert (len(prepared), manifest.rows, manifest.tokens, manifest.trained_tokens) == (2, 2, 11, 5)
+    chosen, rejected = prepared.pair(0)
+    assert [list(part) for part in (*chosen, *rejected)] == [[1, 2, 3], [0, 0, 1], [1, 2, 4, 5], [0, 0, 1, 1]]
+    assert [list(ids) for ids, _ in prepared.pair(1)] == [[7, 8], [7, 9]]
+    assert [prepared.length(index) for index in range(2)] == [7, 4]
+    assert manifest.dropped == {"duplicate": 2}
+    with pytest.raises(TypeError, match="these are pairs"):
+        prepared.row(0)
+    with pytest.raises(TypeError, match="without labels"):
+        prepared.label(0)
+
+
+def test_labelled_rows_keep_their_labels_and_a_damaged_label_is_seen(tmp_path: Path) -> None:
+    writer = PreparedWriter(tmp_path / "set", kind=LABELLED)
+    writer.add_labelled([1, 2], [0, 1], True)
+    writer.add_labelled([3, 4, 5], [0, 1, 1], False)
+    committed(writer)
+    prepared = Prepared(tmp_path / "set")
+
+    assert [prepared.label(index) for index in range(len(prepared))] == [True, False]
+    assert list(prepared.row(1)[0]) == [3, 4, 5]
+    assert prepared.length(1) == 3
+    with pytest.raises(TypeError, match="not pairs"):
+        prepared.pair(0)
+    (tmp_path / "set" / LABELS).write_bytes(bytes((1, 1)))
+    with pytest.raises(ValueError, match="other content"):
+        verify(tmp_path / "set")
+
+
+def test_the_order_of_a_curriculum_is_part_of_the_set(tmp_path: Path) -> None:
+    writer, plain = PreparedWriter(tmp_path / "easy"), PreparedWriter(tmp_path / "plain")
+    for one in (writer, plain):
+        one.add([1, 2], [1, 1])
+        one.add([3], [1])
+    assert committed(writer, array("q", [1, 0])).digest != committed(plain).digest
+    easy = Prepared(tmp_path / "easy").easy
+    assert easy is not None
+    assert list(easy) == [1, 0]
+    assert Prepared(tmp_path / "plain").easy is None
+    (tmp_path / "easy" / EASY).unlink()
+    with pytest.raises(ValueError, match="holds no prepared data"):
+        read_manifest(tmp_path / "easy")
+
+
+def test_pairs_with_the_same_rows_as_a_plain_set_are_another_set(tmp_path: Path) -> None:
+    pairs, plain = PreparedWriter(tmp_path / "pairs", kind=PAIRS), PreparedWriter(tmp_path / "plain")
+    pairs.add_pair(([1, 2], [0, 1]), ([1, 3], [0, 1]))
+    plain.add([1, 2], [0, 1])
+    plain.add([1, 3], [0, 1])
+    assert committed(pairs).digest != committed(plain).digest
+    mixed = PreparedWriter(tmp_path / "mixed", kind=PAIRS)
+    with pytest.raises(ValueError, match="a sample of rows in a set of pairs"):
+        mixed.add([1], [1])
+    mixed.abandon()
