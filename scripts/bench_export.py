@@ -32,7 +32,7 @@ import numpy as np
 import psutil
 from safetensors.numpy import save_file
 
-from backpropagate.oneshot import run_job
+from backpropagate.doors.oneshot import run_job
 from backpropagate_protocol.jobs import ConvertJob, QuantizeJob
 from backpropagate_protocol.messages import Hello, Made, ToParent
 from backpropagate_protocol.spec import ModelSpec

@@ -198,7 +198,7 @@ _STEPS = """
 import uuid
 from pathlib import Path
 from backpropagate.keep import runs
-from backpropagate.supervise import supervise
+from backpropagate.drive.supervise import supervise
 from backpropagate_protocol.spec import DataSpec, ModelSpec, RunSpec, TrainSpec
 source, output, steps = sys.argv[1:]
 spec = RunSpec(

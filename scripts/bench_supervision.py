@@ -29,9 +29,9 @@ import anyio
 import psutil
 
 from _bench_run import BATCH, MAX_LENGTH, PATIENCE, RANK, ROOT, TINY, Supervised, a_spec, write_rows
+from backpropagate.doors.process import running
 from backpropagate.events import AttemptStarted, CheckpointCommitted, FaultSeen, Recovering, RunEnded, Step
 from backpropagate.keep import runs
-from backpropagate.process import running
 from backpropagate_protocol.jobs import TrainJob
 from backpropagate_protocol.messages import Hello, Progress, RunJob
 from backpropagate_protocol.spec import PlannedFault, RunSpec

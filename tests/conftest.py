@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from backpropagate.doors.process import RUN_ID_VARIABLE
 from backpropagate.keep import locks
-from backpropagate.process import RUN_ID_VARIABLE
 from backpropagate_protocol.rundir import PARTIAL, OutputDir
 from tests.waiting import eventually
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Protocol
 
 from backpropagate_protocol.jobs import ChatJob, EvaluateJob, GenerateJob, ReferenceJob, TrainJob
-from backpropagate_protocol.messages import Made, Phase, Progress, Score, Started, TrainResult
+from backpropagate_protocol.measured import Score
+from backpropagate_protocol.messages import Made, Phase, Progress, Started, TrainResult
 from backpropagate_protocol.prepared import Prepared
 from backpropagate_protocol.rundir import Manifest
 from backpropagate_protocol.spec import ModelSpec

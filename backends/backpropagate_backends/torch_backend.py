@@ -9,7 +9,8 @@ from typing import ClassVar, Literal
 from backpropagate_backends.base import Conversation, Reporting, Session, Tokenizer
 from backpropagate_backends.torch_warm import warm
 from backpropagate_protocol.jobs import ChatJob, EvaluateJob, GenerateJob, ReferenceJob, TrainJob
-from backpropagate_protocol.messages import Made, Score, TrainResult
+from backpropagate_protocol.measured import Score
+from backpropagate_protocol.messages import Made, TrainResult
 from backpropagate_protocol.prepared import Prepared
 from backpropagate_protocol.spec import ModelSpec
 

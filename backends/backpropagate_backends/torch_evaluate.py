@@ -24,7 +24,7 @@ from backpropagate_backends.torch_generate import with_adapter
 from backpropagate_backends.torch_model import choose_precision, load_model
 from backpropagate_backends.torch_tokenizer import load_tokenizer
 from backpropagate_protocol.jobs import EvaluateJob
-from backpropagate_protocol.messages import Score
+from backpropagate_protocol.measured import Score
 from backpropagate_protocol.prepared import Prepared
 
 _LOGITS = 512 << 20  # bytes that the logits of one forward pass may take, their float32 copy included

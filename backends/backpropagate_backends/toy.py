@@ -25,7 +25,8 @@ from backpropagate_backends import toy_adapter
 from backpropagate_backends.base import Reporting, Session
 from backpropagate_protocol.errors import InvalidSettingError, UserInputError
 from backpropagate_protocol.jobs import ChatJob, EvaluateJob, GenerateJob, ReferenceJob, TrainJob
-from backpropagate_protocol.messages import Made, Progress, Score, Started, TrainResult
+from backpropagate_protocol.measured import Score
+from backpropagate_protocol.messages import Made, Progress, Started, TrainResult
 from backpropagate_protocol.prepared import Prepared
 from backpropagate_protocol.spec import ModelSpec, TrainSpec
 

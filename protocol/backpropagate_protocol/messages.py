@@ -11,6 +11,7 @@ from enum import StrEnum
 import msgspec
 
 from backpropagate_protocol.jobs import Job
+from backpropagate_protocol.measured import Evaluation, Proof
 
 PROTOCOL_VERSION = 1
 
@@ -285,46 +286,6 @@ class Made(msgspec.Struct, frozen=True, array_like=True, tag="made"):
     bytes: int
     digest: str = ""  # SHA-256 of a file; over names and digests of a folder's files
     notes: tuple[str, ...] = ()
-
-
-class Check(msgspec.Struct, frozen=True, array_like=True):
-    """One line of a proof: what was measured, and the bound. `value` and `bound` are None where there is only yes or no."""
-
-    name: str  # tokens, template, answers, relative_error, kl, agreement, tensors, metadata
-    passed: bool
-    value: float | None = None
-    bound: float | None = None
-    detail: str = ""
-
-
-class Proof(msgspec.Struct, frozen=True, array_like=True, tag="proof"):
-    """Carried by Done after a ProveJob.
-
-    verifier: llama, transformers (it was run); weights (it was read); text (its weights could be neither run nor read).
-    """
-
-    passed: bool
-    verifier: str
-    checks: tuple[Check, ...]
-    prompts: int = 0
-    positions: int = 0  # logit rows compared
-
-
-class Score(msgspec.Struct, frozen=True, array_like=True):
-    """One candidate on one task. loss: mean, in nats per token that carries loss; accuracy: share of them foreseen."""
-
-    candidate: str
-    task: int  # index into the Job's tasks
-    loss: float
-    accuracy: float
-    tokens: int
-    rows: int
-
-
-class Evaluation(msgspec.Struct, frozen=True, array_like=True, tag="evaluation"):
-    """Carried by Done after an EvaluateJob: every candidate on every task."""
-
-    scores: tuple[Score, ...]
 
 
 class Registered(msgspec.Struct, frozen=True, array_like=True, tag="registered"):

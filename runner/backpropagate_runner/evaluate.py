@@ -13,7 +13,8 @@ import msgspec
 from backpropagate_backends.base import Backend, Tokenizer
 from backpropagate_protocol.errors import DatasetError
 from backpropagate_protocol.jobs import EvaluateJob, PreparedRef
-from backpropagate_protocol.messages import Evaluation, Phase
+from backpropagate_protocol.measured import Evaluation
+from backpropagate_protocol.messages import Phase
 from backpropagate_protocol.prepared import Prepared, open_prepared
 from backpropagate_protocol.spec import DataSpec
 from backpropagate_runner.export.stage import Stage

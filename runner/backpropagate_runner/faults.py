@@ -12,7 +12,8 @@ import re
 import traceback
 from collections.abc import Iterator
 
-from backpropagate_protocol.errors import BackpropagateError, ExitCode, error_for
+from backpropagate_protocol.catalogue import ExitCode
+from backpropagate_protocol.errors import BackpropagateError, error_for
 from backpropagate_protocol.messages import Fault, FaultKind, Phase
 from backpropagate_protocol.redact import redact
 

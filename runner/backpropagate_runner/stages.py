@@ -21,7 +21,8 @@ from backpropagate_protocol.jobs import (
     RegisterJob,
     StageJob,
 )
-from backpropagate_protocol.messages import Evaluation, ExportRoute, Made, Phase, Proof, Pushed, Registered
+from backpropagate_protocol.measured import Evaluation, Proof
+from backpropagate_protocol.messages import ExportRoute, Made, Phase, Pushed, Registered
 from backpropagate_runner.channel import Channel
 from backpropagate_runner.control import Control
 from backpropagate_runner.drill import Drill

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import msgspec
 
-from backpropagate_protocol.errors import CATALOGUE
+from backpropagate_protocol.catalogue import CATALOGUE
 from backpropagate_protocol.framing import encode
 from backpropagate_protocol.jobs import ChatJob, GenerateJob, Job, TrainJob, ValidateJob
 from backpropagate_protocol.messages import (

@@ -6,22 +6,22 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from backpropagate.campaign_result import Campaign, CampaignRun
+    from backpropagate.api.campaign_result import Campaign, CampaignRun
+    from backpropagate.api.export_result import Export
+    from backpropagate.api.trainer import Trainer, TrainingCallback, TrainingRun
     from backpropagate.exceptions import BackpropagateError
-    from backpropagate.export_result import Export
-    from backpropagate.trainer import Trainer, TrainingCallback, TrainingRun
 
 __version__ = "0.1.0"
 
 # Imported when they are first asked for: the command line needs none of them.
 _WHERE = {
     "BackpropagateError": "backpropagate.exceptions",
-    "Campaign": "backpropagate.campaign_result",
-    "CampaignRun": "backpropagate.campaign_result",
-    "Export": "backpropagate.export_result",
-    "Trainer": "backpropagate.trainer",
-    "TrainingCallback": "backpropagate.trainer",
-    "TrainingRun": "backpropagate.trainer",
+    "Campaign": "backpropagate.api.campaign_result",
+    "CampaignRun": "backpropagate.api.campaign_result",
+    "Export": "backpropagate.api.export_result",
+    "Trainer": "backpropagate.api.trainer",
+    "TrainingCallback": "backpropagate.api.trainer",
+    "TrainingRun": "backpropagate.api.trainer",
 }
 
 __all__ = [

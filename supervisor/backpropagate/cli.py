@@ -13,7 +13,7 @@ from typing import NamedTuple, NoReturn
 import click
 
 from backpropagate import __version__
-from backpropagate.wishes.environ import environment
+from backpropagate.doors.environ import environment
 from backpropagate.wishes.suggest import did_you_mean
 
 _COMPLETION = "_BACKPROP_COMPLETE"  # set by a shell that wants candidates; read by click

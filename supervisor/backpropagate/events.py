@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from backpropagate.measured import Check, LinkScore
 from backpropagate_protocol.spec import DataSpec
 
 
@@ -206,16 +207,6 @@ class RouteFound(_Event, frozen=True, kw_only=True, tag="export_route"):
     notes: tuple[str, ...] = ()
 
 
-class Check(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One line of a proof, as in the protocol's message."""
-
-    name: str
-    passed: bool
-    value: float | None = None
-    bound: float | None = None
-    detail: str = ""
-
-
 class ExportProved(_Event, frozen=True, kw_only=True, tag="export_proved"):
     """What was exported was compared with what was trained."""
 
@@ -281,17 +272,6 @@ class LinkMerged(_Event, frozen=True, kw_only=True, tag="link_merged"):
     coefficient: float
     digest: str = ""
     chosen: bool = False  # of several rules, by their scores (`--merge auto`)
-
-
-class LinkScore(msgspec.Struct, frozen=True):
-    """One candidate on the held-out rows of one task, as in the protocol's message."""
-
-    candidate: str  # merged, newest, base
-    task: int  # from 0
-    loss: float
-    accuracy: float
-    tokens: int
-    rows: int
 
 
 class LinkScored(_Event, frozen=True, kw_only=True, tag="link_scored"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from backpropagate_protocol.catalogue import ExitCode, Retry
 from backpropagate_protocol.errors import (
     BackpropagateError,
     BatchOperationError,
@@ -15,7 +16,6 @@ from backpropagate_protocol.errors import (
     DatasetValidationError,
     DependencyError,
     DiskFullError,
-    ExitCode,
     ExportError,
     ExportMismatchError,
     GGUFExportError,
@@ -31,7 +31,6 @@ from backpropagate_protocol.errors import (
     MergeExportError,
     ModelLoadError,
     OllamaRegistrationError,
-    Retry,
     RunNotFoundError,
     SLAOCheckpointError,
     SLAOError,

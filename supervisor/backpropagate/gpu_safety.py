@@ -9,9 +9,9 @@ from pathlib import Path
 
 import msgspec
 
-from backpropagate import process
+from backpropagate.doors import process
+from backpropagate.doors.environ import environment
 from backpropagate.sensors.gpu import FIRST_SAMPLE_SECONDS, Sample, helper_command
-from backpropagate.wishes.environ import environment
 from backpropagate_protocol.errors import GPUMonitoringError
 
 

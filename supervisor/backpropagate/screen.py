@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import click
 
-from backpropagate_protocol.errors import BackpropagateError, ExitCode, Retry
+from backpropagate_protocol.catalogue import ExitCode, Retry
+from backpropagate_protocol.errors import BackpropagateError
 from backpropagate_protocol.redact import redact
 
 

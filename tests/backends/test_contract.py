@@ -22,13 +22,13 @@ from backpropagate_protocol.jobs import (
     ReferenceJob,
     TrainJob,
 )
+from backpropagate_protocol.measured import Evaluation
 from backpropagate_protocol.messages import (
     Answers,
     CheckpointFailed,
     CheckpointSaved,
     DataReady,
     Done,
-    Evaluation,
     Fault,
     FaultKind,
     Made,

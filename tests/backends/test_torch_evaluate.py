@@ -15,7 +15,7 @@ from backpropagate_backends.torch_evaluate import Scorer
 from backpropagate_backends.torch_generate import with_adapter
 from backpropagate_protocol.errors import UserInputError
 from backpropagate_protocol.jobs import Candidate, EvaluateJob
-from backpropagate_protocol.messages import Score
+from backpropagate_protocol.measured import Score
 from backpropagate_protocol.prepared import Prepared, PreparedWriter
 from backpropagate_protocol.spec import ModelSpec
 from tests.backends.torch_runs import FOREIGN_WARNINGS, run

@@ -16,7 +16,7 @@ import click
 import pytest
 
 from backpropagate.cli import COMMANDS, root
-from backpropagate_protocol.errors import CATALOGUE
+from backpropagate_protocol.catalogue import CATALOGUE
 from backpropagate_protocol.messages import ToChild, ToParent
 from tests.house.source import PARTS, ROOT
 

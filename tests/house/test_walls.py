@@ -51,7 +51,7 @@ def test_no_part_imports_what_it_must_not() -> None:
         "from backpropagate import Trainer; Trainer('tiny')",
         "from backpropagate.config import get_preset; get_preset('fast')",
         "from backpropagate.checkpoints import CheckpointManager, CheckpointPolicy",
-        "import backpropagate.gpu_safety, backpropagate.exceptions, backpropagate.supervise, backpropagate.watch.console",
+        "import backpropagate.gpu_safety, backpropagate.exceptions, backpropagate.drive.supervise, backpropagate.watch.console",
         "from backpropagate.cli import run; run(['--help'])",
         "from backpropagate.cli import run; run(['list-runs'])",
         "from backpropagate.cli import run; run(['config'])",
@@ -125,17 +125,17 @@ def test_pyproject_names_the_same_parts_everywhere() -> None:
 
 # What may be used only behind a door, and the doors. Each entry is exact: a door that is not used any more must go.
 _DOORS: dict[str, set[str]] = {
-    "subprocess": {"supervisor/backpropagate/process.py", "supervisor/backpropagate/launch.py"},
-    "anyio.open_process": {"supervisor/backpropagate/process.py"},
+    "subprocess": {"supervisor/backpropagate/doors/process.py", "supervisor/backpropagate/doors/launch.py"},
+    "anyio.open_process": {"supervisor/backpropagate/doors/process.py"},
     "multiprocessing": set(),
     "os.system": set(),
     "os.fork": set(),
-    "os.killpg": {"supervisor/backpropagate/process.py"},
+    "os.killpg": {"supervisor/backpropagate/doors/process.py"},
     "os.kill": {"protocol/backpropagate_protocol/lifeline.py", "runner/backpropagate_runner/drill.py"},
-    "signal.signal": {"supervisor/backpropagate/process.py", "runner/backpropagate_runner/control.py"},
+    "signal.signal": {"supervisor/backpropagate/doors/process.py", "runner/backpropagate_runner/control.py"},
     "os.dup2": {"runner/backpropagate_runner/channel.py"},
     "os.environ": {
-        "supervisor/backpropagate/wishes/environ.py",
+        "supervisor/backpropagate/doors/environ.py",
         "backends/backpropagate_backends/torch_warm.py",
         "backends/backpropagate_backends/cuda.py",
         "runner/backpropagate_runner/export/one_thread.py",

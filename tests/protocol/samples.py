@@ -35,6 +35,7 @@ from backpropagate_protocol.jobs import (
     TrainJob,
     ValidateJob,
 )
+from backpropagate_protocol.measured import Check, Evaluation, Proof, Score
 from backpropagate_protocol.spec import (
     CampaignSpec,
     DataSpec,
@@ -234,16 +235,16 @@ TO_PARENT: dict[str, m.ToParent] = {
     ),
     "done-made": m.Done(m.Made(f"{WORK}/f16.gguf", 988_000_000, "a" * 64, ("a note",))),
     "done-proof": m.Done(
-        m.Proof(
+        Proof(
             False,
             "llama",
-            (m.Check("tokens", True, detail="15 prompts"), m.Check("kl", False, 0.5, 0.01, "nats")),
+            (Check("tokens", True, detail="15 prompts"), Check("kl", False, 0.5, 0.01, "nats")),
             15,
             213,
         )
     ),
     "done-evaluated": m.Done(
-        m.Evaluation((m.Score("merged", 0, 1.25, 0.5, 4_096, 64), m.Score("base", 0, 3.5, 0.125, 4_096, 64)))
+        Evaluation((Score("merged", 0, 1.25, 0.5, 4_096, 64), Score("base", 0, 3.5, 0.125, 4_096, 64)))
     ),
     "done-registered": m.Done(m.Registered("talk", "b" * 64, "0.33.0", True, 988_000_000)),
     "done-pushed": m.Done(m.Pushed("https://hub.example/me/talk", "c" * 40, (("README.md", 7), ("talk.gguf", 988)))),

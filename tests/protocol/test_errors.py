@@ -7,7 +7,8 @@ import traceback
 
 import pytest
 
-from backpropagate_protocol.errors import CATALOGUE, BackpropagateError, ExitCode, Retry, error_for
+from backpropagate_protocol.catalogue import CATALOGUE, ExitCode, Retry
+from backpropagate_protocol.errors import BackpropagateError, error_for
 
 CODES = sorted(CATALOGUE)
 

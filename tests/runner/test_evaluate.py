@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from backpropagate_protocol.jobs import Candidate, EvaluateJob
-from backpropagate_protocol.messages import Done, Evaluation, Fault, FaultKind, Notice, Phase, PhaseChanged
+from backpropagate_protocol.measured import Evaluation
+from backpropagate_protocol.messages import Done, Fault, FaultKind, Notice, Phase, PhaseChanged
 from backpropagate_protocol.spec import DataSpec, ModelSpec
 from tests.runner.child import Child, runner
 

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backpropagate_protocol.catalogue import CATALOGUE, ExitCode
 from backpropagate_protocol.errors import (
-    CATALOGUE,
     DatasetError,
-    ExitCode,
     LossDivergedError,
     ModelLoadError,
     error_for,

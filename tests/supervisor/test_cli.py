@@ -12,7 +12,7 @@ import pytest
 
 from backpropagate.cli import COMMANDS, LazyGroup, root
 from backpropagate.commands.flags import normalise
-from backpropagate_protocol.errors import CATALOGUE
+from backpropagate_protocol.catalogue import CATALOGUE
 
 
 def backprop(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:

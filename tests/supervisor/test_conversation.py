@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from backpropagate.conversation import Conversation
+from backpropagate.drive.conversation import Conversation
 from backpropagate_protocol.errors import BackpropagateError
 from backpropagate_protocol.jobs import ChatJob
 from backpropagate_protocol.spec import ModelSpec

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backpropagate.death import decode, oom_kill_count
+from backpropagate.doors.death import decode, oom_kill_count
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from backpropagate.drive.extending import extend
 from backpropagate.events import CampaignExtended, LinkScored, Noticed
-from backpropagate.extending import extend
 from backpropagate.keep import history, journal, locks, runs
 from backpropagate.wishes.campaign_again import Extension
 from backpropagate_protocol.errors import BusyError, ConfigurationError

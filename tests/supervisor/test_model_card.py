@@ -8,11 +8,11 @@ import msgspec
 import pytest
 
 from backpropagate import events
-from backpropagate.events import Check
 from backpropagate.keep import exports, journal, runs
 from backpropagate.keep.exports import ExportReport, ProofReport
-from backpropagate.model_card import CardFacts, model_card
+from backpropagate.measured import Check
 from backpropagate.wishes.card import card_for
+from backpropagate.wishes.model_card import CardFacts, model_card
 from backpropagate_protocol.rundir import MANIFEST, Manifest, OutputDir, RunDir
 from backpropagate_protocol.spec import CampaignSpec, DataSpec, ExportSpec, LoraSpec, ModelSpec, RunSpec, TrainSpec
 

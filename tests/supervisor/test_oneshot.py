@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backpropagate.oneshot import run_job
+from backpropagate.doors.oneshot import run_job
 from backpropagate_protocol.errors import BackpropagateError
 from backpropagate_protocol.framing import encode
 from backpropagate_protocol.jobs import ValidateJob

@@ -13,9 +13,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from backpropagate import process
+from backpropagate.doors import process
+from backpropagate.doors.process import Runner
 from backpropagate.judge.decisions import Death
-from backpropagate.process import Runner
 from backpropagate_protocol.framing import ProtocolError
 from backpropagate_protocol.messages import Hello, Save, Stop
 from tests.system.supervised import is_gone
@@ -177,7 +177,7 @@ def test_a_runner_sees_none_of_our_settings_and_one_card(tmp_path: Path, monkeyp
 _CTRL_C = """
 import anyio, os, signal, sys
 from anyio.streams.buffered import BufferedByteReceiveStream
-from backpropagate import process
+from backpropagate.doors import process
 signal.signal(signal.SIGINT, lambda number, frame: None)  # what is ignored would be ignored by the helper, too
 wish = ["-c", "import sys; print('ready', flush=True); print(sys.stdin.readline().strip(), flush=True)"]
 
@@ -208,7 +208,7 @@ def test_an_interpreter_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 _SIGNALS = """
 import os, signal, sys
-from backpropagate import process
+from backpropagate.doors import process
 heard = []
 with process.signals(heard.append):
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):

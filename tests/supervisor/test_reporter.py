@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from backpropagate.drive.reporter import Reporter
 from backpropagate.events import Event, Noticed, RunCreated, RunEnded, StageEnded
 from backpropagate.keep import journal, runs
 from backpropagate.keep.journal import Journal
 from backpropagate.keep.record import Record
-from backpropagate.reporter import Reporter
 from tests.supervisor.keep.test_history import TIME, spec
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from backpropagate.drive.supervise import supervise
 from backpropagate.events import AttemptStarted, Event, Noticed, PhaseEntered, RunCreated, RunEnded, RunResumed
 from backpropagate.keep import history, runs, userstate
-from backpropagate.supervise import supervise
 from backpropagate_protocol.errors import RunNotFoundError
 from tests.conftest import Oracle
 from tests.system.supervised import Story, resume_here, run_here, toy_spec

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backpropagate.training import finished
+from backpropagate.drive.training import finished
 from backpropagate_protocol.rundir import MANIFEST, OutputDir
 
 

@@ -17,7 +17,7 @@ from backpropagate.judge.plan import Stage, Start
 from backpropagate.judge.policy import Policy
 from backpropagate.judge.stage import StagePolicy
 from backpropagate_protocol import messages as m
-from backpropagate_protocol.errors import ExitCode
+from backpropagate_protocol.catalogue import ExitCode
 from backpropagate_protocol.jobs import (
     Candidate,
     CombineJob,

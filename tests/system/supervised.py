@@ -16,10 +16,10 @@ from typing import Self, TypeVar
 
 import msgspec
 
+from backpropagate.drive.supervise import supervise
 from backpropagate.events import AttemptStarted, CheckpointCommitted, Event, RunEnded
 from backpropagate.keep import journal, runs
 from backpropagate.outcome import Outcome
-from backpropagate.supervise import supervise
 from backpropagate_protocol.rundir import OutputDir, RunDir
 from backpropagate_protocol.spec import DataSpec, ModelSpec, PlannedFault, RunSpec, SafetySpec, TrainSpec
 from tests.waiting import eventually
@@ -100,7 +100,7 @@ _PROGRAM = """
 import sys
 from pathlib import Path
 from backpropagate.keep.runs import load_spec
-from backpropagate.waiting import supervise_when_free
+from backpropagate.drive.waiting import supervise_when_free
 from backpropagate_protocol.rundir import RunDir
 run, wait = RunDir(Path(sys.argv[1])), load_spec(RunDir(Path(sys.argv[1]))).safety.wait_for_lock
 sys.exit(supervise_when_free(run, [], print, owner_pipe=sys.argv[2] == "owner", wait=wait).exit_code)

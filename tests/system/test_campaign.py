@@ -15,6 +15,8 @@ import pytest
 
 from backpropagate import checkpoints
 from backpropagate.commands import supervising
+from backpropagate.drive.extending import extend
+from backpropagate.drive.supervise import supervise
 from backpropagate.events import (
     CampaignExtended,
     CheckpointCommitted,
@@ -29,13 +31,11 @@ from backpropagate.events import (
     StageStarted,
     Step,
 )
-from backpropagate.extending import extend
 from backpropagate.keep import history, journal, locks, runs, userstate
 from backpropagate.keep.journal import Follower
 from backpropagate.keep.past import Past
 from backpropagate.outcome import Outcome
 from backpropagate.screen import Screen
-from backpropagate.supervise import supervise
 from backpropagate.wishes.campaign_again import Extension
 from backpropagate_protocol.durable import verify_dir
 from backpropagate_protocol.errors import BusyError, UserInputError

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from backpropagate.drive.supervise import supervise
 from backpropagate.events import (
     AttemptStarted,
     Exported,
@@ -23,7 +24,6 @@ from backpropagate.events import (
 )
 from backpropagate.keep import exports, history, locks, runs
 from backpropagate.keep.past import TRAINED
-from backpropagate.supervise import supervise
 from backpropagate.wishes import models
 from backpropagate_protocol.errors import BackpropagateError, BusyError, OllamaRegistrationError
 from backpropagate_protocol.rundir import ExportDir

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from backpropagate.oneshot import run_job
+from backpropagate.doors.oneshot import run_job
 from backpropagate_protocol.jobs import ConvertJob, MergeJob
 from backpropagate_protocol.messages import Hello, Made, ToParent
 from backpropagate_protocol.spec import ModelSpec

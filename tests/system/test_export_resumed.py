@@ -8,9 +8,9 @@ import msgspec
 import pytest
 from safetensors.numpy import load, save_file
 
+from backpropagate.drive.supervise import supervise
 from backpropagate.events import Exported, StageEnded, StageStarted
 from backpropagate.keep import exports, history, results, runs
-from backpropagate.supervise import supervise
 from backpropagate_protocol.rundir import ExportDir
 from tests.conftest import Oracle
 from tests.doubles.ollama_server import OllamaDouble

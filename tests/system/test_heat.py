@@ -10,12 +10,12 @@ import anyio
 import msgspec
 import pytest
 
+from backpropagate.drive.supervise import supervise
 from backpropagate.events import AttemptStarted, FaultSeen, Heat, Noticed, RunCreated, Step
 from backpropagate.judge.decisions import Input
 from backpropagate.keep import history, locks, runs, userstate
 from backpropagate.outcome import Outcome
 from backpropagate.sensors.card import Card
-from backpropagate.supervise import supervise
 from backpropagate_protocol.errors import BusyError
 from backpropagate_protocol.rundir import OutputDir
 from tests.conftest import Oracle

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
+from backpropagate.drive.supervise import supervise
 from backpropagate.events import Event, RunCreated, StopRequested
 from backpropagate.keep import history, runs
 from backpropagate.outcome import Outcome
-from backpropagate.supervise import supervise
 from backpropagate_protocol.errors import UserInputError
 from tests.conftest import Oracle
 from tests.system.supervised import Story, Supervisor, is_gone, resume_here, run_here, supervisor, toy_spec

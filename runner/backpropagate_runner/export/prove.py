@@ -13,7 +13,7 @@ import numpy as np
 
 from backpropagate_protocol.errors import ExportError
 from backpropagate_protocol.jobs import ProveJob
-from backpropagate_protocol.messages import Check, Proof
+from backpropagate_protocol.measured import Check, Proof
 from backpropagate_protocol.reference import Answered, BadReference, Reference, read_reference, read_rows
 from backpropagate_runner.export.gguf_arch import architecture
 from backpropagate_runner.export.llama import Llama, available

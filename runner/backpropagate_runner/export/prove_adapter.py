@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backpropagate_protocol.jobs import ProveJob
-from backpropagate_protocol.messages import Check, Proof
+from backpropagate_protocol.measured import Check, Proof
 from backpropagate_runner.export import gguf_arch
 from backpropagate_runner.export.adapter import LoraModule, as_float, open_adapter
 from backpropagate_runner.export.gguf_arch import GgufArch

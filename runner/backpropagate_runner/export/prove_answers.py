@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from backpropagate_protocol.messages import Check
+from backpropagate_protocol.measured import Check
 from backpropagate_protocol.reference import Answered
 from backpropagate_runner.export.prove_bounds import Bounds
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from backpropagate_protocol.messages import Check
+from backpropagate_protocol.measured import Check
 
 _TINY = 1e-8  # a tensor of zeros has no relative error
 _WHOLE = 0.2  # how far from 1 the change of all tensors together may be

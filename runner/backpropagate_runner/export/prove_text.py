@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from backpropagate_protocol.messages import Check
+from backpropagate_protocol.measured import Check
 from backpropagate_protocol.reference import Reference, Turns
 from backpropagate_runner.export.jinja_chat import TemplateRefused, renderer
 from backpropagate_runner.export.llama import Llama

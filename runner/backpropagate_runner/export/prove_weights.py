@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from backpropagate_protocol.messages import Check
+from backpropagate_protocol.measured import Check
 from backpropagate_protocol.reference import Reference
 from backpropagate_runner.export.gguf_arch import GgufArch
 from backpropagate_runner.export.gguf_tensors import Tensor, tensors

@@ -11,10 +11,11 @@ import click
 from backpropagate.commands.flags import Command, from_table
 from backpropagate.screen import Screen, current, terminal
 from backpropagate.wishes.options import Value
-from backpropagate_protocol.errors import BackpropagateError, ExitCode
+from backpropagate_protocol.catalogue import ExitCode
+from backpropagate_protocol.errors import BackpropagateError
 
 if TYPE_CHECKING:
-    from backpropagate.conversation import Conversation, Reply
+    from backpropagate.drive.conversation import Conversation, Reply
 
 _HELP = "/exit ends it, /reset begins anew, Ctrl-C stops an answer"
 
@@ -37,7 +38,7 @@ def chat(
     A RUN that exported a GGUF is answered by that. In a pipe, each line is a question and each answer follows; with --json,
     each is one line `{"prompt": …, "answer": …}`.
     """
-    from backpropagate.conversation import Conversation
+    from backpropagate.drive.conversation import Conversation
     from backpropagate.wishes.chat_job import chat_job
     from backpropagate.wishes.settings import Settings
 

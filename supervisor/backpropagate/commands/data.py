@@ -23,7 +23,7 @@ def validate(data: str, max_errors: int, **given: Value) -> int:
     """
     import msgspec
 
-    from backpropagate.oneshot import run_job
+    from backpropagate.doors.oneshot import run_job
     from backpropagate.wishes.build_spec import data_spec
     from backpropagate.wishes.settings import Settings
     from backpropagate.wishes.surroundings import check_runner

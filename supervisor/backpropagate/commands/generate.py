@@ -28,7 +28,7 @@ def generate(
     Each PROMPT is one user turn in the model's own chat template; the answers come in the same order. A RUN is a run id, any
     unique prefix of one, or `latest`.
     """
-    from backpropagate.oneshot import run_job
+    from backpropagate.doors.oneshot import run_job
     from backpropagate.wishes.sources import find
     from backpropagate.wishes.surroundings import check_backend, check_runner
     from backpropagate_protocol.jobs import GenerateJob

@@ -92,10 +92,11 @@ def _free(destination: str | None) -> None:
 
 def _made(screen: Screen, again: Again) -> tuple[str, dict[str, float]]:
     """The rule whose merge is to be taken, and with `auto` the average accuracy of each."""
-    from backpropagate.oneshot import run_job
+    from backpropagate.doors.oneshot import run_job
     from backpropagate.wishes.merge_again import best
     from backpropagate.wishes.surroundings import check_backend, check_runner
-    from backpropagate_protocol.messages import Evaluation, Made
+    from backpropagate_protocol.measured import Evaluation
+    from backpropagate_protocol.messages import Made
 
     spec = again.spec
     python = check_runner(spec.runner_python, "cpu", what="merging", needs=("numpy",))

@@ -122,7 +122,7 @@ def _resumed(screen: Screen, settings: Settings, run: str, detach: bool) -> int:
 
 def _appended(screen: Screen, settings: Settings, named: str | None, new: str, detach: bool) -> int:
     from backpropagate.commands.supervising import extended
-    from backpropagate.extending import extend
+    from backpropagate.drive.extending import extend
     from backpropagate.wishes import campaign_again
     from backpropagate.wishes.row_counts import counted_by_child
     from backpropagate.wishes.surroundings import check_runner

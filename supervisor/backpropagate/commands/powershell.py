@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from click.shell_completion import CompletionItem, ShellComplete, add_completion_class, split_arg_string
 
-from backpropagate.wishes.environ import environment
+from backpropagate.doors.environ import environment
 
 # PowerShell asks the block below for each Tab; a variable set to nothing is a variable that is not there.
 _SCRIPT = """\

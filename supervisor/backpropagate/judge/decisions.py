@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from backpropagate.events import Event
-from backpropagate_protocol.errors import ExitCode
+from backpropagate_protocol.catalogue import ExitCode
 from backpropagate_protocol.jobs import PreparedRef, StageJob
 from backpropagate_protocol.messages import Save, Stop, ToParent
 

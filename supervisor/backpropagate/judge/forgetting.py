@@ -23,7 +23,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from backpropagate.events import LinkScore, LinkScored
+from backpropagate.events import LinkScored
+from backpropagate.measured import LinkScore
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,11 @@ from backpropagate.judge.states import State
 from backpropagate.judge.verdict import Cause, GiveUp, Kind
 from backpropagate_protocol import messages as m
 from backpropagate_protocol.jobs import EvaluateJob, ReferenceJob
+from backpropagate_protocol.measured import Evaluation, Proof
 from backpropagate_protocol.messages import Phase
 from backpropagate_protocol.spec import SafetySpec
 
-StageResult = m.ExportRoute | m.Made | m.Proof | m.Registered | m.Pushed | m.Evaluation
+StageResult = m.ExportRoute | m.Made | Proof | m.Registered | m.Pushed | Evaluation
 
 
 class StagePolicy(ChildPolicy):

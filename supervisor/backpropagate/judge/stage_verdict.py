@@ -14,7 +14,7 @@ import msgspec
 from backpropagate.judge.plan import Stage
 from backpropagate.judge.states import BACKOFF
 from backpropagate.judge.verdict import Cause, GiveUp, Kind
-from backpropagate_protocol.errors import CATALOGUE, Retry
+from backpropagate_protocol.catalogue import CATALOGUE, Retry
 from backpropagate_protocol.jobs import (
     CombineJob,
     ConvertJob,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from backpropagate.events import FaultSeen, Heat, Noticed, Recovering, StopRequested
 from backpropagate.judge.decisions import Finish, Found, StopAsked
 from backpropagate.judge.verdict import Cause, GiveUp
-from backpropagate_protocol.errors import CATALOGUE, BackpropagateError, ExitCode
+from backpropagate_protocol.catalogue import CATALOGUE, ExitCode
+from backpropagate_protocol.errors import BackpropagateError
 
 BY_WISH = "RUNTIME_TRAINING_ABORTED"  # the code of a run that was stopped
 

@@ -13,7 +13,7 @@ from typing import assert_never
 from backpropagate.judge.decisions import Death
 from backpropagate.judge.halving import halved
 from backpropagate.judge.states import BEFORE_TRAINING
-from backpropagate_protocol.errors import CATALOGUE, ExitCode
+from backpropagate_protocol.catalogue import CATALOGUE, ExitCode
 from backpropagate_protocol.messages import Fault, Phase
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from backpropagate.events import Check
+from backpropagate.measured import Check
 from backpropagate_protocol import durable
 from backpropagate_protocol.errors import ConfigurationError
 from backpropagate_protocol.rundir import MANIFEST, PARTIAL, ExportDir, Manifest

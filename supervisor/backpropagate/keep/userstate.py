@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from backpropagate.wishes.environ import environment
+from backpropagate.doors.environ import environment
 from backpropagate_protocol import durable
 from backpropagate_protocol.spec import RunSpec
 

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import anyio
 
+from backpropagate.doors.environ import environment
+from backpropagate.doors.process import visible_device
 from backpropagate.events import Event, ModelReady
 from backpropagate.judge import plan
 from backpropagate.judge.decisions import CardKnown, CardLimits, Input, SensorLost, StopAsked, Temperature
 from backpropagate.keep import locks, userstate
-from backpropagate.process import visible_device
 from backpropagate.sensors import gpu
-from backpropagate.wishes.environ import environment
-from backpropagate_protocol.errors import BusyError, ExitCode
+from backpropagate_protocol.catalogue import ExitCode
+from backpropagate_protocol.errors import BusyError
 from backpropagate_protocol.spec import RunSpec
 
 _RETRY_LOCK = 1.0

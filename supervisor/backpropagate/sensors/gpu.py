@@ -9,7 +9,7 @@ import anyio
 import msgspec
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-from backpropagate import process
+from backpropagate.doors import process
 
 FIRST_SAMPLE_SECONDS = 15.0  # a cold driver loads for seconds
 SILENCE_SECONDS = 20.0

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from backpropagate import events
 from backpropagate.events import Event
+from backpropagate.measured import Check
 
 # What counts in bytes; the other stages count prompts, or nothing.
 _MOVING = frozenset({"fetch", "merge", "convert", "quantize", "register", "place", "push"})
@@ -140,7 +141,7 @@ def proof(event: events.ExportProved) -> str:
     return "\n".join([head, *(f"  {_check(check)}".rstrip() for check in event.checks)])
 
 
-def _check(check: events.Check) -> str:
+def _check(check: Check) -> str:
     if check.value is None:
         measured = "yes" if check.passed else "NO"
     else:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from backpropagate.keep import campaign_room
+from backpropagate.doors.environ import environment
+from backpropagate.wishes import campaign_room
 from backpropagate.wishes.build_spec import build_spec, data_spec
 from backpropagate.wishes.campaign_data import (
     Window,
@@ -24,7 +25,6 @@ from backpropagate.wishes.campaign_data import (
     task_names,
     with_window,
 )
-from backpropagate.wishes.environ import environment
 from backpropagate.wishes.options import BY_KEY
 from backpropagate.wishes.row_counts import Counter
 from backpropagate.wishes.settings import Settings

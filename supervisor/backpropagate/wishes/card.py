@@ -13,8 +13,8 @@ from backpropagate.keep import history, runs
 from backpropagate.keep.exports import ExportReport, read_report
 from backpropagate.keep.record import RunRow
 from backpropagate.keep.results import trained_revision
-from backpropagate.model_card import CardFacts, model_card
 from backpropagate.wishes.campaign_again import campaign
+from backpropagate.wishes.model_card import CardFacts, model_card
 from backpropagate_protocol.errors import BackpropagateError
 from backpropagate_protocol.rundir import MANIFEST, OutputDir, RunDir
 from backpropagate_protocol.spec import RunSpec

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+from backpropagate.doors.environ import environment
 from backpropagate.keep.exports import check_replaceable
-from backpropagate.wishes.environ import environment
 from backpropagate.wishes.options import BY_KEY
 from backpropagate.wishes.settings import Settings
 from backpropagate.wishes.suggest import did_you_mean

@@ -11,18 +11,18 @@ from pathlib import Path
 
 import msgspec
 
-from backpropagate.events import LinkScore
 from backpropagate.judge.campaign import BY_RULE, RULES, UNMERGED, Facts, Link, held_out, tasks
 from backpropagate.judge.forgetting import by_candidate, pick
 from backpropagate.keep import journal, runs
 from backpropagate.keep.changed_data import Files, changed
+from backpropagate.measured import LinkScore
 from backpropagate.wishes.campaign_again import campaign
 from backpropagate.wishes.campaign_spec import mergeable, numbers_that_count
 from backpropagate.wishes.settings import Settings
 from backpropagate_protocol.combined import MERGED
 from backpropagate_protocol.errors import ConfigurationError, UserInputError
 from backpropagate_protocol.jobs import Candidate, CombineJob, EvaluateJob
-from backpropagate_protocol.messages import Score
+from backpropagate_protocol.measured import Score
 from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import RunSpec
 

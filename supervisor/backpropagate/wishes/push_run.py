@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from backpropagate.doors.environ import environment
 from backpropagate.keep import runs
 from backpropagate.wishes.card import card_for
-from backpropagate.wishes.environ import environment
 from backpropagate.wishes.export_run import run_spec
 from backpropagate.wishes.settings import Settings
 from backpropagate.wishes.sources import Source, find, named

@@ -16,7 +16,7 @@ Counter = Callable[[DataSpec], int]  # raises a coded error for data that cannot
 
 def counted_by_child(python: str | None) -> Counter:
     """A counter for the main thread of a process that has no event loop of its own: a command's."""
-    from backpropagate.oneshot import run_job
+    from backpropagate.doors.oneshot import run_job
 
     def count(data: DataSpec) -> int:
         report = run_job(ValidateJob(data=every_row(data)), DataReport, backend="none", runner_python=python)
@@ -42,7 +42,7 @@ class _Answer(msgspec.Struct):
 
 def counted_by_command(python: str | None) -> Counter:
     """A counter for any thread, and beside a running event loop: `backprop validate`, as a process."""
-    from backpropagate.launch import answered
+    from backpropagate.doors.launch import answered
 
     def count(data: DataSpec) -> int:
         every = every_row(data)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backpropagate.wishes.environ import environment
+from backpropagate.doors.environ import environment
 from backpropagate.wishes.options import BY_ARGUMENT, BY_KEY, OPTIONS, PREFIX, NotAccepted, Option, Value, parse
 from backpropagate.wishes.presets import LORA, MODELS, TrainingPreset, get_preset
 from backpropagate.wishes.suggest import did_you_mean

@@ -12,10 +12,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen3_5TextConfig
 
-from backpropagate.oneshot import run_job
+from backpropagate.doors.oneshot import run_job
 from backpropagate_backends.cpu import CpuBackend
 from backpropagate_protocol.jobs import ConvertJob, PreflightJob, ProveJob
-from backpropagate_protocol.messages import ExportRoute, Made, Proof
+from backpropagate_protocol.measured import Proof
+from backpropagate_protocol.messages import ExportRoute, Made
 from backpropagate_protocol.spec import ExportSpec, ModelSpec
 from tests.runner.export.gguf_models import QWEN2, TEMPLATE, save, save_tokenizer
 from tests.runner.export.lesson import refer, warmed

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from backpropagate_protocol.errors import ExportError, GGUFExportError
 from backpropagate_protocol.export_formats import QUANTIZATIONS
 from backpropagate_protocol.jobs import ProveJob
-from backpropagate_protocol.messages import Check, Phase, Proof
+from backpropagate_protocol.measured import Check, Proof
+from backpropagate_protocol.messages import Phase
 from backpropagate_protocol.reference import read_reference
 from backpropagate_runner.export.gguf_tensors import Tensor
 from backpropagate_runner.export.gguf_vocab import Vocabulary

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from backpropagate_protocol.jobs import ConvertAdapterJob, ProveJob
-from backpropagate_protocol.messages import Phase, Proof
+from backpropagate_protocol.measured import Proof
+from backpropagate_protocol.messages import Phase
 from backpropagate_runner.export import gguf_arch
 from backpropagate_runner.export.adapter import open_adapter
 from backpropagate_runner.export.convert_adapter import convert_adapter, pieces

@@ -13,7 +13,8 @@ import pytest
 
 from backpropagate_protocol.export_formats import QUANTIZATIONS
 from backpropagate_protocol.jobs import ProveJob
-from backpropagate_protocol.messages import Check, Phase, Proof
+from backpropagate_protocol.measured import Check, Proof
+from backpropagate_protocol.messages import Phase
 from backpropagate_runner.export.prove import prove
 from backpropagate_runner.export.prove_change import Changes, Compared
 from tests.backends.torch_runs import FOREIGN_WARNINGS

@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 
 from backpropagate_backends.cpu import CpuBackend
 from backpropagate_protocol.jobs import MergeJob, ProveJob
-from backpropagate_protocol.messages import Phase, Proof
+from backpropagate_protocol.measured import Proof
+from backpropagate_protocol.messages import Phase
 from backpropagate_protocol.spec import ModelSpec
 from backpropagate_runner.export.merge import merge
 from backpropagate_runner.export.prove import prove

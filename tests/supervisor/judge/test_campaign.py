@@ -16,13 +16,13 @@ from backpropagate.events import (
     Event,
     LinkEnded,
     LinkMerged,
-    LinkScore,
     LinkScored,
     RunEnded,
     StageEnded,
 )
 from backpropagate.judge import campaign as judge
 from backpropagate.judge.campaign import Choose, Combine, Done, Evaluate, Facts, Publish, Step, Train
+from backpropagate.measured import LinkScore
 from backpropagate_protocol.spec import (
     CampaignSpec,
     DataSpec,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backpropagate.events import LinkScore, LinkScored
+from backpropagate.events import LinkScored
 from backpropagate.judge.forgetting import (
     Cell,
     Matrix,
@@ -19,6 +19,7 @@ from backpropagate.judge.forgetting import (
     should_stop,
     standing,
 )
+from backpropagate.measured import LinkScore
 
 _SHARE = st.floats(0, 1)
 _LOSS = st.floats(0, 20)

@@ -11,7 +11,7 @@ from backpropagate.judge.stage import StagePolicy
 from backpropagate.judge.stage_verdict import LATER, LEAST_MEMORY, MORE_TRIES, OTHER_WAYS, SMALLER_TRIES, Anew, judge
 from backpropagate.judge.verdict import Cause, GiveUp, Kind
 from backpropagate_protocol import messages as m
-from backpropagate_protocol.errors import CATALOGUE, ExitCode
+from backpropagate_protocol.catalogue import CATALOGUE, ExitCode
 from backpropagate_protocol.jobs import ConvertJob, EvaluateJob, ReferenceJob
 from backpropagate_protocol.spec import SafetySpec
 from tests.supervisor.judge.world import HELLO, Happening, World, stories

@@ -8,7 +8,7 @@ from backpropagate.judge import decisions as d
 from backpropagate.judge.child import ChildPolicy
 from backpropagate.judge.states import State
 from backpropagate_protocol import messages as m
-from backpropagate_protocol.errors import ExitCode
+from backpropagate_protocol.catalogue import ExitCode
 
 Happening = tuple[str, object]
 

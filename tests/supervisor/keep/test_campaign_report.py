@@ -7,9 +7,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from backpropagate.events import LinkEnded, LinkMerged, LinkScore, LinkScored
+from backpropagate.events import LinkEnded, LinkMerged, LinkScored
 from backpropagate.judge.campaign import Facts
 from backpropagate.keep import campaign_report
+from backpropagate.measured import LinkScore
 from backpropagate_protocol.campaign_report import CampaignReport
 from backpropagate_protocol.combined import COMBINED, Combined, CombinedRun
 from backpropagate_protocol.rundir import OutputDir

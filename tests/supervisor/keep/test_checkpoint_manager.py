@@ -9,10 +9,11 @@ import msgspec
 import pytest
 
 from backpropagate.checkpoints import CheckpointManager, CheckpointPolicy
-from backpropagate.events import Event, LinkEnded, LinkScore, LinkScored
+from backpropagate.events import Event, LinkEnded, LinkScored
 from backpropagate.judge.campaign import link_id
 from backpropagate.keep import locks
 from backpropagate.keep.journal import Journal
+from backpropagate.measured import LinkScore
 from backpropagate_protocol.errors import BusyError, CheckpointError
 from backpropagate_protocol.rundir import OutputDir, RunDir
 from backpropagate_protocol.spec import CampaignSpec, DataSpec, ModelSpec, RunSpec

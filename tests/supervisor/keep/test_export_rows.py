@@ -9,7 +9,6 @@ from pathlib import Path
 import msgspec
 
 from backpropagate.events import (
-    Check,
     Event,
     Exported,
     ExportProved,
@@ -21,6 +20,7 @@ from backpropagate.events import (
 from backpropagate.keep import history, locks, runs
 from backpropagate.keep.journal import Journal
 from backpropagate.keep.past import Past
+from backpropagate.measured import Check
 from backpropagate.wishes.models import last_part
 from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import ExportSpec, ModelSpec, PushSpec

@@ -10,7 +10,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from backpropagate import process
+from backpropagate.doors import process
 from backpropagate.gpu_safety import Condition, GPUMonitor, GPUSafetyConfig, assess, check_gpu_safe, get_gpu_status
 from backpropagate.sensors import gpu
 from backpropagate.sensors.gpu import Sample

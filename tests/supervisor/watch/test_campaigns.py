@@ -7,7 +7,8 @@ import io
 import pytest
 
 from backpropagate import events
-from backpropagate.events import Event, LinkScore
+from backpropagate.events import Event
+from backpropagate.measured import LinkScore
 from backpropagate.watch.console import PlainSink
 from backpropagate.watch.stages import begun
 from backpropagate.watch.view import RunView

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backpropagate.events import LinkScore, LinkScored
+from backpropagate.events import LinkScored
+from backpropagate.measured import LinkScore
 from backpropagate.watch.forgetting_table import lines, one_line
 from backpropagate_protocol.campaign_report import CampaignReport, RuleTried, RunPart, ScoreCell, Totals
 

@@ -7,7 +7,7 @@ import io
 import pytest
 
 from backpropagate import events
-from backpropagate.events import Check
+from backpropagate.measured import Check
 from backpropagate.watch.console import PlainSink
 from backpropagate.watch.stages import StageView, size
 from backpropagate.watch.view import RunView

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backpropagate import events
+from backpropagate.api.export_result import Export, ExportSummary
 from backpropagate.events import Event
-from backpropagate.export_result import Export, ExportSummary
 from backpropagate.watch.view import RunView, sparkline
 from backpropagate_protocol.rundir import RunDir
 

@@ -17,7 +17,11 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
-from backpropagate import checkpoints, process
+from backpropagate import checkpoints
+from backpropagate.doors import process
+from backpropagate.drive.narrate import narrate
+from backpropagate.drive.reporter import Reporter
+from backpropagate.drive.stops import Stops
 from backpropagate.events import AttemptStarted, CheckpointQuarantined, Noticed, StageStarted, Step
 from backpropagate.judge.decisions import (
     Action,
@@ -45,11 +49,8 @@ from backpropagate.judge.decisions import (
 )
 from backpropagate.judge.states import State
 from backpropagate.keep import userstate
-from backpropagate.narrate import narrate
-from backpropagate.reporter import Reporter
 from backpropagate.sensors.card import Card
-from backpropagate.stops import Stops
-from backpropagate_protocol.errors import ExitCode
+from backpropagate_protocol.catalogue import ExitCode
 from backpropagate_protocol.framing import ProtocolError
 from backpropagate_protocol.jobs import TrainJob
 from backpropagate_protocol.messages import CheckpointSaved, Hello, Ping, RunJob, ToParent

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from backpropagate.keep.campaign_room import check, free_bytes
+from backpropagate.wishes.campaign_room import check, free_bytes
 from backpropagate.wishes.models import bundled_tiny
 from backpropagate_protocol.errors import DiskFullError
 from backpropagate_protocol.spec import CampaignSpec, DataSpec, LoraSpec, ModelSpec, RunSpec

@@ -12,9 +12,15 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from backpropagate import __version__, campaign, checkpoints, process
-from backpropagate.campaign import Campaign
-from backpropagate.chain import Chain
+from backpropagate import __version__, checkpoints
+from backpropagate.doors import process
+from backpropagate.drive import campaign
+from backpropagate.drive.campaign import Campaign
+from backpropagate.drive.chain import Chain
+from backpropagate.drive.reporter import Reporter
+from backpropagate.drive.stood import Stood, where_it_stood
+from backpropagate.drive.stops import Stops
+from backpropagate.drive.training import Training, finished, from_row, published
 from backpropagate.events import Noticed, RunCreated, RunEnded, RunResumed, StageEnded
 from backpropagate.judge import plan, telling
 from backpropagate.judge.decisions import Finish
@@ -22,13 +28,10 @@ from backpropagate.keep import exports, locks, runs
 from backpropagate.keep.journal import Journal
 from backpropagate.keep.past import TRAINED
 from backpropagate.outcome import Outcome
-from backpropagate.reporter import Reporter
-from backpropagate.stood import Stood, where_it_stood
-from backpropagate.stops import Stops
-from backpropagate.training import Training, finished, from_row, published
 from backpropagate.watch.sinks import Sink
 from backpropagate.wishes.export_spec import reaching
-from backpropagate_protocol.errors import CATALOGUE, BackpropagateError, ExitCode, Retry, code_of_write, error_for
+from backpropagate_protocol.catalogue import CATALOGUE, ExitCode, Retry
+from backpropagate_protocol.errors import BackpropagateError, code_of_write, error_for
 from backpropagate_protocol.redact import redact
 from backpropagate_protocol.rundir import ExportDir, RunDir
 from backpropagate_protocol.spec import RunSpec

@@ -5,16 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 
+from backpropagate.api.follow import follow
+from backpropagate.doors.environ import environment
+from backpropagate.doors.launch import start
 from backpropagate.events import RunEnded
-from backpropagate.follow import follow
 from backpropagate.keep import history, runs
 from backpropagate.keep.journal import Follower
-from backpropagate.launch import start
 from backpropagate.watch.console import sink_for
 from backpropagate.watch.notebook import NotebookSink, in_notebook
 from backpropagate.watch.sinks import Sink
 from backpropagate.wishes.campaign_again import named_campaign
-from backpropagate.wishes.environ import environment
 from backpropagate.wishes.settings import Settings
 from backpropagate_protocol.errors import BackpropagateError, UserInputError, error_for
 from backpropagate_protocol.rundir import RunDir

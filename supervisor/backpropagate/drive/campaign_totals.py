@@ -5,8 +5,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable
 
+from backpropagate.drive.training import Kept
 from backpropagate.judge.campaign import Facts
-from backpropagate.training import Kept
 from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import RunSpec
 

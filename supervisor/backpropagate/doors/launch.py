@@ -16,7 +16,8 @@ from typing import Self
 import msgspec
 
 from backpropagate.keep import runs
-from backpropagate_protocol.errors import BackpropagateError, ExitCode, TrainingError, error_for
+from backpropagate_protocol.catalogue import ExitCode
+from backpropagate_protocol.errors import BackpropagateError, TrainingError, error_for
 from backpropagate_protocol.rundir import RunDir
 
 

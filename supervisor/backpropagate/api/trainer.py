@@ -18,14 +18,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backpropagate.callbacks import Calls, TrainingCallback
-from backpropagate.campaign_result import Campaign, CampaignRun
-from backpropagate.export_result import Export, ExportSummary
+from backpropagate.api.callbacks import Calls, TrainingCallback
+from backpropagate.api.campaign_result import Campaign, CampaignRun
+from backpropagate.api.export_result import Export, ExportSummary
+from backpropagate.api.multi_runs import MultiRuns
+from backpropagate.api.result import Summary, TrainingRun
 from backpropagate.keep import runs
 from backpropagate.keep.journal import read
 from backpropagate.keep.results import copy_adapter
-from backpropagate.multi_runs import MultiRuns
-from backpropagate.result import Summary, TrainingRun
 from backpropagate.wishes.build_spec import build_spec, notices
 from backpropagate.wishes.export_run import export_run
 from backpropagate.wishes.export_spec import ExportWish

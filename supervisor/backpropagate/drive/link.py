@@ -11,6 +11,10 @@ from pathlib import Path
 import anyio.to_thread
 
 from backpropagate import __version__, checkpoints
+from backpropagate.drive.reporter import Reporter
+from backpropagate.drive.stood import Stood, where_it_stood
+from backpropagate.drive.stops import Stops
+from backpropagate.drive.training import Kept, Training, finished
 from backpropagate.events import Event, LinkEnded, RunCreated, RunEnded, RunResumed
 from backpropagate.judge.decisions import Finish
 from backpropagate.judge.telling import completed
@@ -18,13 +22,9 @@ from backpropagate.keep import exports, runs
 from backpropagate.keep.changed_data import as_read
 from backpropagate.keep.data_digest import digests
 from backpropagate.keep.journal import OF_ONE_RUN, Journal
-from backpropagate.reporter import Reporter
 from backpropagate.sensors.card import Reservation
-from backpropagate.stood import Stood, where_it_stood
-from backpropagate.stops import Stops
-from backpropagate.training import Kept, Training, finished
 from backpropagate.watch.sinks import Sink
-from backpropagate_protocol.errors import CATALOGUE, ExitCode
+from backpropagate_protocol.catalogue import CATALOGUE, ExitCode
 from backpropagate_protocol.redact import redact
 from backpropagate_protocol.rundir import OutputDir
 from backpropagate_protocol.spec import RunSpec

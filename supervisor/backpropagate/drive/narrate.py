@@ -7,7 +7,6 @@ from typing import assert_never
 import msgspec
 
 from backpropagate.events import (
-    Check,
     CheckpointCommitted,
     CheckpointMissed,
     DataPrepared,
@@ -19,6 +18,8 @@ from backpropagate.events import (
     RouteFound,
     Step,
 )
+from backpropagate.measured import Check
+from backpropagate_protocol.measured import Proof
 from backpropagate_protocol.messages import (
     CheckpointFailed,
     CheckpointSaved,
@@ -30,7 +31,6 @@ from backpropagate_protocol.messages import (
     Notice,
     PhaseChanged,
     Progress,
-    Proof,
     Said,
     Started,
     Stopped,

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from backpropagate import process
+from backpropagate.doors import process
 
 
 class Stops:

@@ -6,17 +6,18 @@ import random
 import time
 from collections.abc import Callable
 
-from backpropagate.driver import Driver
+from backpropagate.drive.driver import Driver
+from backpropagate.drive.reporter import Reporter
+from backpropagate.drive.stops import Stops
 from backpropagate.events import StageEnded
 from backpropagate.judge.decisions import Finish
 from backpropagate.judge.plan import Stage
 from backpropagate.judge.stage import StagePolicy, StageResult
 from backpropagate.keep.past import Past
-from backpropagate.reporter import Reporter
 from backpropagate.sensors.card import Card
-from backpropagate.stops import Stops
-from backpropagate_protocol.errors import ExitCode
-from backpropagate_protocol.messages import Evaluation, ExportRoute, Made, Proof, Pushed, Registered
+from backpropagate_protocol.catalogue import ExitCode
+from backpropagate_protocol.measured import Evaluation, Proof
+from backpropagate_protocol.messages import ExportRoute, Made, Pushed, Registered
 from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import RunSpec
 

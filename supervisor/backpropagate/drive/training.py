@@ -6,18 +6,18 @@ import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from backpropagate.driver import Driver
+from backpropagate.drive.driver import Driver
+from backpropagate.drive.reporter import Reporter
+from backpropagate.drive.stops import Stops
 from backpropagate.judge import plan
 from backpropagate.judge.decisions import Finish
 from backpropagate.judge.policy import Policy
 from backpropagate.keep import results
 from backpropagate.keep.record import RunRow, finite
-from backpropagate.reporter import Reporter
 from backpropagate.sensors.card import Card, Reservation
-from backpropagate.stops import Stops
 from backpropagate_protocol import durable
+from backpropagate_protocol.catalogue import CATALOGUE, ExitCode
 from backpropagate_protocol.durable import NotWhole
-from backpropagate_protocol.errors import CATALOGUE, ExitCode
 from backpropagate_protocol.rundir import Manifest, RunDir
 from backpropagate_protocol.spec import RunSpec
 

@@ -10,7 +10,7 @@ from typing import IO, TypeVar
 
 import anyio
 
-from backpropagate.process import Runner, running
+from backpropagate.doors.process import Runner, running
 from backpropagate_protocol.errors import (
     BackpropagateError,
     DependencyError,

@@ -17,9 +17,9 @@ from typing import IO, Self, TypeVar
 import anyio
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from backpropagate import process
+from backpropagate.doors import process
+from backpropagate.doors.oneshot import coded, last_words
 from backpropagate.judge.decisions import Death
-from backpropagate.oneshot import coded, last_words
 from backpropagate_protocol.errors import BackpropagateError, TrainingError, error_for
 from backpropagate_protocol.framing import ProtocolError
 from backpropagate_protocol.jobs import ChatJob

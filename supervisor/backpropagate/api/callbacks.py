@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backpropagate import events
-from backpropagate.campaign_result import CampaignRun, CampaignSummary
+from backpropagate.api.campaign_result import CampaignRun, CampaignSummary
+from backpropagate.api.follow import StopFollowing
+from backpropagate.api.result import TrainingRun
 from backpropagate.events import Event
-from backpropagate.follow import StopFollowing
 from backpropagate.keep.past import TRAINED
-from backpropagate.result import TrainingRun
 from backpropagate_protocol.errors import BackpropagateError
 from backpropagate_protocol.rundir import RunDir
 

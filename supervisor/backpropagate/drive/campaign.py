@@ -16,10 +16,15 @@ from typing import assert_never
 import anyio.to_thread
 import msgspec
 
-from backpropagate.campaign_totals import totals
+from backpropagate.doors.environ import environment
+from backpropagate.drive.campaign_totals import totals
+from backpropagate.drive.link import LinkRun
+from backpropagate.drive.reporter import Reporter
+from backpropagate.drive.stages import Stages
+from backpropagate.drive.stops import Stops
+from backpropagate.drive.training import Kept, published
 from backpropagate.events import (
     LinkMerged,
-    LinkScore,
     LinkScored,
     LinkStarted,
     Noticed,
@@ -31,30 +36,25 @@ from backpropagate.judge.campaign import Choose, Combine, Done, Evaluate, Facts,
 from backpropagate.judge.decisions import Finish
 from backpropagate.judge.forgetting import pick
 from backpropagate.judge.telling import BY_WISH
-from backpropagate.keep import campaign_adapter, campaign_report, campaign_room, merge_folders
+from backpropagate.keep import campaign_adapter, campaign_report, merge_folders
 from backpropagate.keep.campaign_adapter import DamagedMerge, Totals
 from backpropagate.keep.changed_data import Files, changed
 from backpropagate.keep.past import TRAINED, Past
-from backpropagate.link import LinkRun
-from backpropagate.reporter import Reporter
+from backpropagate.measured import LinkScore
 from backpropagate.sensors.card import Reservation
-from backpropagate.stages import Stages
-from backpropagate.stops import Stops
-from backpropagate.training import Kept, published
 from backpropagate.watch.sinks import Sink
-from backpropagate.wishes.environ import environment
+from backpropagate.wishes import campaign_room
 from backpropagate_protocol import durable
+from backpropagate_protocol.catalogue import CATALOGUE, ExitCode
 from backpropagate_protocol.combined import NEXT
 from backpropagate_protocol.errors import (
-    CATALOGUE,
     BackpropagateError,
     BusyError,
     DiskFullError,
-    ExitCode,
     SLAOMergeError,
     code_of_write,
 )
-from backpropagate_protocol.messages import Evaluation
+from backpropagate_protocol.measured import Evaluation
 from backpropagate_protocol.redact import redact
 from backpropagate_protocol.rundir import PARTIAL, RunDir
 from backpropagate_protocol.spec import RunSpec

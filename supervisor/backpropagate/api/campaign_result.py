@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from backpropagate import events
+from backpropagate.api.export_result import Export, ExportSummary
 from backpropagate.events import Event
-from backpropagate.export_result import Export, ExportSummary
 from backpropagate.judge.campaign import Facts
 from backpropagate.keep import campaign_adapter, campaign_report
 from backpropagate.keep.runs import load_spec

@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Sequence
 
 from backpropagate import events
+from backpropagate.doors.launch import SupervisorProcess
 from backpropagate.keep.journal import Follower
-from backpropagate.launch import SupervisorProcess
 from backpropagate.watch.sinks import Sink
 
 _POLL_SECONDS = 0.05

@@ -6,12 +6,12 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from backpropagate.callbacks import CampaignCallbacks, CampaignCalls, TrainingCallback
-from backpropagate.campaign_result import Campaign, CampaignRun, CampaignSummary
-from backpropagate.extending import extend
+from backpropagate.api.callbacks import CampaignCallbacks, CampaignCalls, TrainingCallback
+from backpropagate.api.campaign_result import Campaign, CampaignRun, CampaignSummary
+from backpropagate.api.trainer_base import TrainerBase
+from backpropagate.drive.extending import extend
 from backpropagate.keep import runs
 from backpropagate.keep.journal import read
-from backpropagate.trainer_base import TrainerBase
 from backpropagate.wishes.build_spec import notices
 from backpropagate.wishes.campaign_again import appended, named_campaign, to_go_on_with
 from backpropagate.wishes.campaign_spec import campaign_run, room_for

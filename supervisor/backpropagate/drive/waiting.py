@@ -6,8 +6,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from backpropagate.drive.supervise import supervise
 from backpropagate.outcome import Outcome
-from backpropagate.supervise import supervise
 from backpropagate.watch.sinks import Sink
 from backpropagate_protocol.errors import BusyError, TrainingAbortedError
 from backpropagate_protocol.rundir import RunDir

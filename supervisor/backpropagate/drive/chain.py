@@ -13,6 +13,9 @@ from pathlib import Path
 import anyio.to_thread
 
 from backpropagate import __version__
+from backpropagate.drive.reporter import Reporter
+from backpropagate.drive.stages import Stages
+from backpropagate.drive.stops import Stops
 from backpropagate.events import Exported, Noticed
 from backpropagate.judge import plan, telling
 from backpropagate.judge.decisions import Finish
@@ -22,11 +25,9 @@ from backpropagate.keep import exports, locks
 from backpropagate.keep.exports import ExportReport, ProofReport
 from backpropagate.keep.past import TRAINED, Past
 from backpropagate.keep.record import iso
-from backpropagate.reporter import Reporter
-from backpropagate.stages import Stages
-from backpropagate.stops import Stops
 from backpropagate_protocol import durable
-from backpropagate_protocol.errors import CATALOGUE, BackpropagateError, BusyError, code_of_write
+from backpropagate_protocol.catalogue import CATALOGUE
+from backpropagate_protocol.errors import BackpropagateError, BusyError, code_of_write
 from backpropagate_protocol.messages import Pushed
 from backpropagate_protocol.rundir import ExportDir, RunDir
 from backpropagate_protocol.spec import RunSpec

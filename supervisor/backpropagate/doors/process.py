@@ -24,14 +24,14 @@ from types import FrameType
 import anyio
 from anyio.abc import Process
 
-from backpropagate import death
+from backpropagate.doors import death
+from backpropagate.doors.environ import environment
 from backpropagate.judge.decisions import Death
-from backpropagate.wishes.environ import environment
 from backpropagate_protocol.framing import decoder_for_parent, encode
 from backpropagate_protocol.messages import ToChild, ToParent
 
 if sys.platform == "win32":
-    from backpropagate.winjob import CREATE_SUSPENDED, JobObject
+    from backpropagate.doors.winjob import CREATE_SUSPENDED, JobObject
 
 RUN_ID_VARIABLE = "BACKPROPAGATE_RUN_ID"  # by this mark the processes of a run are recognised
 _CHUNK = 1 << 18

@@ -1,0 +1,48 @@
+"""What a child measured of a result: the checks that prove an export, the scores of adapters on held-out rows.
+
+Both are carried by Done; their rules are those of `messages.py`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Check(msgspec.Struct, frozen=True, array_like=True):
+    """One line of a proof: what was measured, and the bound. `value` and `bound` are None where there is only yes or no."""
+
+    name: str  # tokens, template, answers, relative_error, kl, agreement, tensors, metadata
+    passed: bool
+    value: float | None = None
+    bound: float | None = None
+    detail: str = ""
+
+
+class Proof(msgspec.Struct, frozen=True, array_like=True, tag="proof"):
+    """Carried by Done after a ProveJob.
+
+    verifier: llama, transformers (it was run); weights (it was read); text (its weights could be neither run nor read).
+    """
+
+    passed: bool
+    verifier: str
+    checks: tuple[Check, ...]
+    prompts: int = 0
+    positions: int = 0  # logit rows compared
+
+
+class Score(msgspec.Struct, frozen=True, array_like=True):
+    """One candidate on one task. loss: mean, in nats per token that carries loss; accuracy: share of them foreseen."""
+
+    candidate: str
+    task: int  # index into the Job's tasks
+    loss: float
+    accuracy: float
+    tokens: int
+    rows: int
+
+
+class Evaluation(msgspec.Struct, frozen=True, array_like=True, tag="evaluation"):
+    """Carried by Done after an EvaluateJob: every candidate on every task."""
+
+    scores: tuple[Score, ...]

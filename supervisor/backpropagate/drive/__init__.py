@@ -1,0 +1,1 @@
+"""Driving: one run from its spec to its end, its children started, heard, judged and replaced."""
