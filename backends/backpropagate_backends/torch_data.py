@@ -8,10 +8,7 @@ loader runs ahead.
 
 from __future__ import annotations
 
-import math
-import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import repeat
 
 import numpy as np
@@ -20,65 +17,15 @@ import torch
 from datasets import Dataset
 from torch.utils.data import BatchSampler, Sampler
 
+from backpropagate_backends.course import Account as Account
+from backpropagate_backends.course import Consumed as Consumed
+from backpropagate_backends.course import Course as Course
+from backpropagate_backends.course import course as course
 from backpropagate_protocol.prepared import Prepared
-from backpropagate_protocol.spec import TrainSpec
 
 IGNORED = -100  # the label of a token without loss
 CONSUMED = "consumed"  # the key of a batch under which its `Consumed` travels
 _ID = "sample_id"
-
-
-@dataclass(frozen=True, slots=True)
-class Consumed:
-    """One micro-batch: its sample ids as little-endian int64, and its real tokens (without padding)."""
-
-    ids: bytes
-    tokens: int
-
-
-@dataclass(slots=True)
-class Account:
-    """Samples consumed since the start of the run, and the CRC-32 chained over their ids.
-
-    Chaining byte by byte makes the order independent of how the samples were cut into micro-batches.
-    """
-
-    samples: int = 0
-    order: int = 0
-    tokens: int = 0  # of this attempt
-
-    def take(self, consumed: Consumed) -> None:
-        self.samples += len(consumed.ids) // 8
-        self.order = zlib.crc32(consumed.ids, self.order)
-        self.tokens += consumed.tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Course:
-    """How many optimizer steps there are, and where in the samples each of them ends."""
-
-    rows: int
-    effective_batch: int
-    total_steps: int
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(self.rows / self.effective_batch)
-
-    def micro_batches_before(self, step: int, accumulation: int) -> int:
-        """Micro-batches of the current epoch that are trained on when `step` is done."""
-        return (step % self.steps_per_epoch) * accumulation
-
-    def samples_at(self, step: int) -> int:
-        """Samples consumed when `step` is done: the last batch of an epoch may be smaller."""
-        epochs, within = divmod(step, self.steps_per_epoch)
-        return epochs * self.rows + min(within * self.effective_batch, self.rows)
-
-
-def course(spec: TrainSpec, rows: int) -> Course:
-    per_epoch = math.ceil(rows / spec.effective_batch)
-    total = spec.steps if spec.steps is not None else math.ceil((spec.epochs or 1.0) * per_epoch)
-    return Course(rows, spec.effective_batch, total)
 
 
 def ids_dataset(data: Prepared) -> Dataset:

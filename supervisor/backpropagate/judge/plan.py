@@ -110,7 +110,7 @@ def preflight(spec: RunSpec, *, trained: bool, revision: str | None = None) -> S
         adapter=None if by_training else adapter,
         work=str(_work(spec, export)),
         dora=trains(spec) and spec.lora.use_dora,
-        full=trains(spec) and spec.train.mode == "full",
+        full=full(spec),
         faults=planned_for(spec, "preflight", "preflight"),
     )
     return Stage("preflight", job, _FAILED[export.format])
@@ -119,6 +119,11 @@ def preflight(spec: RunSpec, *, trained: bool, revision: str | None = None) -> S
 def trains(spec: RunSpec) -> bool:
     """Whether an adapter comes of the run: a training, or a campaign of several."""
     return spec.kind in ("train", "campaign")
+
+
+def full(spec: RunSpec) -> bool:
+    """Whether a whole model comes of the run, and no adapter."""
+    return trains(spec) and spec.train.mode == "full"
 
 
 def push(spec: RunSpec) -> Stage:
@@ -166,7 +171,7 @@ def subject(spec: RunSpec, revision: str | None = None) -> tuple[ModelSpec, str 
     if not trains(spec):
         return model, wanted.adapter
     trained = str(OutputDir(Path(spec.output)).run(spec.run_id).adapter)
-    if spec.train.mode == "full":
+    if full(spec):
         return msgspec.structs.replace(spec.model, path=trained, revision=None, load_in_4bit=None), None
     return model, trained
 
