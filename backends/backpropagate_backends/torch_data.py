@@ -25,13 +25,13 @@ from backpropagate_protocol.prepared import Prepared
 
 IGNORED = -100  # the label of a token without loss
 CONSUMED = "consumed"  # the key of a batch under which its `Consumed` travels
-_ID = "sample_id"
+SAMPLE_ID = "sample_id"  # the one column of the data set
 
 
 def ids_dataset(data: Prepared) -> Dataset:
     """One column, the sample ids. The fingerprint is the data's digest, so that nothing is hashed or cached by row."""
     ids = pa.array(np.arange(len(data), dtype=np.int64))
-    return Dataset(pa.table({_ID: ids}), fingerprint=data.manifest.digest[:32])
+    return Dataset(pa.table({SAMPLE_ID: ids}), fingerprint=data.manifest.digest[:32])
 
 
 class EpochOrder(Sampler[int]):
@@ -87,7 +87,7 @@ class Collator:
         self._pad = pad_token_id
 
     def __call__(self, examples: Sequence[dict[str, int]]) -> dict[str, torch.Tensor | Consumed]:
-        ids = [example[_ID] for example in examples]
+        ids = [example[SAMPLE_ID] for example in examples]
         rows = [self._data.row(index) for index in ids]
         shape = (len(rows), max(len(tokens) for tokens, _ in rows))
         input_ids = np.full(shape, self._pad, dtype=np.int64)

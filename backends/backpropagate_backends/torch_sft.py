@@ -6,6 +6,7 @@ What is overridden, and why it has to be:
     _save_checkpoint      the one place where an error of writing can be told from an error of training
     _load_optimizer_and_scheduler   where the moments of a paged optimizer go back into paged memory
     _save                 leaves out `training_args.bin`, a pickle, and the tokenizer, which does not change
+    _load_from_checkpoint a whole model was loaded from there already
     create_model_card     would write beside the checkpoints, at each of them
 Everything else goes through public callbacks. `save_steps` and `logging_steps` of an old trainer_state.json have no
 say: saving is never scheduled by the Trainer, and every step is logged because the callback asks for it.
@@ -14,11 +15,12 @@ say: saving is never scheduled by the Trainer, and every step is logged because 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -27,6 +29,7 @@ from trl import SFTTrainer
 from backpropagate_backends.base import Session
 from backpropagate_backends.torch_data import CONSUMED, Account, Batches, EpochOrder
 from backpropagate_backends.torch_paging import page_again
+from backpropagate_backends.torch_whole import save_trained
 from backpropagate_protocol.lifeline import worker_init
 from backpropagate_protocol.messages import Progress, Started
 
@@ -52,10 +55,15 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
 
     def attach(self, session: Session, boundary: Boundary, skip: int) -> None:
         self.session, self.boundary, self.skip = session, boundary, skip
+        boundary.measured = self.measured
         # TRL's loss divides by the trained tokens of the whole accumulated batch for every architecture, but the count
         # is only made for models whose forward takes loss arguments; without it, a halved batch is another loss.
         self.model_accepts_loss_kwargs = True
         self.add_callback(boundary)
+
+    def measured(self) -> dict[str, float]:
+        """What else is known of the step just done, by name; asking begins the next step's account."""
+        return {}
 
     def get_train_dataloader(self) -> DataLoader[dict[str, int]]:
         order = EpochOrder(len(self.train_dataset), self.args.data_seed)
@@ -84,8 +92,12 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
             page_again(self.optimizer)
 
     def _save(self, output_dir: str | None = None, state_dict: object | None = None) -> None:
-        # save_embedding_layers: "auto" would ask the hub, at every checkpoint, whether the vocabulary grew.
-        self.model.save_pretrained(output_dir, save_embedding_layers=False)
+        assert output_dir is not None
+        save_trained(self.model, output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        if isinstance(self.model, PeftModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
         progress = self.boundary.progress
@@ -122,6 +134,7 @@ class Boundary(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
         self.account = account
         self.stopped = False
         self.progress = Progress(0, 0, account.samples, account.order, None)
+        self.measured: Callable[[], dict[str, float]] = dict
         self._session = session
         self._header = header
         self._began = 0.0
@@ -198,6 +211,7 @@ class Boundary(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
             epoch=float(state.epoch or 0.0),
             memory_used=torch.cuda.max_memory_allocated() // _MIB if self._cuda else 0,
             memory_reserved=torch.cuda.memory_reserved() // _MIB if self._cuda else 0,
+            extra=self.measured(),
         )
         directive = self._session.step_done(self.progress)
         control.should_save = directive.save

@@ -18,15 +18,17 @@ from trl import SFTConfig
 
 from backpropagate_backends.base import Session
 from backpropagate_backends.model_source import find
-from backpropagate_backends.torch_choices import model_of_run, optimizer_of_run, precision_of_run
+from backpropagate_backends.torch_choices import checkpointing_of_run, model_of_run, optimizer_of_run, precision_of_run
 from backpropagate_backends.torch_data import Account, Collator, Course, course, ids_dataset
 from backpropagate_backends.torch_init import begin_from
 from backpropagate_backends.torch_model import Precision, add_adapter, all_finite, load_model
-from backpropagate_backends.torch_resume import ADAPTER, check_resume
+from backpropagate_backends.torch_preference import PreferenceTrainer, preference_collator
+from backpropagate_backends.torch_preference_loss import preference_of
+from backpropagate_backends.torch_resume import check_resume
 from backpropagate_backends.torch_sft import Boundary, ExactTrainer, Header
 from backpropagate_backends.torch_tokenizer import load_tokenizer
+from backpropagate_backends.torch_whole import digest_of, load_whole, save_trained
 from backpropagate_backends.torch_wishes import check_wishes
-from backpropagate_protocol.durable import file_entry
 from backpropagate_protocol.errors import DatasetError, LossDivergedError
 from backpropagate_protocol.jobs import TrainJob
 from backpropagate_protocol.messages import Phase, TrainResult
@@ -45,8 +47,8 @@ def train(session: Session, data: Prepared, name: str, device: Literal["cpu", "c
     if len(data) == 0:
         raise DatasetError(f"{spec.data.source} has no rows to train on")
     way = course(spec.train, len(data))
-    precision = precision_of_run(spec.model, session.resume, device, session.notice)
-    optimizer = optimizer_of_run(spec.train.optim, session.resume, precision)
+    precision = precision_of_run(spec.model, session.resume, device, session.notice, spec.train)
+    optimizer = optimizer_of_run(spec.train, session.resume, precision)
     account = Account()
     if session.resume is not None:
         scaled = precision.dtype is torch.float16
@@ -58,22 +60,31 @@ def train(session: Session, data: Prepared, name: str, device: Literal["cpu", "c
     source = find(model_of_run(spec.model, session.resume))
     tokenizer = load_tokenizer(source)
     session.phase(Phase.LOAD, 0, 2, "weights")  # each restarts the deadline of a slow disk or network
-    base = load_model(source, precision, tokenizer, session.notice)
-    session.phase(Phase.LOAD, 1, 2, "adapter")
-    model = add_adapter(base, spec.lora, spec.train.seed)
-    trainer = ExactTrainer(
+    whole = spec.train.mode == "full"
+    if whole:
+        model = load_whole(source, job.resume_from, precision, tokenizer, spec.train, session.notice)
+    else:
+        base = load_model(source, precision, tokenizer, session.notice)
+        session.phase(Phase.LOAD, 1, 2, "adapter")
+        model = add_adapter(base, spec.lora, spec.train.seed)
+    preference = preference_of(spec.train)
+    trainer = (ExactTrainer if preference is None else PreferenceTrainer)(
         model=model,
         args=_arguments(session, way, precision, optimizer),
         train_dataset=ids_dataset(data),
-        data_collator=Collator(data, tokenizer.pad_token_id or 0),
+        data_collator=Collator(data, tokenizer.pad_token_id or 0)
+        if preference is None
+        else preference_collator(preference, data, tokenizer, spec.data.max_length),
         processing_class=tokenizer,
     )
+    if isinstance(trainer, PreferenceTrainer) and preference is not None:
+        trainer.prefer(preference, data, spec.data.max_length)
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
     # TRL turns the adapters of a quantised base to bf16, and loading a checkpoint turns them to fp32: a run would change
     # its precision at the first resume. The optimizer does not exist yet, so it will follow.
     for parameter in trainer.model.parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and not whole:
             parameter.data = parameter.data.float()
     if spec.init_adapter is not None and session.resume is None:
         begin_from(trainer.model, Path(spec.init_adapter))  # here, where nothing rounds its weights any more
@@ -85,7 +96,8 @@ def train(session: Session, data: Prepared, name: str, device: Literal["cpu", "c
     trainer.attach(session, boundary, way.micro_batches_before(step, job.accumulation))
     if session.resume is not None and session.resume.step >= way.total_steps:
         # Died between its last checkpoint and its end. The Trainer would do one step more before it looks.
-        trainer.model.load_adapter(job.resume_from, "default", is_trainable=True)
+        if not whole:
+            trainer.model.load_adapter(job.resume_from, "default", is_trainable=True)
         loss = session.resume.loss
     else:
         trainer.train(resume_from_checkpoint=job.resume_from)
@@ -100,7 +112,7 @@ def train(session: Session, data: Prepared, name: str, device: Literal["cpu", "c
 def _arguments(session: Session, way: Course, precision: Precision, optimizer: str) -> SFTConfig:
     job, train = session.job, session.job.spec.train
     cuda = precision.device == "cuda"
-    checkpointing = job.gradient_checkpointing if job.gradient_checkpointing is not None else cuda
+    checkpointing = checkpointing_of_run(job.gradient_checkpointing, train, precision.device)
     # transformers 5.23 renamed the field and warns about the old one; 5.17 does not know the new one.
     fields = {field.name for field in dataclasses.fields(SFTConfig)}
     name = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
@@ -180,7 +192,7 @@ def _result(
     if not all_finite(trainer.model):
         raise LossDivergedError(f"after step {step} the adapter holds weights that are not finite")
     folder = session.staging / "adapter"
-    trainer.model.save_pretrained(str(folder), save_embedding_layers=False)
+    save_trained(trainer.model, str(folder))
     tokenizer.save_pretrained(str(folder))
     return TrainResult(
         adapter=str(folder),
@@ -188,5 +200,5 @@ def _result(
         samples_seen=account.samples,
         order=account.order,
         final_loss=loss if loss is None or math.isfinite(loss) else None,
-        digest=file_entry(folder / ADAPTER).sha256,
+        digest=digest_of(folder),
     )

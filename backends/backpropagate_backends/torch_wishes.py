@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 from transformers import SchedulerType
 
+from backpropagate_backends.torch_preference_wishes import check_preference
 from backpropagate_protocol.errors import InvalidSettingError
 from backpropagate_protocol.jobs import TrainJob
 from backpropagate_protocol.spec import LoraSpec, TrainSpec
@@ -41,10 +42,8 @@ _INITS = ("default", "gaussian")
 def check_wishes(job: TrainJob) -> None:
     """Raises InvalidSettingError for the first wish that cannot be granted."""
     train, lora = job.spec.train, job.spec.lora
-    if train.method != "sft":
-        raise InvalidSettingError(f"the method {train.method!r} is not in this release; choose sft")
-    if train.mode != "lora":
-        raise InvalidSettingError(f"the mode {train.mode!r} is not in this release; choose lora")
+    check_preference(job)
+    check_mode(job)
     if job.spec.data.packing:
         raise InvalidSettingError("packing is not in this release")
     if job.micro_batch < 1 or job.micro_batch * job.accumulation != train.effective_batch:
@@ -96,3 +95,19 @@ def _check_lora(lora: LoraSpec) -> None:
         raise InvalidSettingError(
             f"the adapter's init {lora.init!r} is not in this release; choose {', '.join(_INITS)}"
         )
+
+
+def check_mode(job: TrainJob) -> None:
+    """Raises InvalidSettingError for a mode that there is not, or that does not go with the rest."""
+    train = job.spec.train
+    if train.mode not in ("lora", "full"):
+        raise InvalidSettingError(f"there is no mode {train.mode!r}; choose lora or full")
+    for wish, asked in (("mode full", train.mode == "full"), ("fp8", train.fp8)):
+        if asked and train.method != "sft":
+            raise InvalidSettingError(f"{wish} goes with the method sft only, not with {train.method}")
+    if train.fp8 and train.mode == "full":
+        raise InvalidSettingError("fp8 multiplies by frozen weights, and mode full freezes none; choose one of them")
+    if train.fp8 and job.spec.lora.use_dora:
+        raise InvalidSettingError("fp8 does not go with DoRA, which multiplies by the weights once more; choose one of them")
+    if train.mode == "full" and job.spec.init_adapter is not None:
+        raise InvalidSettingError("mode full has no adapter, and so cannot begin from one")
