@@ -7,8 +7,8 @@ backend passes tests/backends/test_contract.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -25,10 +25,31 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 
 @dataclass(frozen=True, slots=True)
 class Directive:
-    """What the runner wants at a step boundary. `save` before `stop`; a stopped backend returns None from `train`."""
+    """What the runner wants at a step boundary. `save` before the others; a stopped backend returns None from `train`, one
+    that is to finish trains no further step and writes its result."""
 
     save: bool = False
     stop: bool = False
+    finish: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """What the held-out rows say of a model. loss: mean, in nats per token that carries loss, or the method's own loss per
+    sample. `extra`: what else was measured, finite."""
+
+    loss: float
+    rows: int
+    tokens: int
+    extra: Mapping[str, float] = field(default_factory=dict)
+
+
+# Is told samples done and in all, again and again. False: leave the scoring at once, a stop waits.
+GoOn = Callable[[int, int], bool]
+
+# Scores the model that is trained, as it is now, on prepared held-out data. Leaves no trace in it, nor in any generator of
+# random numbers; the same weights have the same score, to the bit, on the same device. None: it was left.
+Score = Callable[[Prepared, GoOn], HeldOut | None]
 
 
 class Session(Protocol):
@@ -48,8 +69,25 @@ class Session(Protocol):
     def before_step(self, step: int) -> None:
         """Before optimizer step `step` (1-based) consumes its first sample. Planned faults happen here."""
 
-    def step_done(self, progress: Progress) -> Directive:
-        """After each optimizer step. A loss or gradient norm that is not finite raises LossDivergedError here."""
+    def step_done(self, progress: Progress, score: Score | None = None) -> Directive:
+        """After each optimizer step. A loss or gradient norm that is not finite raises LossDivergedError here.
+
+        If the held-out rows are due to be scored, `score` is called within.
+        """
+
+    def owes(self, total_steps: int) -> bool:
+        """Of a resume: whether a stop or a death came between the checkpoint's step and its evaluation. Then the weights
+        of the checkpoint are loaded and `make_up` is called, before `ended` is asked."""
+
+    def make_up(self, total_steps: int, score: Score) -> None:
+        """Does the evaluation that is owed, if one is."""
+
+    def ended(self, total_steps: int) -> bool:
+        """Of a resume: whether no step is to follow. All were trained, or the evaluations said that it is enough."""
+
+    def best(self) -> Path | None:
+        """After the last step: the checkpoint (verified) whose weights are to be the result; None: the weights as they
+        are now."""
 
     def publish(self, staged: Path, progress: Progress) -> bool:
         """Makes the folder `staged` (below `staging`) the checkpoint of progress.step; True if it is durable.

@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from backpropagate_backends import toy_adapter
-from backpropagate_backends.base import Reporting, Session
+from backpropagate_backends.base import GoOn, HeldOut, Reporting, Session
 from backpropagate_protocol.errors import InvalidSettingError, UserInputError
 from backpropagate_protocol.jobs import ChatJob, EvaluateJob, GenerateJob, ReferenceJob, TrainJob
 from backpropagate_protocol.measured import Score
@@ -120,7 +120,7 @@ class ToyBackend:
         momentum = [0.0] * (2 * rank)
         step = samples = order = 0
         if job.resume_from is not None:
-            state = msgspec.json.decode(Path(job.resume_from, "state.json").read_bytes(), type=_State)
+            state = _state(Path(job.resume_from))
             begun = toy_adapter.from_bytes(state.factors, lora)
             momentum = list(array("d", state.momentum))
             step, samples, order = state.step, state.samples_seen, state.order
@@ -129,6 +129,12 @@ class ToyBackend:
         else:
             begun = toy_adapter.fresh(lora, spec.seed)
         column, row = begun.column, begun.row
+
+        def score(data: Prepared, go_on: GoOn) -> HeldOut | None:
+            return _held_out(toy_adapter.product(column, row), data, go_on)
+
+        session.make_up(total_steps, score)
+        over = session.ended(total_steps)
         session.started(
             Started(
                 backend=self.name,
@@ -149,7 +155,7 @@ class ToyBackend:
         targets: dict[int, float] = {}
         loss = session.resume.loss if session.resume else None
         tokens = 0
-        while step < total_steps:
+        while not over and step < total_steps:
             session.before_step(step + 1)
             began = time.monotonic()
             ids = sampler.take(samples, spec.effective_batch)
@@ -190,13 +196,18 @@ class ToyBackend:
                 step_seconds=time.monotonic() - began,
                 epoch=samples / len(data),
             )
-            directive = session.step_done(progress)
+            directive = session.step_done(progress, score)
             if directive.save:
                 self._save(session, progress, begun.trained(column, row), momentum, state_bytes)
             if directive.stop:
                 return None
+            over = directive.finish
 
         # ----- the result -----
+        best = session.best()
+        if best is not None:
+            kept = toy_adapter.from_bytes(_state(best).factors, lora)
+            column, row = kept.column, kept.row
         adapter = session.staging / "adapter"
         adapter.mkdir()
         toy_adapter.save(adapter, begun.trained(column, row), toy_adapter.config(lora, base))
@@ -261,6 +272,26 @@ class ToyConversation:
 
 def _learnt(adapter: str | None) -> float:
     return 0.0 if adapter is None else toy_adapter.load(Path(adapter)).number
+
+
+def _state(checkpoint: Path) -> _State:
+    return msgspec.json.decode((checkpoint / "state.json").read_bytes(), type=_State)
+
+
+def _held_out(number: float, data: Prepared, go_on: GoOn) -> HeldOut | None:
+    """The loss is the mean squared distance to the rows' targets."""
+    errors = []
+    for sample in range(len(data)):
+        if not go_on(sample, len(data)):
+            return None
+        errors.append(number - _target(data, sample))
+    met = sum(abs(error) < _MET for error in errors) / len(errors)
+    return HeldOut(
+        math.fsum(error * error for error in errors) / len(errors),
+        len(errors),
+        data.manifest.trained_tokens,
+        {"accuracy": met},
+    )
 
 
 def _target(data: Prepared, sample: int) -> float:

@@ -10,6 +10,8 @@ from enum import StrEnum
 
 import msgspec
 
+from backpropagate_protocol.about_data import DataReady as DataReady
+from backpropagate_protocol.about_data import DataReport as DataReport
 from backpropagate_protocol.jobs import Job
 from backpropagate_protocol.measured import Evaluation, Proof
 
@@ -113,25 +115,6 @@ class PhaseChanged(msgspec.Struct, frozen=True, array_like=True, tag="phase"):
     done: int = 0
     total: int = 0
     detail: str = ""
-
-
-class DataReady(msgspec.Struct, frozen=True, array_like=True, tag="data"):
-    """Sent once the rows are validated and tokenised on disk. The parent records it and hands path and digest to every
-    later attempt."""
-
-    path: str
-    digest: str
-    format: str
-    rows: int
-    skipped: int
-    tokens: int
-    trained_tokens: int  # tokens that carry loss
-    truncated: int  # rows cut at max_length
-    source_digest: str = ""
-    held_out_path: str = ""  # of the held-out rows, if the run is evaluated
-    held_out_digest: str = ""
-    held_out_rows: int = 0
-    dropped: dict[str, int] = {}  # why → how many rows: duplicate, too_short, too_long, no_trace, …
 
 
 class Started(msgspec.Struct, frozen=True, array_like=True, tag="started"):
@@ -250,16 +233,6 @@ class TrainResult(msgspec.Struct, frozen=True, array_like=True, tag="trained"):
     digest: str = ""  # over the result's weight files
     best_step: int = 0  # keep_best: the step whose weights these are; else 0
     stopped_early: bool = False
-
-
-class DataReport(msgspec.Struct, frozen=True, array_like=True, tag="report"):
-    """Carried by Done after a ValidateJob. `errors` holds up to max_errors of `line N: reason`."""
-
-    format: str
-    rows: int
-    bad: int
-    errors: tuple[str, ...]
-    counts: dict[str, int] = {}
 
 
 class Answers(msgspec.Struct, frozen=True, array_like=True, tag="answers"):

@@ -195,6 +195,16 @@ class FileEntry(msgspec.Struct, frozen=True):
     sha256: str
 
 
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """How the evaluations of a run stood at a checkpoint: a resume goes on counting from there."""
+
+    step: int  # of the newest evaluation
+    loss: float | None  # its loss; None: it was not finite
+    best_step: int = 0  # 0: there is no best one
+    best_loss: float | None = None
+    worse: int = 0  # evaluations in a row that were no better than the best before them
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """`manifest.json`, written last. A folder without one, or with one that does not verify, is not a checkpoint."""
 
@@ -216,4 +226,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     optimizer: str = ""
     precision: str = ""
     model_revision: str = ""  # the commit of a hub's model
+    standing: Standing | None = None  # None: nothing was evaluated yet
+    best_step: int = 0  # of a result: the step whose weights it has, if they are not those of `step`
     files: dict[str, FileEntry] = {}

@@ -224,6 +224,11 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     project: str = "backpropagate"  # of the trackers
 
 
+def is_evaluated(spec: RunSpec) -> bool:
+    """Whether held-out rows are scored while it trains. The runs of a campaign are scored by the campaign."""
+    return spec.kind == "train" and spec.parent is None and spec.data.holdout > 0
+
+
 # Left out of the digest at their defaults: checkpoints from before there were such choices stay resumable.
 _LATER_OF_DATA = (
     "start", "holdout", "part", "replay", "method", "reasoning_trace", "trace_tokens", "dedup", "min_tokens", "max_tokens",

@@ -17,7 +17,7 @@ from backpropagate_protocol.jobs import ChatJob
 from backpropagate_protocol.messages import Answers, Done, Phase, Said, Turn
 from backpropagate_runner.channel import Channel
 from backpropagate_runner.frameworks import Frameworks
-from backpropagate_runner.session import Voice
+from backpropagate_runner.voice import Voice
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,7 +10,7 @@ import msgspec
 from backpropagate_protocol.durable import DISK, Disk, NotWhole, commit_dir, discard, rename, verify_dir
 from backpropagate_protocol.errors import CheckpointError, DiskFullError, error_for
 from backpropagate_protocol.jobs import TrainJob
-from backpropagate_protocol.rundir import PARTIAL, QUARANTINE, FileEntry, Manifest, RunDir, checkpoint_step
+from backpropagate_protocol.rundir import MANIFEST, PARTIAL, QUARANTINE, FileEntry, Manifest, RunDir, checkpoint_step
 from backpropagate_protocol.spec import spec_digest
 
 
@@ -49,9 +49,10 @@ def make_room(final: Path, manifest: Manifest, disk: Disk = DISK) -> bool:
     return False
 
 
-def prune(run: RunDir, newest: int, keep: int, disk: Disk = DISK) -> None:
+def prune(run: RunDir, newest: int, keep: int, disk: Disk = DISK, *, best: bool = False) -> None:
     """Removes all but the `keep` newest checkpoints; the one of step `newest`, just committed, always stays.
 
+    best: and for each that stays the one that was the best by then, so that a run that has to go on from it still has it.
     Only folders with a checkpoint's name are looked at: partial, quarantined and foreign ones are not ours to remove.
     What cannot be removed now is looked at again after the next save: it is no reason to end a training.
     """
@@ -60,7 +61,11 @@ def prune(run: RunDir, newest: int, keep: int, disk: Disk = DISK) -> None:
     except OSError:
         return
     steps = sorted(step for name in names if (step := checkpoint_step(name)) is not None and step != newest)
-    for step in steps[: max(0, len(steps) - (max(1, keep) - 1))]:
+    older = len(steps) - (max(1, keep) - 1)
+    stay = {_best_by(run, step) for step in (*steps[max(0, older) :], newest)} if best else set()
+    for step in steps[: max(0, older)]:
+        if step in stay:
+            continue
         doomed = run.checkpoint(step)
         # Renamed first: a removal that is cut short must not leave half a checkpoint under a checkpoint's name.
         grave = doomed.with_name(f"{doomed.name}.old{PARTIAL}")
@@ -69,6 +74,15 @@ def prune(run: RunDir, newest: int, keep: int, disk: Disk = DISK) -> None:
         except OSError:
             continue
         discard(grave, disk)
+
+
+def _best_by(run: RunDir, step: int) -> int:
+    """The step whose weights were the best when that of `step` was made; 0 if none was, or if it cannot be told."""
+    try:
+        manifest = msgspec.json.decode((run.checkpoint(step) / MANIFEST).read_bytes(), type=Manifest)
+    except (OSError, msgspec.DecodeError):
+        return 0
+    return manifest.standing.best_step if manifest.standing is not None else 0
 
 
 def open_resume(job: TrainJob) -> Manifest | None:

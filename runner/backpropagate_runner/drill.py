@@ -1,7 +1,8 @@
 """Faults on purpose, at an exact step of any backend: the body of every test of recovery, and of `backprop drill`.
 
 A PlannedFault names a kind from KINDS. Kinds of STEP happen before that optimizer step (step 0: before the model is
-loaded); kinds of SAVE happen while the checkpoint of that step is written; `hang_teardown` after Done. In the stages of an
+loaded); kinds of SAVE happen while the checkpoint of that step is written, kinds of SCORING while the held-out rows are
+scored after it; `hang_teardown` after Done. In the stages of an
 export, kinds of STEP happen before the step-th sign of progress.
 """
 
@@ -60,6 +61,12 @@ class Drill:
         if self._poisoned:
             return msgspec.structs.replace(progress, loss=math.nan)
         return progress
+
+    def while_evaluating(self, step: int) -> None:
+        for kind in self._steps.get(step, ()):
+            if kind in SCORING:
+                self._announce(f"in the evaluation of step {step}: {kind}")
+                SCORING[kind](self)
 
     def disk_for(self, step: int, disk: Disk) -> Disk:
         for kind in self._saves.get(step, ()):
@@ -257,5 +264,12 @@ def _flip_bit(folder: Path) -> None:
 
 DAMAGE: dict[str, Callable[[Path], None]] = {"torn_save": _truncate, "bitflip_save": _flip_bit}
 
+SCORING: dict[str, Callable[[Drill], None]] = {
+    "sigkill_in_evaluation": _kill_self,
+    "oom_in_evaluation": _oom,
+    "hang_in_evaluation": _hang,
+    "hold_in_evaluation": Drill.hold,
+}
+
 SAVE = frozenset(DISKS) | frozenset(DAMAGE)
-KINDS = frozenset(STEP) | SAVE | {"hang_teardown"}
+KINDS = frozenset(STEP) | SAVE | frozenset(SCORING) | {"hang_teardown"}

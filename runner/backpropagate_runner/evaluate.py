@@ -20,8 +20,8 @@ from backpropagate_protocol.spec import DataSpec
 from backpropagate_runner.export.stage import Stage
 from backpropagate_runner.frameworks import Frameworks
 from backpropagate_runner.prepare import prepare
-from backpropagate_runner.session import Voice
 from backpropagate_runner.validate import scan
+from backpropagate_runner.voice import Voice
 
 
 def evaluate(job: EvaluateJob, voice: Voice, frameworks: Frameworks, stage: Stage) -> Evaluation:

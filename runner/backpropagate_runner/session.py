@@ -17,20 +17,19 @@ from pathlib import Path
 
 import msgspec
 
-from backpropagate_backends.base import Directive
+from backpropagate_backends.base import Directive, Score
 from backpropagate_protocol.durable import DISK, Disk, discard, rename
 from backpropagate_protocol.errors import DiskFullError, LossDivergedError
 from backpropagate_protocol.jobs import TrainJob
 from backpropagate_protocol.messages import (
     CheckpointFailed,
     CheckpointSaved,
-    Notice,
     Phase,
-    PhaseChanged,
     Progress,
     Started,
     TrainResult,
 )
+from backpropagate_protocol.prepared import Prepared
 from backpropagate_protocol.redact import redact
 from backpropagate_protocol.rundir import PARTIAL, FileEntry, Manifest, RunDir
 from backpropagate_protocol.spec import spec_digest
@@ -39,33 +38,12 @@ from backpropagate_runner.channel import Channel
 from backpropagate_runner.checkpoint import commit, make_room, prune
 from backpropagate_runner.control import Control
 from backpropagate_runner.drill import Drill
+from backpropagate_runner.evaluations import Evaluations
 from backpropagate_runner.faults import is_disk_trouble
-from backpropagate_runner.lifeline import Lifeline
-
-_SAME_PHASE_EVERY = 0.25  # seconds: a long phase says that it advances, not each row
+from backpropagate_runner.held_out import HeldOutWatch
+from backpropagate_runner.voice import Voice
 
 _SETTLE_SECONDS = 0.2  # a parent that reads needs a thousandth of it
-
-
-class Voice:
-    """Says where the child is. `where` is the phase and step that a fault will be reported with."""
-
-    def __init__(self, channel: Channel, lifeline: Lifeline, clock: Callable[[], float] = time.monotonic) -> None:
-        self.where = Phase.IMPORT
-        self.step = 0
-        self._channel, self._lifeline, self._clock = channel, lifeline, clock
-        self._said = -math.inf
-
-    def phase(self, phase: Phase, done: int = 0, total: int = 0, detail: str = "") -> None:
-        now = self._clock()
-        if phase is self.where and now - self._said < _SAME_PHASE_EVERY and done != total:
-            return
-        self.where, self._said = phase, now
-        self._lifeline.enter(phase)
-        self._channel.send(PhaseChanged(phase, done, total, redact(detail)))
-
-    def notice(self, text: str, level: str = "info") -> None:
-        self._channel.send(Notice(level, redact(text)))
 
 
 class TrainSession:
@@ -83,6 +61,7 @@ class TrainSession:
         data_digest: str,
         backend: str,
         packages: dict[str, str],
+        held_out: Prepared | None = None,
         disk: Disk = DISK,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -99,7 +78,9 @@ class TrainSession:
         self._failures = 0
         self._save_began = 0.0
         self._cadence = Cadence(job.spec.safety.save_steps, job.spec.safety.save_seconds, 0, 0.0)
-        self._total_steps = 0
+        self._total_steps = resume.total_steps if resume else 0
+        self._evaluations = Evaluations(job.spec, resume.standing if resume else None)
+        self._held_out = HeldOutWatch(held_out, self._evaluations, self.run, voice, channel, control, drill, clock)
         self._stamp = Manifest(
             run_id=job.spec.run_id,
             step=0,
@@ -144,9 +125,10 @@ class TrainSession:
     # --- the step boundary ------------------------------------------------------------------------------------------
 
     def before_step(self, step: int) -> None:
+        self._held_out.before_step(self.saved_step)
         self._drill.before_step(step)
 
-    def step_done(self, progress: Progress) -> Directive:
+    def step_done(self, progress: Progress, score: Score | None = None) -> Directive:
         progress = self._drill.after_step(progress)
         self._voice.step = progress.step
         for name, value in (("loss", progress.loss), ("gradient norm", progress.grad_norm)):
@@ -155,14 +137,38 @@ class TrainSession:
         self._channel.progress(progress)
         if self._voice.where is Phase.FIRST_STEP:
             self.phase(Phase.TRAIN)
-        # After the last step there is nothing left to stop: writing the result is all that remains.
-        stop = self._control.stop if progress.step < self._total_steps else None
+        step, total_steps = progress.step, progress.total_steps
+        self._held_out.after_step(step, total_steps, score)
+        # After the last step and its evaluation there is nothing left to stop: writing the result is all that remains.
+        left = step < total_steps or self._evaluations.owed(step, total_steps)
+        stop = self._control.stop if left else None
+        finish = stop is None and self._evaluations.enough
         now = self._clock()
-        save = self._control.take_save() or self._cadence.due(progress.step, now) or (stop is not None and stop.save)
+        save = self._control.take_save() or self._cadence.due(step, now) or (stop is not None and stop.save)
+        save = save or finish or self._evaluations.kept_step == step
+        if finish:
+            self._held_out.say_if_enough(step, total_steps)
         if save:
             self._save_began = now
             self.phase(Phase.CHECKPOINT)
-        return Directive(save=save, stop=stop is not None)
+        return Directive(save=save, stop=stop is not None, finish=finish)
+
+    # --- the held-out rows ------------------------------------------------------------------------------------------
+
+    def owes(self, total_steps: int) -> bool:
+        return self.resume is not None and self._evaluations.owed(self.resume.step, total_steps)
+
+    def make_up(self, total_steps: int, score: Score) -> None:
+        if self.resume is not None:
+            self._held_out.make_up(self.resume.step, total_steps, score)
+
+    def ended(self, total_steps: int) -> bool:
+        if self.resume is None:
+            return False
+        return self.resume.step >= total_steps or self._evaluations.enough
+
+    def best(self) -> Path | None:
+        return self._held_out.best(self._voice.step)
 
     # --- saving -----------------------------------------------------------------------------------------------------
 
@@ -196,7 +202,7 @@ class TrainSession:
             )
         )
         self._channel.settle(_SETTLE_SECONDS)
-        prune(self.run, progress.step, self.job.spec.safety.keep_checkpoints)
+        prune(self.run, progress.step, self.job.spec.safety.keep_checkpoints, best=self.job.spec.train.keep_best)
         self.phase(Phase.TRAIN)
         return True
 
@@ -222,12 +228,20 @@ class TrainSession:
         manifest = self._manifest(
             Progress(result.step, self._total_steps, result.samples_seen, result.order, result.final_loss)
         )
+        best = self._evaluations.kept_step
+        manifest = msgspec.structs.replace(manifest, best_step=best if best != result.step else 0)
         discard(old)
         if final.exists():
             rename(final, old, self._disk)  # of an attempt that died between this and its Done
         _, files = commit(Path(result.adapter), final, manifest, self._disk)
         discard(old)
-        return msgspec.structs.replace(result, adapter=str(final), digest=result.digest or _weights_digest(files))
+        return msgspec.structs.replace(
+            result,
+            adapter=str(final),
+            digest=result.digest or _weights_digest(files),
+            best_step=best,
+            stopped_early=result.step < self._total_steps and self._evaluations.enough,
+        )
 
     def _manifest(self, progress: Progress) -> Manifest:
         return msgspec.structs.replace(
@@ -237,6 +251,7 @@ class TrainSession:
             samples_seen=progress.samples_seen,
             order=progress.order,
             loss=progress.loss,
+            standing=self._evaluations.standing,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 

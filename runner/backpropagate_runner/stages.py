@@ -29,7 +29,7 @@ from backpropagate_runner.drill import Drill
 from backpropagate_runner.export.one_thread import on_one_thread
 from backpropagate_runner.export.stage import Stage
 from backpropagate_runner.frameworks import Frameworks
-from backpropagate_runner.session import Voice
+from backpropagate_runner.voice import Voice
 
 StageResult = ExportRoute | Made | Proof | Registered | Pushed | Evaluation
 

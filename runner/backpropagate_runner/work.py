@@ -33,8 +33,8 @@ from backpropagate_runner.faults import classify
 from backpropagate_runner.frameworks import Frameworks
 from backpropagate_runner.lifeline import Lifeline
 from backpropagate_runner.runlog import open_log
-from backpropagate_runner.session import Voice
 from backpropagate_runner.train import train
+from backpropagate_runner.voice import Voice
 
 _PACKAGES = (
     "backpropagate",

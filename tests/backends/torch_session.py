@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from backpropagate_backends.base import Directive
+from backpropagate_backends.base import Directive, HeldOut, Score
 from backpropagate_protocol.durable import commit_dir, discard, verify_dir
 from backpropagate_protocol.jobs import TrainJob
 from backpropagate_protocol.messages import Phase, Progress, Started
@@ -44,6 +44,10 @@ class KeepingSession:
         stop_at: int | None = None,
         kill_before: int | None = None,
         on_step: Callable[[int], None] = lambda step: None,
+        held_out: Prepared | None = None,
+        score_at: Iterable[int] = (),
+        best_step: int | None = None,
+        finish_at: int | None = None,
     ) -> None:
         self.job = job
         self.resume: Manifest | None = verify_dir(Path(job.resume_from)) if job.resume_from else None
@@ -59,6 +63,9 @@ class KeepingSession:
         self.failures: list[BaseException] = []
         self._save_at, self._stop_at, self._kill_before = set(save_at), stop_at, kill_before
         self._on_step = on_step
+        self.scores: dict[int, HeldOut] = {}
+        self._held_out, self._score_at = held_out, set(score_at)
+        self._best_step, self._finish_at = best_step, finish_at
 
     def phase(self, phase: Phase, done: int = 0, total: int = 0, detail: str = "") -> None:
         self.phases.append(phase)
@@ -74,10 +81,33 @@ class KeepingSession:
             raise Killed
         self._on_step(step)
 
-    def step_done(self, progress: Progress) -> Directive:
+    def step_done(self, progress: Progress, score: Score | None = None) -> Directive:
         self.progress.append(progress)
+        if progress.step in self._score_at:
+            self._score(progress.step, score)
         stop = progress.step == self._stop_at
-        return Directive(save=stop or progress.step in self._save_at, stop=stop)
+        save = stop or progress.step in self._save_at
+        return Directive(save=save, stop=stop, finish=progress.step == self._finish_at)
+
+    def _score(self, step: int, score: Score | None) -> None:
+        assert self._held_out is not None
+        assert score is not None
+        found = score(self._held_out, lambda done, total: True)
+        assert found is not None
+        self.scores[step] = found
+
+    def owes(self, total_steps: int) -> bool:
+        return self.resume is not None and self.resume.step in self._score_at
+
+    def make_up(self, total_steps: int, score: Score) -> None:
+        if self.resume is not None and self.owes(total_steps):
+            self._score(self.resume.step, score)
+
+    def ended(self, total_steps: int) -> bool:
+        return self.resume is not None and self.resume.step >= total_steps
+
+    def best(self) -> Path | None:
+        return None if self._best_step is None else self.checkpoint(self._best_step)
 
     def publish(self, staged: Path, progress: Progress) -> bool:
         manifest = Manifest(

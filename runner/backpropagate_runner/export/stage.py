@@ -9,7 +9,7 @@ from pathlib import Path
 from backpropagate_protocol.durable import DISK, Disk, discard, files_of, rename
 from backpropagate_protocol.messages import Phase
 from backpropagate_protocol.rundir import PARTIAL
-from backpropagate_runner.session import Voice
+from backpropagate_runner.voice import Voice
 
 
 class Stage:

@@ -8,7 +8,7 @@ from backpropagate_protocol.messages import Notice, Phase, PhaseChanged, ToParen
 from backpropagate_runner.channel import Channel
 from backpropagate_runner.export.stage import Stage
 from backpropagate_runner.lifeline import Lifeline
-from backpropagate_runner.session import Voice
+from backpropagate_runner.voice import Voice
 
 
 class _Kept(Channel):
