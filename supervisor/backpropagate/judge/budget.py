@@ -10,8 +10,8 @@ from backpropagate_protocol.spec import SafetySpec
 class Budget:
     """Respawns count against progress, halvings against the run. `jitter` in [0, 1) stretches the delays."""
 
-    def __init__(self, safety: SafetySpec, jitter: float) -> None:
-        self.rules = Rules(safety.oom_recovery, safety.max_halvings, safety.max_respawns)
+    def __init__(self, safety: SafetySpec, jitter: float, least_batch: int = 1) -> None:
+        self.rules = Rules(safety.oom_recovery, safety.max_halvings, safety.max_respawns, least_batch)
         self._jitter = jitter
         self._halvings = 0
         self._respawns = 0  # counted ones, since the last newly committed step

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-
-def largest_divisor(effective: int, at_most: int) -> int:
-    """The largest divisor of `effective` that is not above `at_most` (and at least 1)."""
-    return next(size for size in range(max(1, min(at_most, effective)), 0, -1) if effective % size == 0)
+# KTO tells good answers from bad ones among rows that go through the model together: TRL's takes no single row either.
+_LEAST = {"kto": 2}
 
 
-def halved(micro: int, effective: int) -> int | None:
-    """The next smaller micro-batch: the largest divisor of `effective` that is at most half; None if it is 1 already."""
-    return None if micro <= 1 else largest_divisor(effective, micro // 2)
+def least_batch(method: str) -> int:
+    """The smallest micro-batch that a method is trained with."""
+    return _LEAST.get(method, 1)
+
+
+def largest_divisor(effective: int, at_most: int, least: int = 1) -> int:
+    """The largest divisor of `effective` that is not above `at_most`; where that is below `least`, the smallest that is not."""
+    found = next(size for size in range(max(1, min(at_most, effective)), 0, -1) if effective % size == 0)
+    if found >= least:
+        return found
+    return next((size for size in range(least, effective) if effective % size == 0), effective)
+
+
+def halved(micro: int, effective: int, least: int = 1) -> int | None:
+    """The next smaller micro-batch: the largest divisor of `effective` that is at most half; None if that is below `least`."""
+    if micro <= 1:
+        return None
+    found = largest_divisor(effective, micro // 2)
+    return found if found >= least else None

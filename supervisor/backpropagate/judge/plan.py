@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from backpropagate.judge.halving import largest_divisor
+from backpropagate.judge.halving import largest_divisor, least_batch
 from backpropagate.judge.prompts import PROMPTS
 from backpropagate_protocol.jobs import (
     ConvertAdapterJob,
@@ -68,7 +68,7 @@ def first_micro_batch(spec: RunSpec, *, fitted: int | None = None, card_memory: 
         wish = 2
     else:
         wish = 1
-    return largest_divisor(effective, wish)
+    return largest_divisor(effective, wish, least_batch(spec.train.method))
 
 
 # --- what follows a training, or comes instead of one ---------------------------------------------------------------

@@ -16,6 +16,7 @@ from backpropagate.judge import decisions as d
 from backpropagate.judge import ladder, telling
 from backpropagate.judge.budget import Budget
 from backpropagate.judge.child import ChildPolicy, Report, Surroundings
+from backpropagate.judge.halving import least_batch
 from backpropagate.judge.plan import Start
 from backpropagate.judge.states import (
     BEFORE_TRAINING,
@@ -42,7 +43,7 @@ class Policy(ChildPolicy):
     def __init__(self, spec: RunSpec, start: Start, jitter: float = 0.0) -> None:
         """`jitter` in [0, 1) stretches the delays of respawns, so that several machines do not act in step."""
         super().__init__(spec.run_id, spec.safety, attempts=start.attempts)
-        self._budget = Budget(spec.safety, jitter)
+        self._budget = Budget(spec.safety, jitter, least_batch(spec.train.method))
         self.effective = spec.train.effective_batch
         self.micro = start.micro_batch
         self.fit: int | None = None  # the one that a want of memory found: a guess or a wish is the same next time

@@ -107,6 +107,7 @@ class Rules:
     oom_recovery: bool
     max_halvings: int
     max_respawns: int
+    least_batch: int = 1  # of the method
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,7 @@ def judge(cause: Cause, at: Standing, rules: Rules) -> Verdict:
         case Kind.CUDA:
             return _twice(cause, at) or _budgeted(cause, at, rules, _smaller(at, rules))
         case Kind.OVERHEAT:
-            return _budgeted(cause, at, rules, halved(at.micro, at.effective), cool_first=True)
+            return _budgeted(cause, at, rules, halved(at.micro, at.effective, rules.least_batch), cool_first=True)
         case Kind.INTERNAL:
             return _twice(cause, at) or _budgeted(cause, at, rules)
         case Kind.DIED:
@@ -174,7 +175,7 @@ def _give_up(cause: Cause, message: str = "", code: str = "") -> GiveUp:
 
 
 def _smaller(at: Standing, rules: Rules) -> int | None:
-    return halved(at.micro, at.effective) if at.halvings < rules.max_halvings else None
+    return halved(at.micro, at.effective, rules.least_batch) if at.halvings < rules.max_halvings else None
 
 
 def _out_of_memory(cause: Cause, at: Standing, rules: Rules) -> Verdict:
@@ -189,8 +190,8 @@ def _out_of_memory(cause: Cause, at: Standing, rules: Rules) -> Verdict:
         smaller = _smaller(at, rules)
         if smaller is not None:
             return Again(smaller, counts=False, halving=True)
-        if at.micro == 1 and at.checkpointing_can_help:
-            return Again(1, counts=False, gradient_checkpointing=True)
+        if halved(at.micro, at.effective, rules.least_batch) is None and at.checkpointing_can_help:
+            return Again(at.micro, counts=False, gradient_checkpointing=True)
     tried = (
         f"with a micro-batch of {at.micro} after {at.halvings} halvings"
         if rules.oom_recovery
