@@ -35,7 +35,7 @@ class TorchBackend:
 
         check_wishes(job)
         self.check_device()
-        choose_precision(job.spec.model, self.device, lambda text, level: None)
+        choose_precision(job.spec.model, self.device, lambda text, level: None, job.spec.train)
 
     def check_device(self) -> None:
         """Raises GPUNotAvailableError if the device cannot be used. The CPU always can."""

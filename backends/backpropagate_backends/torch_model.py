@@ -1,4 +1,4 @@
-"""Loading the base model and putting the adapter on it: precision, 4-bit weights, LoRA."""
+"""Loading the base model and putting the adapter on it: precision, 4-bit weights, 8-bit products, LoRA."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from backpropagate_backends.model_source import Source
+from backpropagate_backends.torch_fp8 import check_fp8, multiply_in_fp8
 from backpropagate_protocol.errors import InvalidSettingError, ModelLoadError
-from backpropagate_protocol.spec import LoraSpec, ModelSpec
+from backpropagate_protocol.spec import LoraSpec, ModelSpec, TrainSpec
 
 Notice = Callable[[str, str], None]  # text, level
 
@@ -29,45 +30,54 @@ _DTYPES = {
 }
 
 
+# How a label says what is not plain.
+NF4, FP8 = "nf4", "fp8"
+
 # The eyes and ears of a model that has some: text never reaches them, so adapters there would only be carried along.
 _SENSES = r".*(vision|visual|audio|multi_modal|image).*"
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """How weights are held and what the arithmetic is done in. Adapters are always float32."""
+    """How weights are held and what the arithmetic is done in. Adapters are always float32.
+
+    fp8: the matrix products of the base are made in 8-bit floats, the weights stay in `dtype`.
+    """
 
     device: Literal["cpu", "cuda"]
     dtype: torch.dtype
     four_bit: bool
+    fp8: bool = False
 
     @property
     def label(self) -> str:
         name = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
-        return f"nf4+{name}" if self.four_bit else name
+        return f"{NF4}+{name}" if self.four_bit else f"{FP8}+{name}" if self.fp8 else name
 
     @property
     def place(self) -> str:
         return "cuda:0" if self.device == "cuda" else "cpu"
 
 
-def choose_precision(model: ModelSpec, device: Literal["cpu", "cuda"], notice: Notice) -> Precision:
+def choose_precision(
+    model: ModelSpec, device: Literal["cpu", "cuda"], notice: Notice, train: TrainSpec | None = None
+) -> Precision:
     """Auto is bf16 on CUDA from Ampere on and fp16 before, fp32 on the CPU; 4-bit on CUDA where bitsandbytes is there.
 
-    Raises InvalidSettingError for a dtype that is unknown or that the device cannot train in, and for 4-bit weights that
-    were asked for without bitsandbytes.
+    train: what is asked of a training, which 4-bit weights or fp16 may not be able to do; None: nothing is trained.
+    Raises InvalidSettingError for a dtype that is unknown or that the device cannot train in, for 4-bit weights that were
+    asked for without bitsandbytes, and for what does not go together.
     """
-    if model.dtype == "auto":
-        dtype = torch.float32
-        if device == "cuda":
-            dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    elif model.dtype in _DTYPES:
-        dtype = _DTYPES[model.dtype]
-    else:
-        raise InvalidSettingError(f"there is no dtype {model.dtype!r}; choose auto, bf16, fp16 or fp32")
-    if device == "cpu" and dtype is torch.float16:
-        raise InvalidSettingError("the CPU cannot train in fp16; choose auto, bf16 or fp32")
+    full, fp8 = train is not None and train.mode == "full", train is not None and train.fp8
+    dtype = _dtype(model, device, full)
+    if fp8:
+        check_fp8(device)
+        if dtype is not torch.bfloat16:
+            raise InvalidSettingError("--fp8 multiplies what is held in bf16", suggestion="Leave --dtype to auto.")
     installed = find_spec("bitsandbytes") is not None
+    if model.load_in_4bit and (full or fp8):
+        what = "full fine-tuning cannot train 4-bit weights" if full else "--fp8 has no use for 4-bit weights"
+        raise InvalidSettingError(what, suggestion="Leave --load-in-4bit out.")
     if model.load_in_4bit and not installed:
         raise InvalidSettingError(
             "4-bit weights were asked for, and bitsandbytes is not installed",
@@ -75,10 +85,32 @@ def choose_precision(model: ModelSpec, device: Literal["cpu", "cuda"], notice: N
         )
     four_bit = model.load_in_4bit
     if four_bit is None:
-        four_bit = device == "cuda" and installed
-        if device == "cuda" and not installed:
+        wanted = device == "cuda" and not full and not fp8
+        four_bit = wanted and installed
+        if wanted and not installed:
             notice("bitsandbytes is not installed: the weights are held in 16 bits instead of 4", "warning")
-    return Precision(device, dtype, four_bit)
+    return Precision(device, dtype, four_bit, fp8)
+
+
+def _dtype(model: ModelSpec, device: Literal["cpu", "cuda"], full: bool) -> torch.dtype:
+    if model.dtype != "auto" and model.dtype not in _DTYPES:
+        raise InvalidSettingError(f"there is no dtype {model.dtype!r}; choose auto, bf16, fp16 or fp32")
+    if model.dtype != "auto":
+        dtype = _DTYPES[model.dtype]
+        if device == "cpu" and dtype is torch.float16:
+            raise InvalidSettingError("the CPU cannot train in fp16; choose auto, bf16 or fp32")
+        if full and dtype is torch.float16:
+            raise InvalidSettingError(
+                "full fine-tuning in fp16 would lose its gradients; choose auto, bf16 or fp32",
+                suggestion="Leave --dtype to auto.",
+            )
+        return dtype
+    if device == "cpu":
+        return torch.float32
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    # An adapter is float32 beside fp16 weights; weights that are themselves trained have nothing beside them.
+    return torch.float32 if full else torch.float16
 
 
 def load_model(
@@ -111,6 +143,8 @@ def load_model(
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ModelLoadError(f"the tokenizer of {source.name} has {len(tokenizer)} tokens and the model {rows}")
+    if precision.fp8:
+        multiply_in_fp8(model)
     return model
 
 
@@ -135,11 +169,18 @@ def add_adapter(model: PreTrainedModel, lora: LoraSpec, seed: int) -> PeftModel:
         raise InvalidSettingError(f"the adapter does not fit {model.name_or_path}: {error}") from error
 
 
+def train_all(model: PreTrainedModel) -> PreTrainedModel:
+    """Every weight that text reaches is trained. No adapter."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(re.fullmatch(_SENSES, name) is None)
+    return model
+
+
 def _has_senses(model: PreTrainedModel) -> bool:
     linear = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
     return any(re.fullmatch(_SENSES, name) for name in linear)
 
 
-def all_finite(model: PeftModel) -> bool:
+def all_finite(model: PreTrainedModel | PeftModel) -> bool:
     """False if a trained weight is NaN or infinite."""
     return all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.requires_grad)

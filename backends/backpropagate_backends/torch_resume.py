@@ -11,14 +11,14 @@ import json
 from pathlib import Path
 
 from backpropagate_backends.torch_data import Course
+from backpropagate_backends.torch_whole import weights_missing
 from backpropagate_protocol.errors import CheckpointError, UserInputError
 from backpropagate_protocol.jobs import TrainJob
 from backpropagate_protocol.rundir import Manifest
 from backpropagate_protocol.spec import spec_digest
 
-ADAPTER = "adapter_model.safetensors"
 _STATE = "trainer_state.json"
-_NEEDED = (ADAPTER, "optimizer.pt", "scheduler.pt", "rng_state.pth", _STATE)
+_NEEDED = ("optimizer.pt", "scheduler.pt", "rng_state.pth", _STATE)
 
 
 def check_resume(
@@ -27,9 +27,10 @@ def check_resume(
     """Raises CheckpointError if the folder is not a whole state, UserInputError [STATE_RUN_MISMATCH] if it belongs to
     other data, other settings or another backend. `scaled`: fp16, which keeps the loss scale in a file of its own."""
     folder = Path(job.resume_from or "")
-    for name in (*_NEEDED, "scaler.pt") if scaled else _NEEDED:
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder.name} has no {name}: training would silently start over with it")
+    lacks = [name for name in (*_NEEDED, "scaler.pt") if (scaled or name in _NEEDED) and not (folder / name).is_file()]
+    weights = weights_missing(folder, whole=job.spec.train.mode == "full")
+    for name in [weights, *lacks] if weights is not None else lacks:
+        raise CheckpointError(f"{folder.name} has no {name}: training would silently start over with it")
     if manifest.backend != backend:
         raise UserInputError(
             f"{folder.name} was trained on {manifest.backend}; on {backend} it would go on in another precision",

@@ -108,6 +108,8 @@ def check_mode(job: TrainJob) -> None:
     if train.fp8 and train.mode == "full":
         raise InvalidSettingError("fp8 multiplies by frozen weights, and mode full freezes none; choose one of them")
     if train.fp8 and job.spec.lora.use_dora:
-        raise InvalidSettingError("fp8 does not go with DoRA, which multiplies by the weights once more; choose one of them")
+        raise InvalidSettingError(
+            "fp8 does not go with DoRA, which multiplies by the weights once more; choose one of them"
+        )
     if train.mode == "full" and job.spec.init_adapter is not None:
         raise InvalidSettingError("mode full has no adapter, and so cannot begin from one")

@@ -13,7 +13,7 @@ from backpropagate_backends.cpu import CpuBackend
 from backpropagate_protocol.errors import UserInputError
 from backpropagate_protocol.prepared import Prepared
 from backpropagate_protocol.rundir import MANIFEST, Manifest
-from backpropagate_protocol.spec import ModelSpec
+from backpropagate_protocol.spec import ModelSpec, TrainSpec
 from tests.backends.torch_runs import FOREIGN_WARNINGS, resumed, run
 from tests.backends.torch_session import commit_again, make_job
 
@@ -33,6 +33,7 @@ BEGUN = Manifest(
     model_revision="c" * 40,
 )
 MODEL = ModelSpec(name="mine", path="me/mine")
+TRAIN = TrainSpec()
 
 
 def _nothing(text: str, level: str) -> None:
@@ -41,7 +42,7 @@ def _nothing(text: str, level: str) -> None:
 
 @pytest.mark.parametrize(
     ("recorded", "expected"),
-    [("nf4+bf16", ("bf16", True)), ("bf16", ("bf16", False)), ("fp16", ("fp16", False)), ("", ("auto", None))],
+    [("nf4+bf16", ("bf16", True)), ("bf16", ("bf16", False)), ("fp16", ("fp16", False)), ("fp8+bf16", ("bf16", False)), ("", ("auto", None))],
 )
 def test_the_precision_of_the_beginning_is_kept(
     cpu: CpuBackend, recorded: str, expected: tuple[str, bool | None]
@@ -57,7 +58,7 @@ def test_a_precision_that_cannot_be_had_here_is_another_run(cpu: CpuBackend) -> 
     from backpropagate_backends.torch_choices import precision_of_run
 
     with pytest.raises(UserInputError, match="begun in fp16, and here: the CPU") as caught:
-        precision_of_run(MODEL, msgspec.structs.replace(BEGUN, precision="fp16"), "cpu", _nothing)
+        precision_of_run(MODEL, msgspec.structs.replace(BEGUN, precision="fp16"), "cpu", _nothing, TRAIN)
     assert caught.value.code == "STATE_RUN_MISMATCH"
 
 
@@ -67,8 +68,8 @@ def test_the_optimizer_of_the_beginning_is_kept(cpu: CpuBackend) -> None:
     from backpropagate_backends.torch_model import choose_precision
 
     precision = choose_precision(MODEL, "cpu", _nothing)
-    assert optimizer_of_run("auto", None, precision) == "adamw_torch"
-    assert optimizer_of_run("auto", BEGUN, precision) == "paged_adamw_8bit"
+    assert optimizer_of_run(TRAIN, None, precision) == "adamw_torch"
+    assert optimizer_of_run(TRAIN, BEGUN, precision) == "paged_adamw_8bit"
 
 
 # bitsandbytes is found by nobody, as in an environment that never had it.
@@ -96,8 +97,8 @@ def test_an_optimizer_that_cannot_be_had_here_is_another_run() -> None:
 from backpropagate_backends.torch_choices import optimizer_of_run
 from backpropagate_backends.torch_model import choose_precision
 from backpropagate_protocol.errors import UserInputError
-from tests.backends.test_torch_choices import BEGUN, MODEL
-try: optimizer_of_run("auto", BEGUN, choose_precision(MODEL, "cpu", print))
+from tests.backends.test_torch_choices import BEGUN, MODEL, TRAIN
+try: optimizer_of_run(TRAIN, BEGUN, choose_precision(MODEL, "cpu", print))
 except UserInputError as error: print(error.code, error.message)
 """
     told = _code_of(program)

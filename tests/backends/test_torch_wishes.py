@@ -29,7 +29,11 @@ def test_a_plain_job_is_granted(cpu: CpuBackend) -> None:
     ("part", "changes", "words"),
     [
         ("train", {"method": "orpo"}, "orpo"),
-        ("train", {"mode": "full"}, "full"),
+        ("train", {"mode": "half"}, "full"),
+        ("train", {"mode": "full", "method": "dpo"}, "full"),
+        ("train", {"mode": "full", "fp8": True}, "frozen"),
+        ("train", {"fp8": True}, "CUDA"),
+        ("train", {"fp8": True, "method": "orpo"}, "sft"),
         ("train", {"steps": 0}, "at least 1"),
         ("train", {"steps": None, "epochs": 0.0}, "more than 0"),
         ("train", {"optim": "magic"}, "magic"),

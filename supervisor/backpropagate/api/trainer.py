@@ -284,11 +284,11 @@ class Trainer(MultiRuns):
         return summary.url or f"https://huggingface.co/{repo}"
 
     def save(self, path: str | os.PathLike[str], *, run: Made | None = None) -> Path:
-        """Copies the trained adapter to the folder `path`, which must not exist yet; returns it."""
+        """Copies the trained adapter (or whole model) to the folder `path`, which must not exist yet; returns it."""
         source = find(self._made(run), Settings(self._given))
-        if source.adapter is None:
+        if source.trained is None:
             raise UserInputError(f"{source.name} is a model without an adapter; there is nothing to save")
-        return copy_adapter(Path(source.adapter), Path(path))
+        return copy_adapter(Path(source.trained), Path(path))
 
     def _made(self, what: Made | None) -> str:
         """As a command would be told it."""

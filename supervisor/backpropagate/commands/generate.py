@@ -13,7 +13,7 @@ from backpropagate.wishes.settings import Settings
 @click.command(cls=Command)
 @click.argument("what", metavar="RUN|MODEL|PATH")
 @click.argument("prompts", metavar="PROMPT...", nargs=-1, required=True)
-@click.option("--base", is_flag=True, help="Ask the base model of the run or adapter, without the adapter.")
+@click.option("--base", is_flag=True, help="Ask the base model of the run or adapter, without what was trained.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Longest answer.")
 @click.option(
     "--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0: always the likeliest token."
@@ -39,9 +39,10 @@ def generate(
     meant = find(what, settings)
     check_backend(meant.backend)
     python = check_runner(meant.runner_python, meant.backend)
+    model, adapter = meant.subject(base)
     job = GenerateJob(
-        model=meant.model,
-        adapter=None if base else meant.adapter,
+        model=model,
+        adapter=adapter,
         prompts=prompts,
         backend=meant.backend,
         max_new_tokens=max_new_tokens,
@@ -49,5 +50,10 @@ def generate(
         seed=seed,
     )
     answers = run_job(job, Answers, backend=meant.backend, runner_python=python).texts
-    document = {"model": job.model.name, "adapter": job.adapter, "prompts": prompts, "answers": answers}
+    document = {
+        "model": job.model.name,
+        "adapter": None if base else meant.trained,
+        "prompts": prompts,
+        "answers": answers,
+    }
     screen.data(document, "\n".join(answers))

@@ -86,7 +86,7 @@ def _in_foreground(screen: Screen, run_dir: RunDir, resumed: bool, wait: bool) -
         **_exported_document(exported),
         **({} if campaign is None else {"campaign": campaign.campaign().document()}),
     }
-    text = _in_words(outcome, runs.load_spec(run_dir).kind, exported, campaign)
+    text = _in_words(outcome, runs.load_spec(run_dir), exported, campaign)
     if outcome.exit_code == ExitCode.DONE:
         screen.data(document, text)
     else:
@@ -108,18 +108,20 @@ def _exported_document(summary: ExportSummary) -> dict[str, object]:
     return {} if summary.proof is None else {"proof": asdict(summary.proof)}
 
 
-def _in_words(outcome: Outcome, kind: str, summary: ExportSummary, campaign: CampaignSummary | None = None) -> str:
+def _in_words(outcome: Outcome, spec: RunSpec, summary: ExportSummary, campaign: CampaignSummary | None = None) -> str:
+    from backpropagate.judge.plan import full, trains
+
     lines = [("run" if campaign is None else "campaign", outcome.run_id), ("status", outcome.status)]
     if campaign is not None:
         lines += _campaign_in_words(campaign)
-    if kind == "train":
+    if spec.kind == "train":
         lines.append(("steps", f"{outcome.step}/{outcome.total_steps}"))
         if outcome.final_loss is not None:
             lines.append(("loss", f"{outcome.final_loss:.4f}"))
     if outcome.recoveries:
         lines.append(("faults", f"recovered from {outcome.recoveries}"))
-    if kind in ("train", "campaign"):
-        lines.append(("adapter", str(outcome.adapter)))
+    if trains(spec):
+        lines.append(("model" if full(spec) else "adapter", str(outcome.adapter)))
     if outcome.url:
         lines.append(("pushed", outcome.url))
     lines += _export_in_words(summary)

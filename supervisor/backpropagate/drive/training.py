@@ -21,6 +21,8 @@ from backpropagate_protocol.durable import NotWhole
 from backpropagate_protocol.rundir import Manifest, RunDir
 from backpropagate_protocol.spec import RunSpec
 
+_ADAPTER = "adapter_config.json"
+
 
 @dataclass(frozen=True, slots=True)
 class Kept:
@@ -105,7 +107,12 @@ class Training:
 
 
 def published(run_dir: RunDir) -> Finish | None:
-    """A finished adapter gets its second place, `<output>/lora`; the end of the run if that fails: partial."""
+    """A finished adapter gets its second place, `<output>/lora`; the end of the run if that fails: partial.
+
+    A whole model keeps its one place: a second would cost its size once more.
+    """
+    if not (run_dir.adapter / _ADAPTER).is_file():
+        return None
     try:
         results.publish_adapter(run_dir.adapter, run_dir.output)
     except OSError as error:

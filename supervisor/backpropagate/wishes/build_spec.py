@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from backpropagate.doors.environ import environment
 from backpropagate.wishes.export_spec import after_training
 from backpropagate.wishes.models import last_part, looks_like_path, resolve_model
 from backpropagate.wishes.options import Value
 from backpropagate.wishes.settings import Settings
 from backpropagate.wishes.surroundings import check_backend, check_runner, writable_folder
+from backpropagate.wishes.together import check_size, check_together
 from backpropagate_protocol.data_formats import may_be_hub_id
 from backpropagate_protocol.errors import (
     ConfigurationError,
@@ -38,9 +40,11 @@ def build_spec(settings: Settings, *, detached: bool = False, verbose: bool = Fa
     toy = settings.text("training.backend") == "toy"
     data = _data(settings)
     check_backend(settings.text("training.backend"))
+    check_together(settings)
     runner_python = check_runner(settings.text_or_none("runner.python"), settings.text("training.backend"))
     model = model_spec(settings)
     train = _train(settings)
+    check_size(model, train, environment())
     output = writable_folder(settings.text("training.output_dir"), least_mib=1 if toy else _LEAST_FREE_MIB)
     run_id = str(uuid.uuid4())
     label = settings.text_or_none("training.name")

@@ -58,16 +58,16 @@ def _trained_on(folder: Path, spec: RunSpec | None, report: ExportReport | None)
 
 
 def _training(folder: Path, report: ExportReport | None, run: RunDir | None) -> tuple[RunSpec | None, RunRow | None]:
-    """The run that trained: the named one, the one whose adapter it exported, or the one that the adapter names."""
+    """The run that trained: the named one, the one whose adapter or whole model it exported, or the one that these name."""
     found = _loaded(run)
     adapter = folder if found is None else None
     if found is not None:
         if trains(found):
             assert run is not None
             return found, history.show(run)
-        adapter = Path(found.export.adapter) if found.export and found.export.adapter else None
-    if adapter == folder and report is not None and report.adapter:
-        adapter = Path(report.adapter)
+        adapter = Path(found.export.adapter or found.model.path) if found.export else None
+    if adapter == folder and report is not None:
+        adapter = Path(report.adapter or report.base_path)
     maker = _maker(adapter) if adapter is not None else None
     spec = _loaded(maker)
     if maker is None or spec is None or not trains(spec):

@@ -28,7 +28,7 @@ def chat_job(
         gguf = _gguf(path)
     else:
         source = find(what, settings)
-        if source.run is None and source.adapter is None and not named_as_model(what):
+        if source.run is None and source.trained is None and not named_as_model(what):
             raise UserInputError(
                 f"{what!r} is no run, no folder and no model",
                 code="INPUT_MODEL_NOT_FOUND",
@@ -37,7 +37,7 @@ def chat_job(
         python = source.runner_python
         made = source.exported
         can = python is not None or installed("llama_cpp")
-        if made is not None and made.suffix == ".gguf" and not base and (can or source.adapter is None):
+        if made is not None and made.suffix == ".gguf" and not base and (can or source.trained is None):
             gguf = _gguf(made)
     if gguf is not None:
         if base:
@@ -54,16 +54,18 @@ def chat_job(
     assert source is not None
     check_backend(source.backend)
     python = check_runner(source.runner_python, source.backend, what="talking with it", needs=_LOADING)
-    adapter = None if base else source.adapter
+    model, adapter = source.subject(base)
     job = ChatJob(
-        model=source.model,
+        model=model,
         adapter=adapter,
         backend=source.backend,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
     )
-    return job, python, f"{source.model.name} with {adapter}" if adapter else source.model.name
+    if base or source.trained is None:
+        return job, python, source.model.name
+    return job, python, f"{source.model.name} {'with' if adapter else 'as trained in'} {source.trained}"
 
 
 def _gguf(path: Path) -> Path:

@@ -32,7 +32,7 @@ def export_run(
 ) -> RunSpec:
     """Raises a coded error for the first wish that cannot be served; writes nothing."""
     source = _found(settings, what, base)
-    if source.adapter is None and not named_as_model(what):
+    if source.trained is None and source.run is None and not named_as_model(what):
         raise UserInputError(
             f"{what} is no run, no folder of an adapter and no model",
             code="INPUT_MODEL_NOT_FOUND",
@@ -47,7 +47,8 @@ def export_run(
         name=source.name,
         folder=str(as_output(output).exports / source.folder),
         adapter=source.adapter,
-        base_alone=source.adapter is None,
+        base_alone=source.trained is None,
+        whole=source.base is not None,
         inputs=inputs,
     )
     loads = spec.format != "lora" and source.backend != "toy"

@@ -57,14 +57,15 @@ def export_spec(
     folder: str,
     adapter: str | None,
     base_alone: bool = False,
+    whole: bool = False,
     inputs: Sequence[str] = (),
 ) -> ExportSpec:
     """Raises a coded error for the first wish that cannot be served.
 
     name, folder: what the result is called and where it goes if nobody said so. inputs: folders and files that must not be
-    replaced. base_alone: there is no adapter, nor will there be one.
+    replaced. base_alone: there is no adapter, nor will there be one. whole: a full fine-tune, which has none either.
     """
-    kind = _format(settings, wish, base_alone)
+    kind = _format(settings, wish, base_alone, whole)
     gguf = kind == "gguf"
     called = _name(wish.name) if wish.name is not None else file_name(name)
     quantization = settings.text("export.quantization") if gguf else None
@@ -98,7 +99,8 @@ def after_training(settings: Settings, *, name: str, folder: str) -> ExportSpec 
             )
         settings = settings.with_argument("quantization", wanted)
         wanted = "gguf"
-    return export_spec(settings, ExportWish(format=wanted), name=name, folder=folder, adapter=None)
+    whole = settings.text("training.mode") == "full"
+    return export_spec(settings, ExportWish(format=wanted), name=name, folder=folder, adapter=None, whole=whole)
 
 
 def file_name(text: str) -> str:
@@ -110,7 +112,7 @@ def file_name(text: str) -> str:
 # --- the format -----------------------------------------------------------------------------------------------------
 
 
-def _format(settings: Settings, wish: ExportWish, base_alone: bool) -> str:
+def _format(settings: Settings, wish: ExportWish, base_alone: bool, whole: bool) -> str:
     """The one that was asked for, or follows from the rest; refused where the rest cannot be had with it."""
     if wish.format is not None and wish.format.lower() not in FORMATS:
         raise InvalidSettingError(
@@ -123,11 +125,17 @@ def _format(settings: Settings, wish: ExportWish, base_alone: bool) -> str:
         "LM Studio": _wants_lmstudio(settings, wish),
     }
     reasons = [reason for reason, asked in asking_for_gguf.items() if asked]
-    kind = wish.format.lower() if wish.format is not None else "gguf" if reasons or base_alone else "lora"
+    kind = wish.format.lower() if wish.format is not None else "gguf" if reasons or base_alone or whole else "lora"
     if reasons and kind != "gguf":
         raise ConfigurationError(
             f"{' and '.join(reasons)} {'goes' if len(reasons) == 1 else 'go'} with a GGUF of the whole model, not with {kind}",
             suggestion="Say --format gguf, or leave the rest out.",
+        )
+    if whole and kind in ("lora", "lora-gguf"):
+        raise UserInputError(
+            f"{kind} is made of an adapter, and a full fine-tune has none",
+            code="INPUT_ADAPTER_UNSUPPORTED",
+            suggestion="Export the whole model: --format gguf or merged.",
         )
     if base_alone and kind != "gguf":
         raise UserInputError(

@@ -102,10 +102,11 @@ def _tags(facts: CardFacts, kind: str) -> Iterator[str]:
 
 
 def _opening(facts: CardFacts) -> str:
+    full = facts.spec is not None and facts.spec.train.mode == "full"
     what = {
         "adapter": "A LoRA adapter for",
         "gguf": "A fine-tune, as GGUF for llama.cpp and Ollama, of",
-        "model": "A fine-tune, adapter merged in, of",
+        "model": "A full fine-tune of" if full else "A fine-tune, adapter merged in, of",
     }[_kind(facts)]
     version = f" {facts.version}" if facts.version else ""
     return f"{what} {_linked(_base(facts))}, made with Backpropagate{version}."
@@ -162,7 +163,7 @@ def _training(facts: CardFacts) -> Iterator[tuple[str, object]]:
         yield "Adapter", ", ".join([f"LoRA, r {lora.r}, alpha {lora.alpha}, dropout {lora.dropout:g}", *extras])
         yield "Adapted modules", ", ".join(lora.targets)
     else:
-        yield "Trained", train.mode
+        yield "Trained", "every weight"
     yield "Effective batch", f"{train.effective_batch} samples"
     yield "Maximum length", f"{data.max_length} tokens"
     yield "Learning rate", f"{train.learning_rate:g}, {train.scheduler}, {train.warmup_steps} steps of warm-up"

@@ -17,6 +17,7 @@ from backpropagate.wishes.sources import Source, find, named
 from backpropagate.wishes.surroundings import check_runner, writable_folder
 from backpropagate_protocol.errors import BackpropagateError, RunNotFoundError, UserInputError, error_for
 from backpropagate_protocol.hub_names import check_repo
+from backpropagate_protocol.rundir import MANIFEST
 from backpropagate_protocol.spec import PlannedFault, PushSpec, RunSpec
 
 _LARGEST_TOKEN = 4096
@@ -116,9 +117,9 @@ def find_upload(what: str, settings: Settings) -> Upload:
         return Upload(source.exported.parent, (source.exported.name,), source, source.output)
     if source.exported is not None:
         return Upload(source.exported, (), source, source.output)
-    if source.adapter is None:
+    if source.trained is None:
         raise UserInputError(f"nothing that run {what} made is there any more")
-    return Upload(Path(source.adapter), (), source, source.output)
+    return Upload(Path(source.trained), (), source, source.output)
 
 
 def _of_run(what: str, settings: Settings) -> Source:
@@ -145,7 +146,9 @@ def _maker(path: Path, settings: Settings) -> Source | None:
 
     report = read_report(path)
     names = [report.run_id] if report is not None else []
-    for name in (*names, *([str(path)] if (path / "adapter_config.json").is_file() else ())):
+    if any((path / own).is_file() for own in ("adapter_config.json", MANIFEST)):
+        names.append(str(path))
+    for name in names:
         try:
             return find(name, settings)
         except BackpropagateError:

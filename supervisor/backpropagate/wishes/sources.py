@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from backpropagate.judge.plan import trains
+from backpropagate.judge.plan import full, trains
 from backpropagate.keep import exports, history, results, runs
 from backpropagate.wishes.build_spec import model_spec
 from backpropagate.wishes.models import TINY, adapter_base, last_part
@@ -28,6 +28,7 @@ class Source:
     """A model that is to be asked, exported or pushed, and how it is held unless the command line says otherwise.
 
     adapter     absolute folder, or None for the model as it is
+    base        what a full fine-tune began from: `model` is then the result itself; None for everything else
     name        what is made of it is called so; folder: the same for a folder in `exports`
     output      the output folder it belongs to, or else the one of the settings
     run         the run that trained it; data: what it was trained on
@@ -44,6 +45,16 @@ class Source:
     run: RunDir | None = None
     data: DataSpec | None = None
     exported: Path | None = None
+    base: ModelSpec | None = None
+
+    @property
+    def trained(self) -> str | None:
+        """The folder of what was trained: an adapter, or a whole model."""
+        return self.adapter if self.base is None else self.model.path
+
+    def subject(self, base: bool) -> tuple[ModelSpec, str | None]:
+        """The model to ask, and the adapter on it. base: without what was trained."""
+        return (self.base or self.model, None) if base else (self.model, self.adapter)
 
 
 def find(what: str, settings: Settings, base: str | None = None) -> Source:
@@ -102,7 +113,18 @@ def run_that_trained(output: str, what: str) -> RunDir:
 def _of_run(run_dir: RunDir, settings: Settings, base: str | None) -> Source:
     spec = runs.load_spec(run_dir)
     adapter = _trained(run_dir, spec)
+    if full(spec) and base is not None:
+        raise UserInputError(
+            f"run {run_dir.run_id} trained a whole model, which needs no base", suggestion="Leave --base out."
+        )
     model = model_spec(_for(settings, base)) if base is not None else _with_wishes(spec.model, settings, adapter)
+    began: ModelSpec | None = None
+    if full(spec) and adapter is not None:
+        # Held as it was trained: in 4 bit it would be another model.
+        four_bit = model.load_in_4bit if settings["model.load_in_4bit"].explicit else False
+        began = model
+        model = msgspec.structs.replace(model, path=adapter, revision=None, load_in_4bit=four_bit)
+        adapter = None
     chosen_backend, chosen_python = settings["training.backend"], settings["runner.python"]
     short = run_dir.run_id[:8]
     return Source(
@@ -116,11 +138,12 @@ def _of_run(run_dir: RunDir, settings: Settings, base: str | None) -> Source:
         run=run_dir,
         data=spec.data,
         exported=_exported(run_dir),
+        base=began,
     )
 
 
 def _trained(run_dir: RunDir, spec: RunSpec) -> str | None:
-    """The adapter that the run trained, or that it exported."""
+    """The adapter (or the whole model) that the run trained, or the adapter that it exported."""
     if spec.kind == "push":
         raise UserInputError(
             f"run {run_dir.run_id} was an upload",
@@ -130,7 +153,7 @@ def _trained(run_dir: RunDir, spec: RunSpec) -> str | None:
     if trains(spec):
         if not run_dir.adapter.is_dir():
             raise UserInputError(
-                f"run {run_dir.run_id} has no finished adapter",
+                f"run {run_dir.run_id} has no finished {'model' if full(spec) else 'adapter'}",
                 suggestion=f"Finish it: {runs.resuming(run_dir)}",
                 run_id=run_dir.run_id,
             )

@@ -1,0 +1,126 @@
+"""Wishes that do not go together: each one alone is fine, and with the others it could not take effect, so it is refused.
+
+What a flag of the command line (or an argument of `Trainer`) would be ignored for is an error; a value from a file or a variable
+was meant for other trainings, too, and is passed over where it does not apply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from backpropagate.judge.shape import parameters
+from backpropagate.wishes.base_config import base_config, hub_cache
+from backpropagate.wishes.settings import Settings
+from backpropagate_protocol.errors import InvalidSettingError, error_for
+from backpropagate_protocol.spec import ModelSpec, TrainSpec
+
+
+@dataclass(frozen=True, slots=True)
+class _Needs:
+    """These settings have an effect only where `holds`; `otherwise` says why, and `instead` what to do."""
+
+    keys: tuple[str, ...]
+    holds: Callable[[Settings], bool]
+    otherwise: str
+    instead: str
+
+
+def _full(settings: Settings) -> bool:
+    return settings.text("training.mode") == "full"
+
+
+def _method(name: str) -> Callable[[Settings], bool]:
+    return lambda settings: settings.text("training.method") == name
+
+
+_OF_ADAPTERS = (
+    "lora.preset", "lora.r", "lora.alpha", "lora.dropout", "lora.target_modules", "lora.use_dora", "lora.use_rslora",
+    "lora.init_lora_weights",
+)  # fmt: skip
+_OF_METHODS = {
+    "orpo": ("training.orpo_beta",),
+    "simpo": ("training.simpo_beta", "training.simpo_gamma"),
+    "dpo": ("training.dpo_beta",),
+    "kto": ("training.kto_beta", "training.kto_desirable_weight", "training.kto_undesirable_weight"),
+}
+_NEEDS = (
+    _Needs(_OF_ADAPTERS, lambda s: not _full(s), "mode full trains no adapter", "Leave it out, or use --mode lora."),
+    _Needs(("training.full_ft_ceiling",), _full, "only mode full has a ceiling", "Leave it out, or use --mode full."),
+    *(
+        _Needs(keys, _method(method), f"it belongs to the method {method}", f"Leave it out, or use --method {method}.")
+        for method, keys in _OF_METHODS.items()
+    ),
+)
+
+
+def check_together(settings: Settings) -> None:
+    """Raises InvalidSettingError for the first wish that the others leave without effect."""
+    for needs in _NEEDS:
+        for key in needs.keys:
+            setting = settings[key]
+            # A switch that is off asks for nothing.
+            if setting.given and setting.value is not False and not needs.holds(settings):
+                raise InvalidSettingError(
+                    f"{_flag(settings, key)} would have no effect: {needs.otherwise}", suggestion=needs.instead
+                )
+    if _full(settings):
+        _check_full(settings)
+    if settings.flag("training.fp8"):
+        _check_fp8(settings)
+
+
+def check_size(model: ModelSpec, train: TrainSpec, environ: Mapping[str, str]) -> None:
+    """Raises ConfigurationError [RUNTIME_FULL_FT_MODEL_TOO_LARGE] for a model that is too large to be trained whole.
+
+    Told from its config.json, where that is on this machine and says it for certain; else the child tells, before it loads
+    the weights.
+    """
+    if train.mode != "full":
+        return
+    config = base_config(model, hub_cache(environ))
+    count = parameters(config) if config is not None else None
+    if count is not None and count > train.ceiling * 1e9:
+        raise error_for(
+            "RUNTIME_FULL_FT_MODEL_TOO_LARGE",
+            f"{model.name} has {count / 1e9:.3g} billion parameters, and full fine-tuning takes at most "
+            f"{train.ceiling:g} billion",
+            suggestion="Use --mode lora, which trains models of this size in a fraction of the memory, choose a smaller "
+            "model, or raise --full-ft-ceiling-billions if the card has the memory.",
+        )
+
+
+def _check_full(settings: Settings) -> None:
+    method = settings.text("training.method")
+    if method != "sft":
+        raise InvalidSettingError(
+            f"mode full trains by the method sft only, not by {method}", suggestion="Use --mode lora."
+        )
+    if settings.flag("model.load_in_4bit"):
+        raise InvalidSettingError(
+            "mode full cannot train 4-bit weights", suggestion="Leave --load-in-4bit out, or use --mode lora."
+        )
+    if settings.text("model.dtype") in ("fp16", "float16"):
+        raise InvalidSettingError("mode full would lose its gradients in fp16", suggestion="Leave --dtype to auto.")
+
+
+def _check_fp8(settings: Settings) -> None:
+    without = "Leave --fp8 out."
+    method, backend = settings.text("training.method"), settings.text("training.backend")
+    if _full(settings):
+        raise InvalidSettingError("fp8 multiplies by frozen weights, and mode full freezes none", suggestion=without)
+    if method != "sft":
+        raise InvalidSettingError(f"fp8 goes with the method sft only, not with {method}", suggestion=without)
+    if settings.flag("model.load_in_4bit"):
+        raise InvalidSettingError("fp8 has no use for 4-bit weights", suggestion="Leave one of the two out.")
+    if settings.flag("lora.use_dora"):
+        raise InvalidSettingError("fp8 does not go with DoRA", suggestion="Leave one of the two out.")
+    if settings.text("model.dtype") not in ("auto", "bf16", "bfloat16"):
+        raise InvalidSettingError("fp8 multiplies what is held in bf16", suggestion="Leave --dtype to auto.")
+    if backend not in ("auto", "cuda"):
+        raise InvalidSettingError(f"fp8 needs a CUDA card, and the backend is {backend}", suggestion=without)
+
+
+def _flag(settings: Settings, key: str) -> str:
+    option = settings[key].option
+    return option.flags[-1].split("/")[0] if option.flags else option.key
