@@ -129,6 +129,9 @@ class Tokenizer(Protocol):
     def text(self, text: str) -> tuple[list[int], list[int]]:
         """Plain text; flags are 1 everywhere, EOS appended if missing."""
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, special ones included."""
+
     def check(self) -> None:
         """Raises a coded error if training with this template cannot work: no generation markers and no patch known, or
         an EOS that would never be trained."""

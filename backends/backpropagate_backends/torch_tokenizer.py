@@ -90,6 +90,9 @@ class TorchTokenizer:
         ids = self._closed(self._ids(text))
         return ids, [1] * len(ids)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
     def check(self) -> None:
         """For conversations: what plain text needs is checked as it is encoded."""
         if not self._tokenizer.chat_template:

@@ -60,7 +60,21 @@ class BytesTokenizer:
         ids = [*text.encode(), EOS]
         return ids, [1] * len(ids)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        return "<end>".join(bytes(part).decode(errors="replace") for part in _parts(ids))
+
     def check(self) -> None: ...
+
+
+def _parts(ids: Sequence[int]) -> list[list[int]]:
+    """What stands between the ends of texts."""
+    parts: list[list[int]] = [[]]
+    for token in ids:
+        if token == EOS:
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    return parts
 
 
 class _State(msgspec.Struct):
