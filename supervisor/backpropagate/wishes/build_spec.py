@@ -16,6 +16,7 @@ from backpropagate.doors.environ import environment
 from backpropagate.wishes.export_spec import after_training
 from backpropagate.wishes.models import last_part, looks_like_path, resolve_model
 from backpropagate.wishes.options import Value
+from backpropagate.wishes.preferences import check_preferences
 from backpropagate.wishes.settings import Settings
 from backpropagate.wishes.surroundings import check_backend, check_runner, writable_folder
 from backpropagate.wishes.together import check_size, check_together
@@ -44,6 +45,7 @@ def build_spec(settings: Settings, *, detached: bool = False, verbose: bool = Fa
     runner_python = check_runner(settings.text_or_none("runner.python"), settings.text("training.backend"))
     model = model_spec(settings)
     train = _train(settings)
+    check_preferences(settings.text("training.backend"), data, train)
     check_size(model, train, environment())
     output = writable_folder(settings.text("training.output_dir"), least_mib=1 if toy else _LEAST_FREE_MIB)
     run_id = str(uuid.uuid4())

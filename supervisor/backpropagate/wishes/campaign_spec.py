@@ -94,6 +94,11 @@ def possible(settings: Settings) -> None:
         raise InvalidSettingError(
             "a campaign merges adapters, and a full fine-tune has none", suggestion="Use --mode lora."
         )
+    if settings.text("training.method") != "sft":
+        raise InvalidSettingError(
+            f"the runs of a campaign are scored and mixed as plain answers, so the method {settings.text('training.method')} cannot train them",
+            suggestion="Use --method sft here, and `backprop train --method …` for preferences.",
+        )
     rule = settings.text("campaign.merge")
     mergeable(settings.flag("lora.use_dora"), rule)
     numbers_that_count(settings, rule)
