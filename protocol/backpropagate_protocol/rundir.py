@@ -227,5 +227,5 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     precision: str = ""
     model_revision: str = ""  # the commit of a hub's model
     standing: Standing | None = None  # None: nothing was evaluated yet
-    best_step: int = 0  # of a result: the step whose weights it has, if they are not those of `step`
+    best_step: int = 0  # of a result that was chosen by its held-out loss: the step whose weights it has
     files: dict[str, FileEntry] = {}

@@ -66,7 +66,11 @@ class HeldOutWatch:
         if standing is None or not self.evaluations.enough or step >= total_steps:
             return
         count = "1 score" if standing.worse == 1 else f"{standing.worse} scores in a row"
-        best = "" if standing.best_loss is None else f"; the best was {standing.best_loss:.4f} at step {standing.best_step}"
+        best = (
+            ""
+            if standing.best_loss is None
+            else f"; the best was {standing.best_loss:.4f} at step {standing.best_step}"
+        )
         self._voice.notice(f"stopped early at step {step} of {total_steps}: {count} without a better one{best}")
 
     def _evaluate(self, step: int, score: Score | None) -> None:

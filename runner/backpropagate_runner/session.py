@@ -229,7 +229,7 @@ class TrainSession:
             Progress(result.step, self._total_steps, result.samples_seen, result.order, result.final_loss)
         )
         best = self._evaluations.kept_step
-        manifest = msgspec.structs.replace(manifest, best_step=best if best != result.step else 0)
+        manifest = msgspec.structs.replace(manifest, best_step=best)
         discard(old)
         if final.exists():
             rename(final, old, self._disk)  # of an attempt that died between this and its Done

@@ -318,6 +318,8 @@ class RunEnded(_Event, frozen=True, kw_only=True, tag="run_ended"):
     ollama: str | None = None  # the name it was registered under
     url: str | None = None  # where it was pushed to
     kind: str = "train"  # what the run is for, as in its spec
+    best_step: int = 0  # the step whose weights the result has, if its held-out loss chose it
+    stopped_early: bool = False  # its held-out loss said that it is enough
 
 
 Event = (

@@ -27,3 +27,5 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     export: str | None = None  # the path of what was exported
     ollama: str | None = None  # the name it was registered under
     url: str | None = None  # where it was pushed to
+    best_step: int = 0  # the step whose weights the result has, if its held-out loss chose it
+    stopped_early: bool = False

@@ -22,6 +22,7 @@ class TrainingCallback:
 
     on_step      (step, loss) after every optimizer step; returning False stops the run, after a checkpoint
     on_epoch     (number) after every whole pass over the data
+    on_evaluate  (step, loss) after the held-out rows were scored
     on_save      (path) after every checkpoint
     on_recovery  (what) after every fault that is being recovered from, in words
     on_complete  (run) at the end, also of an interrupted run
@@ -36,6 +37,7 @@ class TrainingCallback:
     on_recovery: Callable[[str], object] | None = None
     on_complete: Callable[[TrainingRun], object] | None = None
     on_error: Callable[[BackpropagateError], object] | None = None
+    on_evaluate: Callable[[int, float], object] | None = None
 
 
 class Calls:
@@ -61,6 +63,8 @@ class Calls:
         elif isinstance(event, events.CheckpointCommitted) and self._callback.on_save and self.run_dir:
             trained = self.run_dir.output.run(event.run_id)  # of a campaign, one of its runs
             self._callback.on_save(trained.checkpoint(event.step))
+        elif isinstance(event, events.Evaluation) and self._callback.on_evaluate:
+            self._callback.on_evaluate(event.step, event.loss)
         elif isinstance(event, events.Recovering) and self._callback.on_recovery:
             self._callback.on_recovery(event.reason)
 

@@ -25,6 +25,9 @@ class TrainingRun:
     recoveries        in words, one for each fault that was recovered from; recovery_count: how many (in --json documents,
                       `recovered` and `recoveries`)
     duration_seconds  of supervision, from the first to the last event
+    eval_losses       of the held-out rows, in order; eval_steps: the step of each
+    best_loss         the lowest of them; best_step: its step. With keep_best the adapter has the weights of that step
+    stopped_early     whether these losses ended the training
     export            what was made of the adapter in the same run, or None
     """
 
@@ -41,6 +44,11 @@ class TrainingRun:
     duration_seconds: float = 0.0
     samples_seen: int = 0
     export: Export | None = None
+    eval_losses: list[float] = field(default_factory=list)
+    eval_steps: list[int] = field(default_factory=list)
+    best_loss: float | None = None
+    best_step: int = 0
+    stopped_early: bool = False
 
     @property
     def completed(self) -> bool:
@@ -52,8 +60,9 @@ class TrainingRun:
 
     def __str__(self) -> str:
         loss = "" if self.final_loss is None else f", loss {self.final_loss:.4f} {sparkline(self.loss_history)}"
+        held_out = "" if self.best_loss is None else f", held-out loss {self.best_loss:.4f} at step {self.best_step}"
         again = f", recovered from {len(self.recoveries)} faults" if self.recoveries else ""
-        return f"run {self.run_id[:8]} {self.status}: {self.steps}/{self.total_steps} steps{loss}{again}"
+        return f"run {self.run_id[:8]} {self.status}: {self.steps}/{self.total_steps} steps{loss}{held_out}{again}"
 
 
 class Summary:
@@ -86,6 +95,8 @@ class Summary:
         """After RunEnded."""
         ended = self.view.ended
         assert ended is not None
+        scores = self.view.scores
+        best_step, best_loss = scores.best or (0, None)
         return TrainingRun(
             run_id=self._run_dir.run_id,
             status=ended.status,
@@ -100,4 +111,9 @@ class Summary:
             duration_seconds=round(self._earlier_seconds, 3),
             samples_seen=ended.samples_seen or self._samples,
             export=self._exported.export,
+            eval_losses=[loss for _, loss in scores.points],
+            eval_steps=[step for step, _ in scores.points],
+            best_loss=best_loss,
+            best_step=best_step,
+            stopped_early=ended.stopped_early,
         )

@@ -112,6 +112,8 @@ def show_run(run: str, output_dir: Value) -> None:
     trained = row.session_kind not in ("export", "push")
     if trained:
         shown["loss_history"] = sparkline([loss for _, loss in row.loss_history], width=60)
+    if row.eval_history:
+        shown["eval_history"] = [f"step {step}: {loss:.4f}" for step, loss in row.eval_history]
     for name in ("report", *(["link"] if not row.link else [])):  # the report is told as a table
         shown.pop(name, None)
     if row.runs:

@@ -15,6 +15,7 @@ from backpropagate_protocol.spec import RunSpec
 if TYPE_CHECKING:
     from backpropagate.api.campaign_result import CampaignSummary
     from backpropagate.api.export_result import ExportSummary
+    from backpropagate.judge.held_out import Scores
     from backpropagate.outcome import Outcome
     from backpropagate.watch.sinks import Sink
 
@@ -86,7 +87,7 @@ def _in_foreground(screen: Screen, run_dir: RunDir, resumed: bool, wait: bool) -
         **_exported_document(exported),
         **({} if campaign is None else {"campaign": campaign.campaign().document()}),
     }
-    text = _in_words(outcome, runs.load_spec(run_dir), exported, campaign)
+    text = _in_words(outcome, runs.load_spec(run_dir), exported, summary.view.scores, campaign)
     if outcome.exit_code == ExitCode.DONE:
         screen.data(document, text)
     else:
@@ -108,7 +109,13 @@ def _exported_document(summary: ExportSummary) -> dict[str, object]:
     return {} if summary.proof is None else {"proof": asdict(summary.proof)}
 
 
-def _in_words(outcome: Outcome, spec: RunSpec, summary: ExportSummary, campaign: CampaignSummary | None = None) -> str:
+def _in_words(
+    outcome: Outcome,
+    spec: RunSpec,
+    summary: ExportSummary,
+    scores: Scores,
+    campaign: CampaignSummary | None = None,
+) -> str:
     from backpropagate.judge.plan import full, trains
 
     lines = [("run" if campaign is None else "campaign", outcome.run_id), ("status", outcome.status)]
@@ -118,6 +125,7 @@ def _in_words(outcome: Outcome, spec: RunSpec, summary: ExportSummary, campaign:
         lines.append(("steps", f"{outcome.step}/{outcome.total_steps}"))
         if outcome.final_loss is not None:
             lines.append(("loss", f"{outcome.final_loss:.4f}"))
+        lines += _scores_in_words(outcome, scores)
     if outcome.recoveries:
         lines.append(("faults", f"recovered from {outcome.recoveries}"))
     if trains(spec):
@@ -127,6 +135,15 @@ def _in_words(outcome: Outcome, spec: RunSpec, summary: ExportSummary, campaign:
     lines += _export_in_words(summary)
     text = "\n".join(f"{name:8} {value}" for name, value in lines)
     return text if campaign is None else "\n".join([text, *_scores(campaign)])
+
+
+def _scores_in_words(outcome: Outcome, scores: Scores) -> list[tuple[str, str]]:
+    """`held-out 1.2345 at step 40, which the adapter is of; stopped early`."""
+    if scores.best is None:
+        return []
+    step, loss = scores.best
+    said = f"{loss:.4f} at step {step}" + (", whose weights the result has" if outcome.best_step == step else "")
+    return [("held-out", said + ("; stopped early" if outcome.stopped_early else ""))]
 
 
 def _campaign_in_words(summary: CampaignSummary) -> list[tuple[str, str]]:

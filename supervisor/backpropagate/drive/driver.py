@@ -205,6 +205,7 @@ class Driver:
             gradient_checkpointing=job.gradient_checkpointing,
             resume_from=folder,
             prepared=job.prepared,
+            held_out=job.held_out,
         )
         self._tasks.start_soon(self._send_when_free, self._runner, train)
 

@@ -31,8 +31,8 @@ from backpropagate_protocol.messages import Phase
 from backpropagate_protocol.rundir import RunDir
 
 _PHASE_EVERY = 5.0  # seconds between two journal lines of one phase
-# They alternate for as long as a run trains; the checkpoint's own event tells it better.
-_EVERYDAY = frozenset({Phase.TRAIN.value, Phase.CHECKPOINT.value})
+# They alternate for as long as a run trains; the events of checkpoint and evaluation tell it better.
+_EVERYDAY = frozenset({Phase.TRAIN.value, Phase.CHECKPOINT.value, Phase.EVALUATE.value})
 _ROW_CHANGES = (
     RunCreated,
     RunResumed,
@@ -121,7 +121,9 @@ class Reporter:
         now = self._clock()
         if event.phase == self._phase and now - self._phase_at < _PHASE_EVERY:
             return False
-        if event.phase in _EVERYDAY and self._phase in _EVERYDAY:
+        if event.phase in _EVERYDAY and self._phase in _EVERYDAY and event.phase != self._phase:
+            # A long one of them is told when it has lasted, so that it is seen to advance.
+            self._phase, self._phase_at = event.phase, now
             return False
         self._phase, self._phase_at = event.phase, now
         return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from backpropagate.events import AttemptStarted, DataPrepared
-from backpropagate.judge import plan
+from backpropagate.judge import plan, telling
 from backpropagate.judge.campaign import Facts
 from backpropagate.keep import journal
 from backpropagate.keep.past import Past
@@ -29,7 +29,7 @@ class Stood:
 def where_it_stood(spec: RunSpec, run_dir: RunDir) -> Stood:
     record, past = Record(spec, run_dir), Past()
     facts = Facts.of(spec) if spec.campaign else None
-    attempts, micro, prepared = 0, None, None
+    attempts, micro, prepared, held_out = 0, None, None, None
     checkpointing = spec.train.gradient_checkpointing
     for event in journal.read(run_dir.events):
         record.fold(event)
@@ -40,11 +40,12 @@ def where_it_stood(spec: RunSpec, run_dir: RunDir) -> Stood:
             attempts, micro = max(attempts, event.attempt), event.micro_batch
             checkpointing = checkpointing if event.gradient_checkpointing is None else event.gradient_checkpointing
         elif isinstance(event, DataPrepared):
-            prepared = PreparedRef(event.path, event.digest)
+            prepared, held_out = PreparedRef(event.path, event.digest), telling.held_out(event)
     start = plan.Start(
         micro_batch=micro or plan.first_micro_batch(spec),
         gradient_checkpointing=checkpointing,
         prepared=prepared,
+        held_out=held_out,
         attempts=attempts,
     )
     status = record.row().status

@@ -292,4 +292,6 @@ class _Supervision:
             export=chain.export,
             ollama=chain.ollama,
             url=chain.url,
+            best_step=kept.best_step,
+            stopped_early=kept.stopped_early,
         )

@@ -35,6 +35,8 @@ class Kept:
     loss: float | None = None
     adapter: str | None = None
     revision: str = ""  # of a hub's model: the commit that was trained on
+    best_step: int = 0  # the step whose weights the result has, if its held-out loss chose it
+    stopped_early: bool = False
 
 
 def from_row(row: RunRow) -> Kept:
@@ -55,8 +57,10 @@ def finished(run_dir: RunDir) -> Kept | None:
 
 
 def _result(run_dir: RunDir, m: Manifest) -> Kept:
-    loss = finite(m.loss)
-    return Kept(m.step, m.total_steps, m.samples_seen, m.order, loss, str(run_dir.adapter), m.model_revision)
+    adapter, early = str(run_dir.adapter), m.step < m.total_steps
+    return Kept(
+        m.step, m.total_steps, m.samples_seen, m.order, finite(m.loss), adapter, m.model_revision, m.best_step, early
+    )
 
 
 class Training:
@@ -100,7 +104,8 @@ class Training:
         if finish.exit_code is ExitCode.DONE and done is not None:
             adapter, loss = self._run_dir.adapter, finite(done.final_loss)
             total, revision = self._policy.total_steps, results.trained_revision(adapter)
-            return Kept(done.step, total, done.samples_seen, done.order, loss, str(adapter), revision)
+            chosen = (done.best_step, done.stopped_early)
+            return Kept(done.step, total, done.samples_seen, done.order, loss, str(adapter), revision, *chosen)
         if kept is None:
             return Kept(total_steps=self._policy.total_steps)
         return Kept(kept.step, self._policy.total_steps, kept.samples_seen, kept.order, finite(kept.loss))

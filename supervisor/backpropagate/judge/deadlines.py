@@ -58,8 +58,11 @@ def limit(phase: Phase, safety: SafetySpec, steps: StepTimes) -> float:
             return IMPORT
         case Phase.VALIDATE | Phase.TOKENIZE:
             return DATA
-        case Phase.LOAD | Phase.GENERATE | Phase.REFERENCE | Phase.PREFLIGHT | Phase.FETCH | Phase.EVALUATE:
+        case Phase.LOAD | Phase.GENERATE | Phase.REFERENCE | Phase.PREFLIGHT | Phase.FETCH:
             return safety.load_deadline  # a download may be in it
+        case Phase.EVALUATE:
+            # Amid a training the model is there, and every few rows are a sign of progress; the first few may compile.
+            return safety.first_step_deadline if steps.known else safety.load_deadline
         case Phase.MERGE | Phase.CONVERT | Phase.QUANTIZE | Phase.PROVE | Phase.REGISTER | Phase.PLACE | Phase.PUSH:
             return min(STAGE, safety.load_deadline)
         case Phase.COMBINE | Phase.PLOT:

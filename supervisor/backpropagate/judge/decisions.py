@@ -181,6 +181,7 @@ class Assign:
     gradient_checkpointing: bool | None
     checkpoint: Found | None
     prepared: PreparedRef | None
+    held_out: PreparedRef | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,7 @@ class Start:
     prepared: PreparedRef | None = None
     attempts: int = 0
     wait_for_card: bool = False
+    held_out: PreparedRef | None = None  # the rows that are scored meanwhile, if there are any
 
 
 def first_micro_batch(spec: RunSpec, *, fitted: int | None = None, card_memory: int | None = None) -> int:

@@ -49,6 +49,7 @@ class Policy(ChildPolicy):
         self.fit: int | None = None  # the one that a want of memory found: a guess or a wish is the same next time
         self.gradient_checkpointing = start.gradient_checkpointing
         self.prepared: PreparedRef | None = start.prepared
+        self.held_out: PreparedRef | None = start.held_out
         self.committed: d.Found | None = None
         self.result: m.TrainResult | None = None
         self.total_steps = 0
@@ -135,9 +136,8 @@ class Policy(ChildPolicy):
         self.state = State.WORKING
         self._enter(now, Phase.IMPORT)
         accumulation = self.effective // self.micro
-        self._out.append(
-            d.Assign(self.attempt, self.micro, accumulation, self.gradient_checkpointing, self.committed, self.prepared)
-        )
+        checkpointing, data = self.gradient_checkpointing, (self.prepared, self.held_out)
+        self._out.append(d.Assign(self.attempt, self.micro, accumulation, checkpointing, self.committed, *data))
 
     def _judge(self, now: float, cause: Cause) -> None:
         unknown = self.gradient_checkpointing is None and not self.device.startswith("cuda")
@@ -182,6 +182,7 @@ class Policy(ChildPolicy):
         match message:
             case m.DataReady():
                 self.prepared = PreparedRef(message.path, message.digest)
+                self.held_out = telling.held_out(message)
             case m.Started():
                 self._said_started(now, message)
             case m.Progress():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from backpropagate.events import FaultSeen, Heat, Noticed, Recovering, StopRequested
+from backpropagate.events import DataPrepared, FaultSeen, Heat, Noticed, Recovering, StopRequested
 from backpropagate.judge.decisions import Finish, Found, StopAsked
 from backpropagate.judge.verdict import Cause, GiveUp
 from backpropagate_protocol.catalogue import CATALOGUE, ExitCode
 from backpropagate_protocol.errors import BackpropagateError
+from backpropagate_protocol.jobs import PreparedRef
+from backpropagate_protocol.messages import DataReady
 
 BY_WISH = "RUNTIME_TRAINING_ABORTED"  # the code of a run that was stopped
 
@@ -64,6 +66,11 @@ class Telling:
     def blind(self, why: str) -> Noticed:
         text = f"the GPU's sensors cannot be read ({why}); the run goes on without them"
         return Noticed(time=0.0, run_id=self._run_id, level="warning", text=text)
+
+
+def held_out(ready: DataReady | DataPrepared) -> PreparedRef | None:
+    """The rows that are scored while it trains, if there are any."""
+    return PreparedRef(ready.held_out_path, ready.held_out_digest) if ready.held_out_path else None
 
 
 def completed() -> Finish:

@@ -1,7 +1,8 @@
 """CheckpointManager: the checkpoints of a run, or of all runs of a campaign, for programs that want to look or make room.
 
 1. What cannot be spared is never removed: the newest checkpoint that verifies, of the whole and of every run that is not
-   finished, and what came after it; what is protected; and anything at all while a supervisor works in the output folder.
+   finished, and what came after it; the best one of such a run, if its held-out rows are scored; what is protected; and
+   anything at all while a supervisor works in the output folder.
 2. Nothing is removed that is not known: folders without a readable manifest, half-made and quarantined ones stay.
 3. `prune(dry_run=True)` tells what `prune()` would remove, by the same reasons.
 """
@@ -187,7 +188,9 @@ class CheckpointManager:
         keep |= set(_last_good(found))
         for member in self._members():
             if not member.finished:
-                keep |= set(_last_good([each for each in found if each.run_id == member.run.run_id]))
+                own = [each for each in found if each.run_id == member.run.run_id]
+                keep |= set(_last_good(own))
+                keep |= set(_bests([each for each in own if each.path in keep], member.run))
         return [each for each in found if each.path not in keep]
 
     def _members(self) -> Sequence[_Member]:
@@ -226,6 +229,8 @@ def _listed(member: _Member, said: dict[tuple[str, int], Registered]) -> Iterato
         last = member.finished and manifest is found[-1]
         boundary = last or manifest.step == manifest.total_steps
         validation = known.validation_loss
+        if validation is None and manifest.standing is not None and manifest.standing.step == manifest.step:
+            validation = manifest.standing.loss
         if validation is None and last:
             validation = member.validation_loss  # the campaign scored what this run ended with
         yield Checkpoint(
@@ -260,6 +265,14 @@ def _last_good(found: Sequence[Checkpoint]) -> Iterator[Path]:
         yield each.path
         if checkpoint_folders.whole(_run_of(each), each.step):
             return
+
+
+def _bests(kept: Sequence[Checkpoint], run: RunDir) -> Iterator[Path]:
+    """For each of these the one that had the best held-out loss by then: the result may be made of it."""
+    steps = {each.step for each in kept}
+    for manifest in checkpoint_folders.manifests(run):
+        if manifest.step in steps and manifest.standing is not None and manifest.standing.best_step:
+            yield run.checkpoint(manifest.standing.best_step)
 
 
 def _run_of(checkpoint: Checkpoint) -> RunDir:

@@ -25,6 +25,7 @@ from backpropagate.events import (
     StageStarted,
     Step,
 )
+from backpropagate.judge.held_out import Scores
 from backpropagate.keep import campaign_row
 from backpropagate.keep.campaign_row import CampaignEvent
 from backpropagate_protocol.rundir import RunDir
@@ -73,6 +74,10 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     parent: str | None = None  # the campaign that this training is a run of
     link: int = 0  # which of its runs, from 1
     runs: list[dict[str, object]] = []  # of a campaign: each with link, run_id, name, steps, loss, coefficient, scores
+    eval_history: list[tuple[int, float]] = []  # (step, loss of the held-out rows)
+    best_step: int = 0  # the one with the lowest of them
+    best_loss: float | None = None
+    stopped_early: bool = False  # they said that it is enough
     schema_version: str = "1.0"
 
 
@@ -120,6 +125,7 @@ class Record:
         )
         self._losses: list[tuple[int, float]] = []
         self._stride = 1
+        self._scores = Scores()
         self._session_start = 0.0
         self._earlier_seconds = 0.0
         self._last: Step | None = None
@@ -134,11 +140,19 @@ class Record:
         losses = list(self._losses)
         if step is not None and finite(step.loss) is not None and (not losses or losses[-1][0] < step.step):
             losses.append((step.step, finite(step.loss) or 0.0))
-        return msgspec.structs.replace(row, loss_history=losses)
+        best_step, best_loss = self._scores.best or (0, None)
+        return msgspec.structs.replace(
+            row,
+            loss_history=losses,
+            eval_history=_thinned(self._scores.points, best_step),
+            best_step=best_step,
+            best_loss=best_loss,
+        )
 
     def fold(self, event: Event) -> None:
         """Takes one event into account; events that say nothing about the row are passed over."""
         row = self._row
+        self._scores.see(event)
         if isinstance(event, Step):
             self._step(event)
             return
@@ -220,7 +234,15 @@ class Record:
             exit_code=event.exit_code,
             code=event.code,
             failure_reason=event.message or None if event.exit_code else None,
+            stopped_early=event.stopped_early,
         )
+
+
+def _thinned(points: list[tuple[int, float]], best_step: int) -> list[tuple[int, float]]:
+    """At most so many as of the other losses, the last and the best among them."""
+    stride = -(-len(points) // (LOSS_POINTS - 2)) or 1
+    last = points[-1][0] if points else 0
+    return [point for at, point in enumerate(points) if at % stride == 0 or point[0] in (best_step, last)]
 
 
 def _staged(row: RunRow, event: StageStarted | StageEnded | ExportProved | Exported) -> RunRow:

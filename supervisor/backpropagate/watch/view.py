@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from backpropagate import events
 from backpropagate.events import Event
+from backpropagate.judge.held_out import Scores
 from backpropagate.watch.campaigns import where
 from backpropagate.watch.stages import StageView
 
@@ -40,6 +41,7 @@ class RunView:
     celsius: int = 0
     micro_batch: int = 0
     accumulation: int = 0
+    scores: Scores = field(default_factory=Scores)  # of the held-out rows
     checkpoint_step: int | None = None
     checkpoint_time: float = 0.0
     now: float = 0.0
@@ -57,6 +59,7 @@ class RunView:
     def see(self, event: Event) -> None:
         self.run_id, self.now = self.run_id or event.run_id, event.time
         self.stage.see(event)
+        self.scores.see(event)
         match event:
             case events.Step():
                 self._step(event)
@@ -101,6 +104,7 @@ class RunView:
         self.phase, self.step, self.total_steps, self.loss, self.checkpoint_step = "starting", 0, 0, None, None
         self._losses.clear()
         self._steps.clear()
+        self.scores = Scores()
 
     def _step(self, event: events.Step) -> None:
         self.phase = "train"
@@ -199,6 +203,15 @@ def span(low: float, high: float) -> str:
 def learning_rate(view: RunView) -> str:
     """`lr 1.5e-04`, or nothing where it is not known."""
     return "" if view.learning_rate is None else f"lr {view.learning_rate:.1e}"
+
+
+def held_out(view: RunView) -> str:
+    """`held-out 1.2345, best at step 40`, or nothing before the first score."""
+    if not view.scores.points:
+        return ""
+    step, loss = view.scores.points[-1]
+    best = view.scores.best
+    return f"held-out {loss:.4f}" + (f", best at step {best[0]}" if best is not None and best[0] != step else "")
 
 
 def memory(view: RunView) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from backpropagate import events
 from backpropagate.events import Event
 from backpropagate.watch import campaigns, stages
-from backpropagate.watch.view import RunView, duration, heat_in_words, learning_rate, memory, span
+from backpropagate.watch.view import RunView, duration, heat_in_words, held_out, learning_rate, memory, span
 
 
 def progress_line(view: RunView) -> str:
     parts = [f"step {view.step}/{view.total_steps}"]
     if view.loss is not None:
         parts.append(f"loss {view.loss:.4f}")
+    if held_out(view):
+        parts.append(held_out(view))
     if learning_rate(view):
         parts.append(learning_rate(view))
     speed = view.tokens_per_second
@@ -34,6 +36,7 @@ _PHASES = {
     "load": "loading the model",
     "first_step": "first step",
     "finish": "writing the adapter",
+    "evaluate": "scoring the held-out rows",
 }
 
 
@@ -80,11 +83,12 @@ def in_words(event: Event) -> str:
         case events.Exported():
             return f"exported to {event.path}"
         case events.PhaseEntered():
-            return _PHASES.get(event.phase, "")
+            return _PHASES.get(event.phase, "") if event.phase != "evaluate" else ""  # its score says it better
         case events.DataPrepared():
             skipped = f", {event.skipped} skipped" if event.skipped else ""
             cut = f", {event.truncated} cut at the length limit" if event.truncated else ""
-            return f"data: {event.rows} rows ({event.format}), {event.tokens:,} tokens{skipped}{cut}"
+            apart = f", {event.held_out_rows} more held out" if event.held_out_rows else ""
+            return f"data: {event.rows} rows ({event.format}), {event.tokens:,} tokens{skipped}{cut}{apart}"
         case events.ModelReady():
             return (
                 f"training on {event.device} in {event.precision}, batch {event.micro_batch} × {event.accumulation}, "
@@ -118,7 +122,8 @@ def in_words(event: Event) -> str:
             if event.kind != "train":
                 return f"{event.kind} {event.status} after {duration(event.seconds)}"
             where = f"at step {event.step}/{event.total_steps}" if event.total_steps else "before the first step,"
-            return f"{event.status} {where} after {duration(event.seconds)}"
+            chosen = f", the result is of step {event.best_step}" if event.best_step else ""
+            return f"{event.status} {where} after {duration(event.seconds)}{chosen}"
         case events.Step() | events.CheckpointCommitted():
             return ""
 

@@ -47,6 +47,12 @@ _OF_METHODS = {
 _NEEDS = (
     _Needs(_OF_ADAPTERS, lambda s: not _full(s), "mode full trains no adapter", "Leave it out, or use --mode lora."),
     _Needs(("training.full_ft_ceiling",), _full, "only mode full has a ceiling", "Leave it out, or use --mode full."),
+    _Needs(
+        ("training.eval_steps", "training.early_stopping", "training.keep_best"),
+        lambda s: s.number("data.eval_split") > 0,
+        "no rows are held out",
+        "Add --eval-split 0.1, or leave it out.",
+    ),
     *(
         _Needs(keys, _method(method), f"it belongs to the method {method}", f"Leave it out, or use --method {method}.")
         for method, keys in _OF_METHODS.items()
