@@ -6,13 +6,13 @@ where a token belongs to an answer), each int64 (rows, longest).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
 from backpropagate_backends.torch_data import CONSUMED, IGNORED, SAMPLE_ID, Consumed
-from backpropagate_protocol.prepared import Prepared
+from backpropagate_protocol.prepared import PAIRS, Prepared
 
 DESIRABLE = "desirable"  # the key of a batch under which the labels are, bool (rows,)
 ANSWER = "answer"
@@ -72,6 +72,25 @@ def neighbours(ids: Sequence[int], samples: int) -> list[int]:
     if len(ids) == 1:
         return [(ids[0] - 1) % samples]
     return [ids[-1], *ids[:-1]]
+
+
+def batches_by_length(data: Prepared) -> Iterator[list[int]]:
+    """All samples, those of like length together, with their padding never larger than the longest one alone. Hangs on the
+    data alone."""
+    longest = [_longest(data, index) for index in range(len(data))]
+    batch: list[int] = []
+    for index in sorted(range(len(data)), key=lambda index: (longest[index], index)):
+        if batch and (len(batch) + 1) * longest[index] > max(longest):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _longest(data: Prepared, index: int) -> int:
+    rows = data.pair(index) if data.kind == PAIRS else (data.row(index),)
+    return max(len(tokens) for tokens, _ in rows)
 
 
 def ids_of(consumed: Consumed) -> list[int]:

@@ -9,7 +9,7 @@ a batch that is not cut. The output head is TRL's fused one, as in SFT: no logit
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -17,12 +17,24 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from backpropagate_backends.base import GoOn, HeldOut
 from backpropagate_backends.torch_data import CONSUMED, IGNORED
-from backpropagate_backends.torch_pairs import ANSWER, DESIRABLE, Batch, LabelCollator, PairCollator, ids_of, neighbours
+from backpropagate_backends.torch_pairs import (
+    ANSWER,
+    DESIRABLE,
+    Batch,
+    LabelCollator,
+    PairCollator,
+    batches_by_length,
+    ids_of,
+    neighbours,
+)
 from backpropagate_backends.torch_preference_loss import Answers, Judged, Measures, Preference, judge
 from backpropagate_backends.torch_sft import ExactTrainer
 from backpropagate_protocol.errors import DatasetError
 from backpropagate_protocol.prepared import LABELLED, PAIRS, Prepared
+
+_HELD_OUT_ROWS = 2  # as little as any training of kto takes at once
 
 
 @dataclass(slots=True)
@@ -32,16 +44,6 @@ class Step:
     ids: list[int]  # of all samples
     tokens: torch.Tensor | int  # of the chosen conversations that are learnt
     divergence: torch.Tensor | None = None  # kto: how far the model has drifted, in nats per answer
-
-
-@dataclass(frozen=True, slots=True)
-class HeldOut:
-    """loss: the method's own, per sample. tokens: of all answers. `extra` as in Progress."""
-
-    loss: float
-    rows: int
-    tokens: int
-    extra: dict[str, float]
 
 
 @dataclass(slots=True)
@@ -107,7 +109,7 @@ class PreferenceTrainer(ExactTrainer):
         assert not return_outputs
         step = self._step
         if self.preference.method == "kto" and step.divergence is None:
-            step.divergence = self._divergence(self._data, step.ids)
+            step.divergence = self._divergence(self._data, step.ids, self.args.per_device_train_batch_size)
         judged, said = self._judged(model, inputs, step.divergence)
         loss = judged.losses.sum() / len(step.ids)
         self._tally.add(judged.measures)
@@ -118,23 +120,34 @@ class PreferenceTrainer(ExactTrainer):
             loss = loss + self.router_aux_loss_coef * said.balance / self.current_gradient_accumulation_steps
         return loss
 
-    def held_out_loss(self, data: Prepared) -> HeldOut:
-        """The loss on rows that are not trained on, whatever the micro-batch. Neither weights nor random state change."""
-        ids, size = list(range(len(data))), self.args.per_device_train_batch_size
-        tally, losses, tokens = Tally(), [], 0
+    def held_out_loss(self, data: Prepared, go_on: GoOn) -> HeldOut | None:
+        """See `base.Score`. The method's own loss; the same to the bit whatever the micro-batch of the training is."""
+        tally, losses, unlikely = Tally(), [], []
+        learnt = tokens = done = 0
         collator = preference_collator(self.preference, data, self.processing_class, self._max_length)
         with self._still() as model:
-            divergence = self._divergence(data, ids) if self.preference.method == "kto" else None
-            for start in range(0, len(ids), size):
-                batch = self._prepare_inputs(collator.batch(ids[start : start + size]))
+            divergence = None
+            if self.preference.method == "kto":
+                divergence = self._divergence(data, range(len(data)), _HELD_OUT_ROWS, lambda: go_on(0, len(data)))
+                if divergence is None:
+                    return None
+            for ids in batches_by_length(data):
+                if not go_on(done, len(data)):
+                    return None
+                batch = self._prepare_inputs(collator.batch(ids))
                 judged, said = self._judged(model, batch, divergence)
                 losses.append(float(judged.losses.double().sum()))
                 tally.add(judged.measures)
                 if self.preference.learns_chosen:
-                    tally.add({"nll": (said.nll.double(), _learnt(batch))})
+                    unlikely.append(float(said.nll))
+                    learnt += int(_learnt(batch))
                 tokens += int(batch[ANSWER][:, 1:].sum())
-        loss, extra = math.fsum(losses) / len(ids), tally.take()
-        return HeldOut(loss + extra.get("nll", 0.0), len(ids), tokens, extra)
+                done += len(ids)
+        loss, extra = math.fsum(losses) / done, tally.take()
+        if self.preference.learns_chosen:
+            extra["nll"] = math.fsum(unlikely) / learnt
+            loss += extra["nll"]
+        return HeldOut(loss, done, tokens, extra)
 
     # --- what the model, and what it was before, say of answers -----------------------------------------------------
 
@@ -164,14 +177,18 @@ class PreferenceTrainer(ExactTrainer):
         balance = outputs.aux_loss if balanced else None
         return Answers((logs * answer).sum(dim=1), answer.sum(dim=1).clamp(min=1), nll, balance)
 
-    def _divergence(self, data: Prepared, ids: Sequence[int]) -> torch.Tensor:
-        """KTO's estimate of how far the model has drifted from what it was: on answers to other prompts than these."""
+    def _divergence(
+        self, data: Prepared, ids: Sequence[int], size: int, go_on: Callable[[], bool] = lambda: True
+    ) -> torch.Tensor | None:
+        """KTO's estimate of how far the model has drifted from what it was: on answers to other prompts than these, `size` at
+        once. None if it was told not to go on."""
         collator = preference_collator(self.preference, data, self.processing_class, self._max_length)
         assert isinstance(collator, LabelCollator)
-        size, others = self.args.per_device_train_batch_size, neighbours(ids, len(data))
-        drifts = []
+        others, drifts = neighbours(ids, len(data)), []
         with self._still() as model:
             for start in range(0, len(ids), size):
+                if not go_on():
+                    return None
                 batch = collator.mismatched(ids[start : start + size], others[start : start + size])
                 batch = self._prepare_inputs(batch)
                 now = self._said(model, batch).sums
