@@ -52,6 +52,9 @@ STEPS = 7
 _no_torch = pytest.mark.skipif(
     importlib.util.find_spec("trl") is None, reason="the training packages are not installed"
 )
+_no_mlx = pytest.mark.skipif(
+    importlib.util.find_spec("mlx_lm") is None, reason="MLX has no wheel for this machine, or it is not installed"
+)
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class Way:
     params=[
         pytest.param(Way("toy", "toy"), id="toy"),
         pytest.param(Way("cpu", str(TINY)), id="cpu", marks=[_no_torch, pytest.mark.slow]),
+        pytest.param(Way("mlx", str(TINY)), id="mlx", marks=[_no_mlx, pytest.mark.slow]),
     ],
 )
 def way(request: pytest.FixtureRequest) -> Way:

@@ -1,0 +1,99 @@
+"""Does mlx-lm compute this kind of model rightly? Asked of a twin: the same configuration, cut down to a few thousand weights.
+
+Loading a second, real model to compare with would double the memory that a training takes. What goes wrong in practice is a
+setting that is not read (rotary positions, sliding windows, scales of embeddings and logits), and a small model of the same
+settings shows that as well as the large one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.utils import load_model
+
+from backpropagate_backends.mlx_config import CONFIG, Config, both_styles, check_config, read_config, unsupported
+from backpropagate_backends.mlx_model import folder_of
+from backpropagate_backends.model_source import Source
+
+_LAYERS, _HEADS, _WORDS, _WIDE = 6, 2, 64, 64
+_TOKENS = 24
+_TOLERANCE = 0.01  # of the logits' spread; a setting that is not read makes it 1
+
+
+def check_arithmetic(source: Source, notice: Callable[[str, str], None]) -> None:
+    """Raises UserInputError [INPUT_MODEL_UNSUPPORTED] for a kind of model that mlx-lm gets wrong; a notice where that cannot
+    be found out. Needs torch, and says nothing where it is not installed."""
+    config = read_config(folder_of(source), source.name)
+    check_config(config, source.name)
+    if importlib.util.find_spec("torch") is None:
+        return
+    try:
+        error = _distance(config)
+    except Exception as problem:  # noqa: BLE001 - whatever a library says to a configuration that it never met
+        notice(f"whether MLX computes {source.name} rightly could not be tried on a small twin: {problem}", "warning")
+        return
+    if error > _TOLERANCE:
+        raise unsupported(
+            source.name,
+            f"mlx-lm computes this kind of model wrongly (its logits are off by {error:.0%} of their spread)",
+        )
+
+
+def _distance(config: Config) -> float:
+    """How far mlx-lm's logits are from transformers', in standard deviations."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / CONFIG).write_text(json.dumps(_small(config)), encoding="utf-8")
+        state = torch.random.get_rng_state()
+        torch.manual_seed(0)
+        twin = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).float().eval()
+        with torch.no_grad():
+            for weight in twin.parameters():
+                weight.normal_(0.0, 0.3) if weight.ndim > 1 else weight.add_(torch.randn_like(weight) * 0.1)
+            ids = torch.randint(0, _WORDS, (1, _TOKENS))
+            expected = twin(input_ids=ids, use_cache=False).logits[0].numpy()
+        torch.random.set_rng_state(state)
+        twin.save_pretrained(folder)
+        written = read_config(folder, "the twin")
+        net, _ = load_model(folder, model_config=both_styles(written))
+        net.set_dtype(mx.float32)
+        found = np.array(net(mx.array(ids.numpy().astype(np.int32)))[0])
+    return float(np.abs(found - expected).max() / expected.std())
+
+
+def _small(config: Config) -> Config:
+    """The same kind of model with few and narrow layers; what concerns a single head stays as it is."""
+    small = {key: value for key, value in config.items() if key not in ("quantization", "quantization_config", "dtype")}
+    text = small.get("text_config")
+    if isinstance(text, dict):
+        small["text_config"] = _small(text)
+        return small
+    heads, hidden = int(str(small["num_attention_heads"])), int(str(small["hidden_size"]))
+    width = int(str(small.get("head_dim") or hidden // heads))
+    grouped = int(str(small.get("num_key_value_heads") or heads))
+    count = min(_LAYERS, int(str(small["num_hidden_layers"])))
+    small |= {
+        "num_hidden_layers": count,
+        "num_attention_heads": _HEADS,
+        "num_key_value_heads": _HEADS if grouped == heads else 1,
+        "hidden_size": _HEADS * width,
+        "intermediate_size": _WIDE,
+        "vocab_size": _WORDS,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    for key in ("layer_types", "no_rope_layers"):
+        kinds = small.get(key)
+        if isinstance(kinds, list):
+            small[key] = kinds[:count]
+    return small
