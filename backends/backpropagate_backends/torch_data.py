@@ -15,8 +15,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset
+from numpy.typing import NDArray
 from torch.utils.data import BatchSampler, Sampler
 
+from backpropagate_backends.arrangement import STEPS_SEED, Arrangement
 from backpropagate_backends.course import Account as Account
 from backpropagate_backends.course import Consumed as Consumed
 from backpropagate_backends.course import Course as Course
@@ -27,6 +29,9 @@ IGNORED = -100  # the label of a token without loss
 CONSUMED = "consumed"  # the key of a batch under which its `Consumed` travels
 SAMPLE_ID = "sample_id"  # the one column of the data set
 
+Batch = dict[str, torch.Tensor | Consumed | int]
+Ids = NDArray[np.int64]
+
 
 def ids_dataset(data: Prepared) -> Dataset:
     """One column, the sample ids. The fingerprint is the data's digest, so that nothing is hashed or cached by row."""
@@ -35,13 +40,15 @@ def ids_dataset(data: Prepared) -> Dataset:
 
 
 class EpochOrder(Sampler[int]):
-    """The samples of each epoch in a permutation of its own, which hangs on the seed and the epoch and on nothing else.
+    """The samples of each epoch in an order of its own, which hangs on the seed and the epoch and on nothing else.
 
-    The same as accelerate's seeded sampler gives, but as one array: a Python list of millions would take seconds.
+    A plain one is the same as accelerate's seeded sampler gives, but as one array: a Python list of millions would take
+    seconds.
     """
 
-    def __init__(self, rows: int, seed: int) -> None:
+    def __init__(self, rows: int, seed: int, arranged: Arrangement | None = None) -> None:
         self._rows, self._seed, self._epoch = rows, seed, 0
+        self._arranged = arranged or Arrangement()
 
     def set_epoch(self, epoch: int) -> None:
         """Called by accelerate's loader before each epoch."""
@@ -49,13 +56,21 @@ class EpochOrder(Sampler[int]):
 
     def permutation(self) -> torch.Tensor:
         """int64 (rows,)"""
-        return torch.randperm(self._rows, generator=torch.Generator().manual_seed(self._seed + self._epoch))
+        shuffled = _shuffled(self._rows, self._seed + self._epoch)
+        if self._arranged.plain:
+            return shuffled
+        steps = _shuffled(self._arranged.steps(self._rows), self._seed + self._epoch + STEPS_SEED)
+        return torch.from_numpy(self._arranged.order(shuffled.numpy(), steps.numpy()))
 
     def __iter__(self) -> Iterator[int]:
         yield from self.permutation().tolist()
 
     def __len__(self) -> int:
         return self._rows
+
+
+def _shuffled(count: int, seed: int) -> torch.Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
 class Batches(BatchSampler):
@@ -80,27 +95,61 @@ class Batches(BatchSampler):
 
 
 class Collator:
-    """Sample ids → one padded micro-batch: input_ids, attention_mask, labels, each int64 (rows, longest)."""
+    """Sample ids → one micro-batch.
 
-    def __init__(self, data: Prepared, pad_token_id: int) -> None:
+    Padded: input_ids, attention_mask, labels, each int64 (rows, longest). Side by side: one row with all tokens and
+    nothing else, `position_ids` that begin anew with each sample, and where the samples begin, as the attention functions
+    want to know it: int32 (samples + 1,). Which of the two hangs on the samples of the micro-batch alone: side by side
+    where padding would add tokens to compute.
+    """
+
+    def __init__(self, data: Prepared, pad_token_id: int, side_by_side: bool = False) -> None:
         self._data = data
         self._pad = pad_token_id
+        self._side_by_side = side_by_side
 
-    def __call__(self, examples: Sequence[dict[str, int]]) -> dict[str, torch.Tensor | Consumed]:
+    def __call__(self, examples: Sequence[dict[str, int]]) -> Batch:
         ids = [example[SAMPLE_ID] for example in examples]
-        rows = [self._data.row(index) for index in ids]
-        shape = (len(rows), max(len(tokens) for tokens, _ in rows))
-        input_ids = np.full(shape, self._pad, dtype=np.int64)
-        labels = np.full(shape, IGNORED, dtype=np.int64)
-        mask = np.zeros(shape, dtype=np.int64)
-        for at, (tokens, trained) in enumerate(rows):
-            length = len(tokens)
-            input_ids[at, :length] = tokens
-            labels[at, :length] = np.where(np.asarray(trained) != 0, tokens, IGNORED)
-            mask[at, :length] = 1
-        return {
-            "input_ids": torch.from_numpy(input_ids),
-            "attention_mask": torch.from_numpy(mask),
-            "labels": torch.from_numpy(labels),
-            CONSUMED: Consumed(np.array(ids, dtype="<i8").tobytes(), int(mask.sum())),
-        }
+        rows = [_row(*self._data.row(index)) for index in ids]
+        lengths = [len(tokens) for tokens, _ in rows]
+        consumed = Consumed(np.array(ids, dtype="<i8").tobytes(), sum(lengths))
+        shorter = sum(lengths) < max(lengths) * len(lengths)
+        batch = _flat(rows, lengths) if self._side_by_side and shorter else _padded(rows, lengths, self._pad)
+        return {**batch, CONSUMED: consumed}
+
+
+def _row(tokens: memoryview, trained: memoryview) -> tuple[Ids, Ids]:
+    """Tokens and labels. The first token has nothing before it that could foretell it, so it never carries loss."""
+    labels = np.where(np.asarray(trained) != 0, tokens, IGNORED).astype(np.int64)
+    labels[:1] = IGNORED
+    return np.asarray(tokens, dtype=np.int64), labels
+
+
+def _padded(rows: Sequence[tuple[Ids, Ids]], lengths: Sequence[int], pad: int) -> Batch:
+    shape = (len(rows), max(lengths))
+    input_ids = np.full(shape, pad, dtype=np.int64)
+    labels = np.full(shape, IGNORED, dtype=np.int64)
+    mask = np.zeros(shape, dtype=np.int64)
+    for at, (tokens, wanted) in enumerate(rows):
+        input_ids[at, : len(tokens)] = tokens
+        labels[at, : len(tokens)] = wanted
+        mask[at, : len(tokens)] = 1
+    return {
+        "input_ids": torch.from_numpy(input_ids),
+        "attention_mask": torch.from_numpy(mask),
+        "labels": torch.from_numpy(labels),
+    }
+
+
+def _flat(rows: Sequence[tuple[Ids, Ids]], lengths: Sequence[int]) -> Batch:
+    starts = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32))
+    places = np.concatenate([np.arange(length, dtype=np.int64) for length in lengths])
+    return {
+        "input_ids": torch.from_numpy(np.concatenate([tokens for tokens, _ in rows]))[None],
+        "labels": torch.from_numpy(np.concatenate([labels for _, labels in rows]))[None],
+        "position_ids": torch.from_numpy(places)[None],
+        "cu_seq_lens_q": starts,
+        "cu_seq_lens_k": starts,
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths),
+    }
