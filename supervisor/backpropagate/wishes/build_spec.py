@@ -14,11 +14,12 @@ from pathlib import Path
 
 from backpropagate.doors.environ import environment
 from backpropagate.wishes.export_spec import after_training
+from backpropagate.wishes.mlx import check_wishes
 from backpropagate.wishes.models import last_part, looks_like_path, resolve_model
 from backpropagate.wishes.options import Value
 from backpropagate.wishes.preferences import check_preferences
 from backpropagate.wishes.settings import Settings
-from backpropagate.wishes.surroundings import check_backend, check_runner, writable_folder
+from backpropagate.wishes.surroundings import check_backend, check_runner, installed, writable_folder
 from backpropagate.wishes.together import check_size, check_together
 from backpropagate_protocol.data_formats import may_be_hub_id
 from backpropagate_protocol.errors import (
@@ -27,6 +28,7 @@ from backpropagate_protocol.errors import (
     DatasetNotFoundError,
     UserInputError,
 )
+from backpropagate_protocol.mlx_rules import PACKAGES
 from backpropagate_protocol.rundir import OutputDir
 from backpropagate_protocol.spec import DataSpec, LoraSpec, ModelSpec, PlannedFault, RunSpec, SafetySpec, TrainSpec
 
@@ -50,7 +52,7 @@ def build_spec(settings: Settings, *, detached: bool = False, verbose: bool = Fa
     output = writable_folder(settings.text("training.output_dir"), least_mib=1 if toy else _LEAST_FREE_MIB)
     run_id = str(uuid.uuid4())
     label = settings.text_or_none("training.name")
-    return RunSpec(
+    spec = RunSpec(
         run_id=run_id,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         backend=settings.text("training.backend"),
@@ -69,6 +71,7 @@ def build_spec(settings: Settings, *, detached: bool = False, verbose: bool = Fa
             settings, name=label or result_name(model, run_id), folder=str(OutputDir(Path(output)).exports / run_id[:8])
         ),
     )
+    return check_wishes(spec, installed=runner_python is None and all(map(installed, PACKAGES)))
 
 
 def notices(settings: Settings) -> list[str]:

@@ -5,25 +5,20 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from backpropagate.wishes.mlx import check_place
 from backpropagate_protocol.errors import ConfigurationError, DependencyError, DiskFullError, InvalidSettingError
+from backpropagate_protocol.mlx_rules import PACKAGES
 
 _TRAINING = ("torch", "transformers", "peft", "trl", "datasets")
 
 
 def check_backend(backend: str) -> None:
-    if backend != "mlx":
-        return
-    if sys.platform != "darwin":
-        raise InvalidSettingError("--backend mlx needs Apple silicon", suggestion="Use --backend auto, cuda or cpu.")
-    raise DependencyError(
-        "the MLX backend is not part of this release yet",
-        code="DEP_MLX_UNAVAILABLE",
-        suggestion="Use --backend cpu.",
-    )
+    """Raises InvalidSettingError for one that this machine cannot have."""
+    if backend == "mlx":
+        check_place()
 
 
 def check_runner(
@@ -40,6 +35,11 @@ def check_runner(
         return os.path.abspath(found)
     if backend == "toy":
         return None
+    lacking = [name for name in PACKAGES if not installed(name)] if backend == "mlx" else []
+    if lacking:
+        raise DependencyError(
+            f"{what} on MLX needs {', '.join(lacking)}, not installed here", code="DEP_MLX_UNAVAILABLE"
+        )
     missing = [name for name in needs if not installed(name)]
     if missing:
         raise DependencyError(f"{what} needs {', '.join(missing)}, not installed here")
