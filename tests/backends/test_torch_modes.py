@@ -117,7 +117,7 @@ def test_a_model_that_is_too_large_is_refused_before_its_weights_are_read(
         (large / path.name).write_bytes(b"" if path.name == WHOLE else path.read_bytes())
     config = json.loads((large / "config.json").read_text())
     (large / "config.json").write_text(json.dumps(config | {"intermediate_size": 100_000}))
-    with pytest.raises(BackpropagateError, match="0.001 billion") as caught:
+    with pytest.raises(BackpropagateError, match=r"0\.001 billion") as caught:
         run(cpu, full_job(large, ceiling=0.001), rows, tmp_path / "run")
     assert caught.value.code == "RUNTIME_FULL_FT_MODEL_TOO_LARGE"
     assert "--full-ft-ceiling-billions" in caught.value.suggestion
