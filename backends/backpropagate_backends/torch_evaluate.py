@@ -18,7 +18,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from backpropagate_backends.base import Reporting
+from backpropagate_backends.base import GoOn, HeldOut, Reporting
 from backpropagate_backends.model_source import find
 from backpropagate_backends.torch_generate import with_adapter
 from backpropagate_backends.torch_model import choose_precision, load_model
@@ -60,6 +60,33 @@ def evaluate(
     return tuple(scores)
 
 
+class _Left(Exception):
+    """The scoring is to be left."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Amid:
+    """The stage of a scoring amid a training: asks at every sign of progress whether to go on."""
+
+    go_on: GoOn
+    rows: int
+
+    def advance(self, done: int = 0, total: int = 0, detail: str = "") -> None:
+        if not self.go_on(done, self.rows):
+            raise _Left
+
+    def notice(self, text: str, level: str = "info") -> None: ...
+
+
+def held_out(model: PreTrainedModel | PeftModel, data: Prepared, batch_size: int, go_on: GoOn) -> HeldOut | None:
+    """The model as it is, already in evaluation mode, on the held-out rows of its training; see `base.Score`."""
+    try:
+        score = Scorer(model, batch_size, _Amid(go_on, len(data))).score("", 0, data)
+    except _Left:
+        return None
+    return HeldOut(score.loss, score.rows, score.tokens, {"accuracy": score.accuracy})
+
+
 class Scorer:
     """One model, already in evaluation mode. Batches are as large as wished while they fit; one that does not is halved, and so are those after it."""
 
@@ -72,8 +99,8 @@ class Scorer:
         width = bare.get_output_embeddings().weight.shape[0]
         self._places = max(1, logits // (width * (4 + 4)))  # logits at once, over all rows of a batch
 
-    def score(self, name: str, task: int, data: Prepared, done: tuple[int, int] = (0, 0)) -> Score:
-        """`done`: which of how many tasks this is, for the progress. NaN or infinity where the model says such things."""
+    def score(self, name: str, task: int, data: Prepared, done: tuple[int, int] | None = None) -> Score:
+        """`done`: which of how many tasks this is, for the progress; None: rows are what is counted. NaN or infinity where the model says such things."""
         losses = [0.0] * len(data)
         foreseen = tokens = rows = 0
         waiting = deque(_batches(_rows(data), self._batch, self._places))
@@ -91,7 +118,7 @@ class Scorer:
                 foreseen += right
                 tokens += len(row.targets)
                 rows += 1
-            self._stage.advance(*done, f"{name}: {rows} of {len(data)} rows")
+            self._stage.advance(*(done or (rows, len(data))), f"{name}: {rows} of {len(data)} rows")
         share = max(1, tokens)
         return Score(name, task, math.fsum(losses) / share, foreseen / share, tokens, rows)
 
@@ -104,7 +131,7 @@ class Scorer:
                 raise
             return None
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: what a model remembers of one must not get into a training
     def _batch_scores(self, batch: list[_Row]) -> list[tuple[float, int]]:
         """For each row: the sum of its tokens' losses, and how many of them were the likeliest."""
         shape = (len(batch), max(len(row.ids) for row in batch))

@@ -3,6 +3,7 @@
 What is overridden, and why it has to be:
     get_train_dataloader  to find the position without walking to it, and to tie worker processes to ours
     training_step         the one place where a micro-batch is certainly consumed
+    compute_loss          TRL's waits for the device three times in each micro-batch, for metrics
     _save_checkpoint      the one place where an error of writing can be told from an error of training
     _load_optimizer_and_scheduler   where the moments of a paged optimizer go back into paged memory
     _save                 leaves out `training_args.bin`, a pickle, and the tokenizer, which does not change
@@ -25,13 +26,17 @@ from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTTrainer
+from trl.trainer.utils import add_fused_lm_head
 
-from backpropagate_backends.base import Session
+from backpropagate_backends.arrangement import Arrangement
+from backpropagate_backends.base import GoOn, HeldOut, Score, Session
 from backpropagate_backends.torch_data import CONSUMED, Account, Batches, EpochOrder
+from backpropagate_backends.torch_evaluate import held_out
 from backpropagate_backends.torch_paging import page_again
 from backpropagate_backends.torch_whole import save_trained
 from backpropagate_protocol.lifeline import worker_init
 from backpropagate_protocol.messages import Progress, Started
+from backpropagate_protocol.prepared import Prepared
 
 _MIB = 1 << 20
 
@@ -52,10 +57,14 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
     session: Session
     boundary: Boundary
     skip: int  # micro-batches of the first epoch that were trained on before
+    arranged: Arrangement
 
-    def attach(self, session: Session, boundary: Boundary, skip: int) -> None:
-        self.session, self.boundary, self.skip = session, boundary, skip
-        boundary.measured = self.measured
+    def attach(self, session: Session, boundary: Boundary, skip: int, arranged: Arrangement) -> None:
+        self.session, self.boundary, self.skip, self.arranged = session, boundary, skip, arranged
+        # TRL's head also measures entropy and accuracy, which nobody here reads: another pass over all logits.
+        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        add_fused_lm_head(base, outputs=("log_probs",))
+        boundary.measured, boundary.score = self.measured, self.score
         # TRL's loss divides by the trained tokens of the whole accumulated batch for every architecture, but the count
         # is only made for models whose forward takes loss arguments; without it, a halved batch is another loss.
         self.model_accepts_loss_kwargs = True
@@ -65,8 +74,27 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         """What else is known of the step just done, by name; asking begins the next step's account."""
         return {}
 
+    def held_out_loss(self, data: Prepared, go_on: GoOn) -> HeldOut | None:
+        """The loss of held-out samples, of the model as it is; called by `score`, which sees to all else."""
+        return held_out(self.model, data, self.args.per_device_train_batch_size, go_on)
+
+    def score(self, data: Prepared, go_on: GoOn) -> HeldOut | None:
+        """See `base.Score`. Also before the Trainer has prepared the model: the arithmetic is that of the training."""
+        cuda = self.model.device.type == "cuda"
+        training = self.model.training
+        dtype = torch.float16 if self.args.fp16 else torch.bfloat16
+        mixed = torch.autocast(self.model.device.type, dtype=dtype, enabled=self.args.fp16 or self.args.bf16)
+        with torch.random.fork_rng(devices=[self.model.device] if cuda else []), mixed:
+            self.model.eval()
+            try:
+                return self.held_out_loss(data, go_on)
+            finally:
+                self.model.train(training)
+                if cuda:
+                    torch.cuda.empty_cache()  # the training finds the memory as it left it
+
     def get_train_dataloader(self) -> DataLoader[dict[str, int]]:
-        order = EpochOrder(len(self.train_dataset), self.args.data_seed)
+        order = EpochOrder(len(self.train_dataset), self.args.data_seed, self.arranged)
         loader: DataLoader[dict[str, int]] = DataLoader(
             self.train_dataset,
             batch_sampler=Batches(order, self.args.per_device_train_batch_size, self.skip),
@@ -81,6 +109,24 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
     def training_step(self, model: torch.nn.Module, inputs: dict[str, object], *rest: object) -> torch.Tensor:
         self.boundary.account.take(inputs.pop(CONSUMED))  # type: ignore[arg-type]  # our collator put it there
         loss: torch.Tensor = super().training_step(model, inputs, *rest)
+        return loss
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, object],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """TRL's loss without its metrics, each of which would wait for the device in every micro-batch."""
+        assert not return_outputs
+        assert num_items_in_batch is not None
+        balanced = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        outputs = model(**inputs, **balanced, use_cache=False, fused_lm_head=True)
+        # A step without any token that carries loss is a zero, not 0 / 0.
+        loss: torch.Tensor = -outputs.log_probs.sum() / num_items_in_batch.clamp(min=1)
+        if self.aux_loss_enabled:  # a mean of each micro-batch, as everywhere
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
         return loss
 
     def create_model_card(self, *args: object, **kwargs: object) -> None:
@@ -135,6 +181,7 @@ class Boundary(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
         self.stopped = False
         self.progress = Progress(0, 0, account.samples, account.order, None)
         self.measured: Callable[[], dict[str, float]] = dict
+        self.score: Score | None = None
         self._session = session
         self._header = header
         self._began = 0.0
@@ -177,8 +224,8 @@ class Boundary(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        # TRL has already waited for the device in its metrics, so the loss of every step costs nothing more, and a loss
-        # that is not finite is seen at the step that made it, before it can reach a checkpoint.
+        # To read the loss is to wait for the device, once in a step: so one that is not finite is seen at the step that
+        # made it, before it can reach a checkpoint.
         control.should_log = True
         control.should_save = False
 
@@ -213,10 +260,11 @@ class Boundary(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
             memory_reserved=torch.cuda.memory_reserved() // _MIB if self._cuda else 0,
             extra=self.measured(),
         )
-        directive = self._session.step_done(self.progress)
+        directive = self._session.step_done(self.progress, self.score)
         control.should_save = directive.save
         if directive.stop:
             self.stopped = True
+        if directive.stop or directive.finish:
             control.should_training_stop = True
         self._began = perf_counter()
 

@@ -16,18 +16,20 @@ import torch
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
 from trl import SFTConfig
 
+from backpropagate_backends.arrangement import arrangement
 from backpropagate_backends.base import Session
 from backpropagate_backends.model_source import find
 from backpropagate_backends.torch_choices import checkpointing_of_run, model_of_run, optimizer_of_run, precision_of_run
 from backpropagate_backends.torch_data import Account, Collator, Course, course, ids_dataset
 from backpropagate_backends.torch_init import begin_from
+from backpropagate_backends.torch_kernels import Kernels, compile_layers, fit_kernels
 from backpropagate_backends.torch_model import Precision, add_adapter, all_finite, load_model
 from backpropagate_backends.torch_preference import PreferenceTrainer, preference_collator
 from backpropagate_backends.torch_preference_loss import preference_of
 from backpropagate_backends.torch_resume import check_resume
 from backpropagate_backends.torch_sft import Boundary, ExactTrainer, Header
 from backpropagate_backends.torch_tokenizer import load_tokenizer
-from backpropagate_backends.torch_whole import digest_of, load_whole, save_trained
+from backpropagate_backends.torch_whole import copy_trained, digest_of, load_whole, save_trained
 from backpropagate_backends.torch_wishes import check_wishes
 from backpropagate_protocol.errors import DatasetError, LossDivergedError
 from backpropagate_protocol.jobs import TrainJob
@@ -62,17 +64,18 @@ def train(session: Session, data: Prepared, name: str, device: Literal["cpu", "c
     session.phase(Phase.LOAD, 0, 2, "weights")  # each restarts the deadline of a slow disk or network
     whole = spec.train.mode == "full"
     if whole:
-        model = load_whole(source, job.resume_from, precision, tokenizer, spec.train, session.notice)
+        base = load_whole(source, job.resume_from, precision, tokenizer, spec.train, session.notice)
     else:
         base = load_model(source, precision, tokenizer, session.notice)
-        session.phase(Phase.LOAD, 1, 2, "adapter")
-        model = add_adapter(base, spec.lora, spec.train.seed)
+    kernels = fit_kernels(base, spec, device, job.kernels, session.notice)
+    session.phase(Phase.LOAD, 1, 2, "adapter")
+    model = base if whole else add_adapter(base, spec.lora, spec.train.seed)
     preference = preference_of(spec.train)
     trainer = (ExactTrainer if preference is None else PreferenceTrainer)(
         model=model,
         args=_arguments(session, way, precision, optimizer),
         train_dataset=ids_dataset(data),
-        data_collator=Collator(data, tokenizer.pad_token_id or 0)
+        data_collator=Collator(data, tokenizer.pad_token_id or 0, kernels.side_by_side)
         if preference is None
         else preference_collator(preference, data, tokenizer, spec.data.max_length),
         processing_class=tokenizer,
@@ -90,14 +93,17 @@ def train(session: Session, data: Prepared, name: str, device: Literal["cpu", "c
         begin_from(trainer.model, Path(spec.init_adapter))  # here, where nothing rounds its weights any more
 
     # ---- train ------------------------------------------------------------------------------------------------------
-    header = _header(name, precision, account, job, optimizer, source.commit)
+    if kernels.compiled:
+        compile_layers(trainer.model, base)
+    header = _header(name, precision, account, job, optimizer, source.commit, kernels)
     boundary = Boundary(session, account, header)
     step = session.resume.step if session.resume is not None else 0
-    trainer.attach(session, boundary, way.micro_batches_before(step, job.accumulation))
-    if session.resume is not None and session.resume.step >= way.total_steps:
+    trainer.attach(session, boundary, way.micro_batches_before(step, job.accumulation), arrangement(spec, data))
+    if not whole and (session.owes(way.total_steps) or session.ended(way.total_steps)):
+        trainer.model.load_adapter(job.resume_from, "default", is_trainable=True)
+    session.make_up(way.total_steps, trainer.score)
+    if session.resume is not None and session.ended(way.total_steps):
         # Died between its last checkpoint and its end. The Trainer would do one step more before it looks.
-        if not whole:
-            trainer.model.load_adapter(job.resume_from, "default", is_trainable=True)
         loss = session.resume.loss
     else:
         trainer.train(resume_from_checkpoint=job.resume_from)
@@ -189,10 +195,13 @@ def _result(
     loss: float | None,
 ) -> TrainResult:
     session.phase(Phase.FINISH)
-    if not all_finite(trainer.model):
+    folder, best = session.staging / "adapter", session.best()
+    if best is None and not all_finite(trainer.model):
         raise LossDivergedError(f"after step {step} the adapter holds weights that are not finite")
-    folder = session.staging / "adapter"
-    save_trained(trainer.model, str(folder))
+    if best is not None:
+        copy_trained(best, folder)
+    else:
+        save_trained(trainer.model, str(folder))
     tokenizer.save_pretrained(str(folder))
     return TrainResult(
         adapter=str(folder),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree, ignore_patterns
 
 import torch
 from peft import PeftModel
@@ -19,10 +20,13 @@ from backpropagate_backends.model_source import Source
 from backpropagate_backends.torch_model import Notice, Precision, load_model, train_all
 from backpropagate_protocol.durable import file_entry
 from backpropagate_protocol.errors import BackpropagateError, error_for
+from backpropagate_protocol.rundir import MANIFEST
 from backpropagate_protocol.spec import TrainSpec
 
 WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+# What a checkpoint has beside the weights and their description.
+_OF_TRAINING = (MANIFEST, "optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "trainer_state.json")
 
 
 def _check_size(source: Source, ceiling: float) -> None:
@@ -96,6 +100,11 @@ def save_trained(model: PreTrainedModel | PeftModel, folder: str) -> None:
         model.save_pretrained(folder, save_embedding_layers=False)
     else:
         model.save_pretrained(folder)
+
+
+def copy_trained(checkpoint: Path, folder: Path) -> None:
+    """The same, as a checkpoint has it."""
+    copytree(checkpoint, folder, ignore=ignore_patterns(*_OF_TRAINING))
 
 
 def digest_of(folder: Path) -> str:

@@ -64,7 +64,7 @@ class KeepingSession:
         self._save_at, self._stop_at, self._kill_before = set(save_at), stop_at, kill_before
         self._on_step = on_step
         self.scores: dict[int, HeldOut] = {}
-        self._held_out, self._score_at = held_out, set(score_at)
+        self.held_out, self._score_at = held_out, set(score_at)
         self._best_step, self._finish_at = best_step, finish_at
 
     def phase(self, phase: Phase, done: int = 0, total: int = 0, detail: str = "") -> None:
@@ -90,9 +90,9 @@ class KeepingSession:
         return Directive(save=save, stop=stop, finish=progress.step == self._finish_at)
 
     def _score(self, step: int, score: Score | None) -> None:
-        assert self._held_out is not None
+        assert self.held_out is not None
         assert score is not None
-        found = score(self._held_out, lambda done, total: True)
+        found = score(self.held_out, lambda done, total: True)
         assert found is not None
         self.scores[step] = found
 
