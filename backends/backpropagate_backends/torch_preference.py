@@ -31,6 +31,7 @@ from backpropagate_backends.torch_pairs import (
 )
 from backpropagate_backends.torch_preference_loss import Answers, Judged, Measures, Preference, judge
 from backpropagate_backends.torch_sft import ExactTrainer
+from backpropagate_backends.torch_still import still
 from backpropagate_protocol.errors import DatasetError
 from backpropagate_protocol.prepared import LABELLED, PAIRS, Prepared
 
@@ -151,9 +152,7 @@ class PreferenceTrainer(ExactTrainer):
 
     # --- what the model, and what it was before, say of answers -----------------------------------------------------
 
-    def _judged(
-        self, model: torch.nn.Module, batch: Batch, divergence: torch.Tensor | None
-    ) -> tuple[Judged, Answers]:
+    def _judged(self, model: torch.nn.Module, batch: Batch, divergence: torch.Tensor | None) -> tuple[Judged, Answers]:
         reference = None
         if self.preference.has_reference:  # first, so that nothing of the training's forward pass is held meanwhile
             with self._still() as still, still.disable_adapter():
@@ -198,15 +197,10 @@ class PreferenceTrainer(ExactTrainer):
 
     @contextmanager
     def _still(self) -> Iterator[PeftModel]:
-        """The model as it is used: no gradient, no dropout, and nothing drawn from the random state."""
+        """The model as it is used, in the precision that it is trained in."""
         model: PeftModel = self.accelerator.unwrap_model(self.model)
-        training = model.training
-        model.eval()
-        try:
-            with torch.no_grad(), self.compute_loss_context_manager():
-                yield model
-        finally:
-            model.train(training)
+        with still(model), self.compute_loss_context_manager():
+            yield model
 
 
 def preference_collator(

@@ -7,7 +7,7 @@ micro-batch. The sums are divided by the samples of the whole optimizer step, so
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, assert_never, cast
+from typing import Literal, assert_never
 
 import torch
 from torch.nn.functional import logsigmoid
@@ -51,7 +51,7 @@ def preference_of(train: TrainSpec) -> Preference | None:
     """None for a method that needs no preferences."""
     if train.method not in METHODS:
         return None
-    method = cast(Method, train.method)
+    method: Method = train.method
     return Preference(
         method=method,
         beta=_BETA[method] if train.beta is None else train.beta,
@@ -103,14 +103,16 @@ def judge(
             odds = log_odds_ratio(chosen, rejected)
             return _pairs(-beta * logsigmoid(odds), beta * chosen, beta * rejected)
         case "simpo":
-            chosen, rejected = beta * said.means[: len(said.means) // 2], beta * said.means[len(said.means) // 2 :]
+            chosen, rejected = (beta * said.means).chunk(2)
             return _pairs(-logsigmoid(chosen - rejected - preference.gamma), chosen, rejected)
         case "dpo":
             assert reference is not None
             chosen, rejected = (beta * (said.sums - reference.sums)).chunk(2)
             return _pairs(-logsigmoid(chosen - rejected), chosen, rejected)
         case "kto":
-            assert reference is not None and desirable is not None and divergence is not None
+            assert reference is not None
+            assert desirable is not None
+            assert divergence is not None
             return _labelled(preference, said.sums - reference.sums, desirable, divergence)
         case _:
             assert_never(preference.method)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -14,10 +15,12 @@ from tests.backends.torch_session import make_job
 LEARNING_RATE = 5e-3
 
 
-def preference_job(model: Path, method: str, *, steps: int = 8, effective_batch: int = 4, **train: object) -> TrainJob:
-    """One micro-batch a step, as large as the effective batch."""
-    job = make_job(model, micro_batch=effective_batch, steps=steps)
-    wished = {"method": method, "learning_rate": LEARNING_RATE, **train}
+def preference_job(
+    model: Path, method: str, train: Mapping[str, object] | None = None, *, four_bit: bool | None = None
+) -> TrainJob:
+    """8 steps of one micro-batch of 4. `train`: other values of its TrainSpec."""
+    job = make_job(model, steps=8, four_bit=four_bit)
+    wished = {"method": method, "learning_rate": LEARNING_RATE, **(train or {})}
     changed = msgspec.convert({**msgspec.to_builtins(job.spec.train), **wished}, type(job.spec.train))
     data = msgspec.structs.replace(job.spec.data, method=method)
     return msgspec.structs.replace(job, spec=msgspec.structs.replace(job.spec, train=changed, data=data))

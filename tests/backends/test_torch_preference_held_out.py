@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,6 +12,9 @@ from backpropagate_backends.cpu import CpuBackend
 from backpropagate_protocol.prepared import PAIRS, Prepared
 from tests.backends.preferences import make_preferences
 from tests.backends.torch_runs import FOREIGN_WARNINGS
+
+if TYPE_CHECKING:
+    from backpropagate_backends.torch_preference import PreferenceTrainer
 
 pytestmark = [pytest.mark.slow, FOREIGN_WARNINGS]
 
@@ -67,7 +71,7 @@ def _longest(data: Prepared, index: int) -> int:
     return max(len(ids) for ids, _ in (data.pair(index) if data.kind == PAIRS else (data.row(index),)))
 
 
-def _trainer(tiny: Path, method: str, data: Prepared, folder: Path, micro_batch: int):  # type: ignore[no-untyped-def]
+def _trainer(tiny: Path, method: str, data: Prepared, folder: Path, micro_batch: int) -> PreferenceTrainer:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig
 

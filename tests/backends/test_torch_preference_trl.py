@@ -26,7 +26,7 @@ pytestmark = [
 ROWS, STEPS, SEED = 10, 3, 7  # two whole steps, and one of 2 samples: what ends an epoch
 
 # Not our defaults, and not TRL's: a knob that is not wired shows.
-KNOBS: dict[str, dict[str, float]] = {
+KNOBS: dict[str, dict[str, object]] = {
     "orpo": {"beta": 0.3},
     "simpo": {"beta": 1.5, "gamma": 0.7},
     "dpo": {"beta": 0.25},
@@ -37,7 +37,7 @@ KNOBS: dict[str, dict[str, float]] = {
 @pytest.mark.parametrize("method", KNOBS)
 def test_trls_own_trainer_has_the_same_losses(cpu: CpuBackend, tiny: Path, tmp_path: Path, method: str) -> None:
     losses, data = _plain(method, tiny, tmp_path)
-    job = preference_job(tiny, method, steps=STEPS, warmup_steps=0, **KNOBS[method])
+    job = preference_job(tiny, method, {"steps": STEPS, "warmup_steps": 0, **KNOBS[method]})
     ours = run(cpu, job, data, tmp_path / "ours")
     assert [step.loss for step in ours.session.progress] == pytest.approx(losses, abs=2e-5)
     assert len(set(losses)) == STEPS  # the model did move
@@ -54,7 +54,7 @@ def _plain(method: str, tiny: Path, folder: Path) -> tuple[list[float], Prepared
 
     from backpropagate_backends.torch_data import EpochOrder
 
-    kinds = {
+    kinds: dict[str, tuple[type, type, dict[str, object]]] = {
         "orpo": (ORPOTrainer, ORPOConfig, {"max_length": 256}),
         "simpo": (CPOTrainer, CPOConfig, {"loss_type": "simpo", "cpo_alpha": 0.0, "max_length": 256}),
         "dpo": (DPOTrainer, DPOConfig, {"max_length": 256}),
@@ -62,7 +62,7 @@ def _plain(method: str, tiny: Path, folder: Path) -> tuple[list[float], Prepared
     }
     kind, config, options = kinds[method]
     names = {"gamma": "simpo_gamma"}
-    options |= {names.get(name, name): value for name, value in KNOBS[method].items()}
+    options = options | {names.get(name, name): value for name, value in KNOBS[method].items()}
     fields = {field.name for field in dataclasses.fields(config)}
     options[next(n for n in ("activation_checkpointing", "gradient_checkpointing") if n in fields)] = False
     losses: list[float] = []
@@ -134,10 +134,12 @@ def _prepared(method: str, made: list[Mapping[str, object]], folder: Path) -> Pr
 
 
 def _joined(prompt: object, answer: object) -> Row:
-    assert isinstance(prompt, list) and isinstance(answer, list)
+    assert isinstance(prompt, list)
+    assert isinstance(answer, list)
     return prompt + answer, [0] * len(prompt) + [1] * len(answer)
 
 
 def _masked(ids: object, labels: object) -> Row:
-    assert isinstance(ids, list) and isinstance(labels, list)
+    assert isinstance(ids, list)
+    assert isinstance(labels, list)
     return ids, [int(label != -100) for label in labels]

@@ -28,7 +28,7 @@ def test_a_plain_job_is_granted(cpu: CpuBackend) -> None:
 @pytest.mark.parametrize(
     ("part", "changes", "words"),
     [
-        ("train", {"method": "orpo"}, "orpo"),
+        ("train", {"method": "ppo"}, "orpo"),
         ("train", {"mode": "half"}, "full"),
         ("train", {"mode": "full", "method": "dpo"}, "full"),
         ("train", {"mode": "full", "fp8": True}, "frozen"),

@@ -26,7 +26,8 @@ def check_preferences(backend: str, data: DataSpec, train: TrainSpec) -> None:
         )
     if data.train_on == "all":
         raise InvalidSettingError(
-            f"the method {method} compares answers; what it learns from is not a choice", suggestion="Leave --train-on out."
+            f"the method {method} compares answers; what it learns from is not a choice",
+            suggestion="Leave --train-on out.",
         )
     least = least_batch(method)
     if train.effective_batch < least or (train.batch_size is not None and train.batch_size < least):
