@@ -22,6 +22,7 @@ import sys
 import time
 import uuid
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,7 +38,7 @@ PLAIN, PAIRS, LABELLED = "rows", "pairs", "labelled"  # kinds
 PREPARED_SCHEMA = 1
 Row = tuple[list[int], list[int]]  # token ids and loss flags
 _BUFFER = 256 * 1024
-_WIDTH = {PLAIN: 1, PAIRS: 2, LABELLED: 1}  # rows of a sample
+WIDTH = {PLAIN: 1, PAIRS: 2, LABELLED: 1}  # rows of a sample
 _DEAD_AFTER = 24 * 3600  # seconds without a write after which an unfinished folder's writer is taken for dead
 
 if sys.byteorder != "little":  # pragma: no cover
@@ -63,7 +64,7 @@ class PreparedManifest(msgspec.Struct, frozen=True, kw_only=True):
 
     def arrays(self) -> dict[str, int]:
         """The arrays there must be, in the order of the digest, and their sizes in bytes."""
-        found = {TOKENS: 4 * self.tokens, TRAINED: self.tokens, ROWS: 8 * (self.rows * _WIDTH[self.kind] + 1)}
+        found = {TOKENS: 4 * self.tokens, TRAINED: self.tokens, ROWS: 8 * (self.rows * WIDTH[self.kind] + 1)}
         if self.kind == LABELLED:
             found[LABELS] = self.rows
         if self.curriculum:
@@ -121,6 +122,22 @@ class PreparedWriter:
         self._write(TOKENS, array("i", ids).tobytes())
         self._write(TRAINED, bytes(trained))
         self._write(ROWS, array("q", [self.tokens]).tobytes())
+
+    def written(self) -> Iterator[tuple[array[int], bytes]]:
+        """The rows so far, read back one by one: token ids and flags."""
+        for file in self._files.values():
+            file.flush()
+        with (
+            open(self._partial / TOKENS, "rb") as tokens,
+            open(self._partial / TRAINED, "rb") as trained,
+            open(self._partial / ROWS, "rb") as rows,
+        ):
+            start = int.from_bytes(rows.read(8), "little")
+            while ends := array("q", rows.read(8 * 1024)):
+                for end in ends:
+                    ids = array("i", tokens.read(4 * (end - start)))
+                    yield ids, trained.read(end - start)
+                    start = end
 
     def commit(
         self,
@@ -224,7 +241,7 @@ class Prepared:
 
     def length(self, index: int) -> int:
         """Tokens of one sample; of a pair, of both rows."""
-        width = _WIDTH[self.kind]
+        width = WIDTH[self.kind]
         return self.offsets[(index + 1) * width] - self.offsets[index * width]
 
     def _row(self, index: int) -> View:
@@ -243,7 +260,7 @@ def read_manifest(folder: Path) -> PreparedManifest:
     """Raises ValueError if the folder is not a whole prepared data set (sizes are checked, contents are not)."""
     try:
         manifest = msgspec.json.decode((folder / ABOUT).read_bytes(), type=PreparedManifest)
-        if manifest.kind not in _WIDTH:
+        if manifest.kind not in WIDTH:
             raise ValueError(f"{folder} holds {manifest.kind!r}, which this version does not know")
         for name, size in manifest.arrays().items():
             if (folder / name).stat().st_size != size:

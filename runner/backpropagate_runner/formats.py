@@ -11,6 +11,11 @@ from collections.abc import Callable
 import msgspec
 
 from backpropagate_protocol.data_formats import FORMAT_ALIASES
+from backpropagate_protocol.errors import DatasetFormatError
+from backpropagate_protocol.prepared import LABELLED, PAIRS, PLAIN
+from backpropagate_runner.example import Chat, Completion, Example, Labelled, Pair, Text
+from backpropagate_runner.pairs import chosen, chosen_text, is_verdict, labelled, pair, text_pair
+from backpropagate_runner.prompts import Columns, answer_turns, assistants, led_by_system, prompt_turns
 from backpropagate_runner.turns import (
     CHATML_MARK,
     Message,
@@ -23,37 +28,6 @@ from backpropagate_runner.turns import (
     tools_of,
 )
 
-Columns = dict[str, object]
-
-
-class Chat(msgspec.Struct, frozen=True, tag="chat"):
-    """A conversation for the model's own template. It ends with an assistant turn.
-
-    unlearnt   how many of its first assistant turns belong to the prompt and carry no loss
-    dropped    turns after the last assistant turn that were left out
-    """
-
-    messages: list[Message]
-    tools: list[object] | None = None
-    unlearnt: int = 0
-    dropped: int = 0
-
-
-class Completion(msgspec.Struct, frozen=True, tag="completion"):
-    """A text and how it goes on; no template."""
-
-    prompt: str
-    completion: str
-
-
-class Text(msgspec.Struct, frozen=True, tag="text"):
-    """Plain text, all of it to be learnt."""
-
-    text: str
-
-
-Example = Chat | Completion | Text
-
 
 def _sharegpt(row: Columns) -> Chat:
     return _conversation(row, "conversations" if "conversations" in row else "messages")
@@ -64,16 +38,8 @@ def _messages(row: Columns) -> Chat:
 
 
 def _conversation(row: Columns, column: str) -> Chat:
-    messages, dropped = answered(_led_by_system(row, messages_of(row.get(column), column)))
+    messages, dropped = answered(led_by_system(row, messages_of(row.get(column), column)))
     return Chat(messages, tools_of(row.get("tools")), dropped=dropped)
-
-
-def _led_by_system(row: Columns, messages: list[Message]) -> list[Message]:
-    """With a `system` column of its own, where the turns have no system turn."""
-    system = row.get("system")
-    if system is None or system == "" or (messages and messages[0]["role"] == "system"):
-        return messages
-    return [{"role": "system", "content": text_of(system, "system")}, *messages]
 
 
 def _asked(question: str, answer: str) -> list[Message]:
@@ -86,7 +52,7 @@ def _alpaca(row: Columns) -> Chat:
         if row.get(column):
             question = f"{question}\n\n{text_of(row[column], column)}"
     column = "response" if row.get("output") is None and "response" in row else "output"
-    return Chat(_led_by_system(row, [*_history(row), *_asked(question, filled(row.get(column), column))]))
+    return Chat(led_by_system(row, [*_history(row), *_asked(question, filled(row.get(column), column))]))
 
 
 def _history(row: Columns) -> list[Message]:
@@ -95,60 +61,31 @@ def _history(row: Columns) -> list[Message]:
     history = row.get("history") or []
     if not isinstance(history, list):
         raise RowError("history is not a list of pairs")
-    for pair in history:
-        if not isinstance(pair, list) or len(pair) != 2:
+    for asked in history:
+        if not isinstance(asked, list) or len(asked) != 2:
             raise RowError("history is not a list of pairs")
-        turns += _asked(filled(pair[0], "history"), filled(pair[1], "history"))
+        turns += _asked(filled(asked[0], "history"), filled(asked[1], "history"))
     return turns
 
 
 def _question_answer(row: Columns) -> Chat:
     asked = _asked(filled(row.get("question"), "question"), filled(row.get("answer"), "answer"))
-    return Chat(_led_by_system(row, asked))
+    return Chat(led_by_system(row, asked))
 
 
 def _prompt_completion(row: Columns) -> Chat | Completion:
     prompt, completion = row.get("prompt"), row.get("completion")
     if isinstance(prompt, str) and isinstance(completion, str):
         return Completion(text_of(prompt, "prompt"), filled(completion, "completion"))
-    return _continued(row, prompt, completion, "completion")
+    first, after = prompt_turns(prompt), answer_turns(completion, "completion")
+    messages, dropped = answered(led_by_system(row, [*first, *after]))
+    if assistants(after) == 0:
+        raise RowError("completion has no assistant turn, so there is nothing to learn")
+    return Chat(messages, tools_of(row.get("tools")), assistants(first), dropped)
 
 
-def _continued(row: Columns, prompt: object, answer: object, column: str) -> Chat:
-    """A prompt and what follows it, either of them text or turns; only what follows is learnt."""
-    if isinstance(prompt, str):
-        first: list[Message] = [{"role": "user", "content": filled(prompt, "prompt")}]
-    else:
-        first = messages_of(prompt, "prompt")
-    if isinstance(answer, str):
-        after: list[Message] = [{"role": "assistant", "content": filled(answer, column)}]
-    else:
-        after = messages_of(answer, column)
-    messages, dropped = answered(_led_by_system(row, [*first, *after]))
-    if _assistants(after) == 0:
-        raise RowError(f"{column} has no assistant turn, so there is nothing to learn")
-    return Chat(messages, tools_of(row.get("tools")), _assistants(first), dropped)
-
-
-def _preference(row: Columns) -> Chat | Text:
-    chosen = row.get("chosen")
-    if row.get("rejected") is None:
-        raise RowError("rejected is missing")
-    if row.get("prompt") is None:
-        if isinstance(chosen, str):
-            return Text(filled(chosen, "chosen"))
-        messages, dropped = answered(_led_by_system(row, messages_of(chosen, "chosen")))
-        return Chat(messages, tools_of(row.get("tools")), dropped=dropped)
-    if isinstance(row["prompt"], str) and isinstance(chosen, list):
-        whole = messages_of(chosen, "chosen")
-        if whole[0]["role"] != "assistant":  # the prompt is in there already, as in the datasets of the hub
-            messages, dropped = answered(_led_by_system(row, whole))
-            return Chat(messages, tools_of(row.get("tools")), _assistants(messages) - 1, dropped)
-    return _continued(row, row["prompt"], chosen, "chosen")
-
-
-def _assistants(messages: list[Message]) -> int:
-    return sum(message["role"] == "assistant" for message in messages)
+def _labelled(row: Columns) -> Labelled:
+    return labelled(row, _prompt_completion(row))
 
 
 def _text(row: Columns) -> Chat | Text:
@@ -165,17 +102,23 @@ def _raw(row: Columns) -> Text:
 
 
 class _Shape(msgspec.Struct, frozen=True):
-    """A format: the sets of columns of which a row must have one, and what makes an Example of such a row."""
+    """A format: the sets of columns of which a row must have one, and what makes an Example of such a row.
+
+    compare   what makes a Pair or a Labelled of it, for methods that learn from preferences
+    """
 
     columns: tuple[tuple[str, ...], ...]
     convert: Callable[[Columns], Example]
+    compare: Callable[[Columns], Pair | Labelled] | None = None
 
 
 _SHAPES = {
     "sharegpt": _Shape((("conversations",), ("messages",)), _sharegpt),
     "messages": _Shape((("messages",), ("conversations",)), _messages),
-    "preference": _Shape((("chosen", "rejected"),), _preference),
+    "preference": _Shape((("chosen", "rejected"),), chosen, pair),
+    "preference_text": _Shape((("chosen", "rejected"),), chosen_text, text_pair),
     "alpaca": _Shape((("instruction", "output"), ("instruction", "response")), _alpaca),
+    "labelled": _Shape((("prompt", "completion", "label"),), _labelled, _labelled),
     "prompt_completion": _Shape((("prompt", "completion"),), _prompt_completion),
     "question_answer": _Shape((("question", "answer"),), _question_answer),
     "text": _Shape((("text",),), _text),
@@ -187,8 +130,31 @@ _TRIED = ("preference", "alpaca", "prompt_completion", "question_answer", "text"
 FORMATS = tuple(_SHAPES)
 ACCEPTED_COLUMNS = (
     "conversations; messages; instruction + output or response; prompt + completion; question + answer; text; "
-    "prompt + chosen + rejected"
+    "prompt + chosen + rejected; prompt + completion + label"
 )
+# What each kind of method takes, and a row of it.
+PREFERENCES = ("preference", "preference_text")
+_OF_LABELS = ("labelled", *PREFERENCES)
+_PAIR_ROW = '{"prompt": "Is water wet?", "chosen": "Yes.", "rejected": "No idea."}'
+_LABELLED_ROW = '{"prompt": [{"role": "user", "content": "Is water wet?"}], "completion": [{"role": "assistant", "content": "Yes."}], "label": true}'  # fmt: skip
+
+
+def kind_of(method: str) -> str:
+    """What a sample of this method is: a kind of prepared data."""
+    return PLAIN if method == "sft" else LABELLED if method == "kto" else PAIRS
+
+
+def check_serves(format: str, method: str, name: str) -> None:
+    """Raises DatasetFormatError, with a row as it would have to be, if rows of this format have nothing for the method."""
+    kind = kind_of(method)
+    if kind == PLAIN or format in (PREFERENCES if kind == PAIRS else _OF_LABELS):
+        return
+    takes = "pairs of a chosen and a rejected answer" if kind == PAIRS else "answers that are labelled good or bad"
+    raise DatasetFormatError(
+        f"{name} holds rows of the format {format}, and the method {method} takes {takes}, such as\n  "
+        + (_PAIR_ROW if kind == PAIRS else _LABELLED_ROW),
+        suggestion="Use --method sft for rows that only show what to say, or data with answers that are compared.",
+    )
 
 
 def canonical(name: str) -> str | None:
@@ -197,8 +163,11 @@ def canonical(name: str) -> str | None:
     return name if name in _SHAPES else None
 
 
-def detect(row: Columns) -> str | None:
-    """The format of a row, by its columns; None if they fit none."""
+def detect(row: Columns, method: str = "sft") -> str | None:
+    """The format of a row, by its columns; None if they fit none. A `label` that is not plainly a verdict is taken for one
+    only where the method asks for verdicts."""
+    if _fits("labelled", row) and (method == "kto" or is_verdict(row["label"])):
+        return "labelled"
     if "conversations" in row or "messages" in row:
         return "sharegpt" if "conversations" in row else "messages"
     name = next((name for name in _TRIED if _fits(name, row)), None)
@@ -210,10 +179,15 @@ def _fits(name: str, row: Columns) -> bool:
     return any(all(column in row for column in columns) for columns in _SHAPES[name].columns)
 
 
-def convert(name: str, row: Columns) -> Example:
-    """The row as an Example of the format `name`; raises RowError."""
+def convert(name: str, row: Columns, method: str = "sft") -> Example:
+    """The row as an Example of the format `name`, as the method needs it; raises RowError.
+
+    For preference methods it is a Pair or a Labelled; `check_serves` says whether the format can give them.
+    """
+    shape = _SHAPES[name]
+    compare = None if kind_of(method) == PLAIN else shape.compare
     try:
-        return _SHAPES[name].convert(row)
+        return (compare or shape.convert)(row)
     except RowError as error:
         if _fits(name, row):
             raise

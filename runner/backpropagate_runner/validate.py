@@ -11,7 +11,6 @@ from array import array
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import assert_never
 
 from backpropagate_protocol.errors import DatasetError, DatasetParseError, DatasetValidationError
 from backpropagate_protocol.jobs import ValidateJob
@@ -19,10 +18,12 @@ from backpropagate_protocol.messages import DataReport
 from backpropagate_protocol.redact import redact
 from backpropagate_protocol.spec import DataSpec, Portion
 from backpropagate_runner import sources
+from backpropagate_runner.example import Chat, Completion, Example, Labelled, Pair
 from backpropagate_runner.examples import TRAIN, Examples, GoodRow, check_selection
-from backpropagate_runner.formats import Chat, Completion, Example, Text
+from backpropagate_runner.formats import PREFERENCES
 from backpropagate_runner.readers import open_source
 from backpropagate_runner.replay import Choice, data_of
+from backpropagate_runner.sieve import Sieve
 
 PhaseReport = Callable[[int, int, str], None]  # done, total, detail
 MAX_ERRORS = 10
@@ -32,7 +33,8 @@ MAX_ERRORS = 10
 class Scan:
     """What one pass over a data set found. `rows` are the good ones; `errors` the first few of the `bad` ones.
 
-    `portions`: the same of what is mixed in, each with the positions `chosen` of its rows, ascending.
+    dropped     why → how many of the good ones are left out; `left_out`, their positions, ascending
+    portions    the same of what is mixed in, each with the positions `chosen` of its rows, ascending
     """
 
     format: str
@@ -44,11 +46,13 @@ class Scan:
     notices: tuple[str, ...] = ()
     chosen: array[int] | None = None
     portions: tuple[Scan, ...] = ()
+    dropped: dict[str, int] = field(default_factory=dict)
+    left_out: array[int] = field(default_factory=lambda: array("q"))
 
     @property
     def taken(self) -> int:
         """Rows that will be prepared."""
-        own = self.rows if self.chosen is None else len(self.chosen)
+        own = self.rows - len(self.left_out) if self.chosen is None else len(self.chosen)
         return own + sum(portion.taken for portion in self.portions)
 
     @property
@@ -106,14 +110,20 @@ def _pass(data: DataSpec, phase: PhaseReport, max_errors: int, lenient: bool, po
     errors: list[str] = []
     rows = bad = unparsed = 0
     choice = None if portion is None else Choice(portion.take, portion.seed)
+    sieve = Sieve(data)
     with open_source(data) as source:
         unit = "row" if source.kind in ("parquet", "hub") else "line"
-        examples = Examples(source, data, each=lambda: tick(source.done, source.size, source.name))
+        examples = Examples(
+            source, data, each=lambda: tick(source.done, source.size, source.name), both=sieve.compares_parts
+        )
         for row in examples:
             if isinstance(row, GoodRow):
+                dropped = sieve.drops(row.example, row.position, wanted=row.wanted)
+                if not row.wanted:
+                    continue
                 rows += 1
                 _count(row.example, counts)
-                if choice is not None:
+                if choice is not None and not dropped:
                     choice.offer(row.position)
             else:
                 bad += 1
@@ -126,11 +136,22 @@ def _pass(data: DataSpec, phase: PhaseReport, max_errors: int, lenient: bool, po
     if bad and not lenient and (rows == 0 or data.on_bad_row != "skip"):
         raise bad_rows(source.name, rows, bad, errors, parse=unparsed > 0)
     phase(rows + bad, rows + bad, f"{rows} rows")
-    notices = _notices(source.name, examples.format, bad, counts)
+    notices = _notices(source.name, examples.format, data, bad, counts)
     chosen = None if choice is None else choice.positions()
     if portion is not None and rows < portion.take:
         notices += (f"{source.name}: {rows} earlier rows can be mixed in, of {portion.take} that were wanted",)
-    return Scan(examples.format, rows, bad, tuple(errors), dict(counts), digest, notices, chosen)
+    return Scan(
+        examples.format,
+        rows,
+        bad,
+        tuple(errors),
+        {name: count for name, count in counts.items() if count},
+        digest,
+        notices,
+        chosen,
+        dropped=dict(sieve.dropped),
+        left_out=sieve.positions,
+    )
 
 
 def _wanted_rows(data: DataSpec) -> str:
@@ -151,25 +172,32 @@ def bad_rows(name: str, rows: int, bad: int, errors: list[str], *, parse: bool) 
 
 
 def _count(example: Example, counts: Counter[str]) -> None:
-    if isinstance(example, Chat):
-        counts["chat"] += 1
-        counts["turns"] += len(example.messages)
-        if example.tools:
-            counts["with_tools"] += 1
-        if example.dropped:
-            counts["unanswered"] += 1
-    elif isinstance(example, Completion):
-        counts["completion"] += 1
-    elif isinstance(example, Text):
-        counts["text"] += 1
-    else:
-        assert_never(example)
+    match example:
+        case Pair(chosen, rejected):
+            counts["pairs"] += 1
+            counts["chat"] += isinstance(chosen, Chat)
+            counts["unanswered"] += any(isinstance(side, Chat) and side.dropped > 0 for side in (chosen, rejected))
+        case Labelled(answer, good):
+            counts["labelled_good" if good else "labelled_bad"] += 1
+            _count(answer, counts)
+        case Chat():
+            counts["chat"] += 1
+            counts["turns"] += len(example.messages)
+            counts["with_tools"] += bool(example.tools)
+            counts["unanswered"] += example.dropped > 0
+        case Completion():
+            counts["completion"] += 1
+        case _:
+            counts["text"] += 1
 
 
-def _notices(name: str, format: str, bad: int, counts: Counter[str]) -> tuple[str, ...]:
+def _notices(name: str, format: str, data: DataSpec, bad: int, counts: Counter[str]) -> tuple[str, ...]:
     found = []
-    if format == "preference":
-        found.append(f"{name}: only prompt and chosen answer of each row are trained on; the rejected one is left out")
+    if format in PREFERENCES and data.method == "sft" and data.part == TRAIN:
+        found.append(
+            f"{name}: only prompt and chosen answer of each row are trained on; the rejected one is left out. "
+            "The methods that learn from both: --method orpo, simpo, dpo or kto"
+        )
     if bad:
         found.append(f"{name}: bad rows left out: {bad}")
     if counts["unanswered"]:

@@ -25,7 +25,7 @@ def test_a_sample_has_the_format_above_it(tmp_path: Path, name: str, sample: str
 
 
 def test_every_format_file_kind_and_code_is_on_the_page() -> None:
-    assert {name for name, _ in SAMPLES} | {"raw"} == set(FORMATS)
+    assert {name for name, _ in SAMPLES} | {"raw", "preference_text"} == set(FORMATS)
     assert all(f"`{suffix}`" in PAGE for suffix in KINDS)
     for code in ("NOT_FOUND", "PARSE_FAILED", "VALIDATION_FAILED", "FORMAT_UNSUPPORTED", "INVALID"):
         assert f"| `INPUT_DATASET_{code}` |" in PAGE

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from backpropagate_protocol.errors import DatasetError, InvalidSettingError
 from backpropagate_protocol.jobs import ValidateJob
 from backpropagate_protocol.spec import DataSpec, Portion
+from backpropagate_runner.example import Text
 from backpropagate_runner.examples import Examples, GoodRow
-from backpropagate_runner.formats import Text
 from backpropagate_runner.readers import open_source
 from backpropagate_runner.validate import report, scan
 

@@ -8,18 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backpropagate_runner.formats import (
-    FORMATS,
-    Chat,
-    Columns,
-    Completion,
-    Example,
-    Text,
-    canonical,
-    columns_of,
-    convert,
-    detect,
-)
+from backpropagate_runner.example import Chat, Completion, Example, Text
+from backpropagate_runner.formats import FORMATS, canonical, columns_of, convert, detect
+from backpropagate_runner.prompts import Columns
 from backpropagate_runner.turns import Message, RowError, chatml
 
 USER: Message = {"role": "user", "content": "Hi."}

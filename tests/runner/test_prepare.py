@@ -32,7 +32,7 @@ from backpropagate_protocol.prepared import (
 )
 from backpropagate_protocol.rundir import PARTIAL
 from backpropagate_protocol.spec import DataSpec
-from backpropagate_runner.formats import Chat
+from backpropagate_runner.example import Chat
 from backpropagate_runner.prepare import prepare, prepared_key
 from backpropagate_runner.validate import scan
 
@@ -136,7 +136,7 @@ def test_rows_are_cut_on_the_right_and_those_with_nothing_to_learn_are_left_out(
     assert rows_of(ready) == [("user: ab$assistant: c", "c")]
     assert (ready.rows, ready.skipped, ready.truncated) == (1, 1, 1)
     assert notices == [
-        "rows left out, since nothing in them could be learnt within 21 tokens: 1",
+        "rows left out: 1 of which nothing could be learnt within --max-length",
         "rows cut at 21 tokens: 1 of 1",
     ]
 

@@ -1,0 +1,133 @@
+"""Rows that hold two answers, or one with a verdict: what preference methods learn from, and what supervised tuning keeps.
+
+Where two conversations have their prompt in them, it is what both begin with; all turns that they share carry no loss.
+"""
+
+from __future__ import annotations
+
+from itertools import takewhile
+
+from backpropagate_runner.example import Answer, Chat, Completion, Labelled, Pair, Text
+from backpropagate_runner.prompts import Columns, answer_turns, assistants, led_by_system, prompt_turns
+from backpropagate_runner.turns import Message, RowError, answered, described, filled, messages_of, text_of, tools_of
+
+_SPEAKER = "Assistant:"  # ends the prompt in texts that write a dialogue out, as Anthropic's preference data do
+_WORDS = {"true": True, "1": True, "false": False, "0": False}
+
+
+def pair(row: Columns) -> Pair:
+    """`chosen` and `rejected`, each text or turns, with or without `prompt`."""
+    sides = [row.get(column) for column in ("chosen", "rejected")]
+    for side, column in zip(sides, ("chosen", "rejected"), strict=True):
+        if side is None:
+            raise RowError(f"{column} is missing")
+    if row.get("prompt") is None and all(isinstance(side, str) for side in sides):
+        return text_pair(row)
+    whole = [_conversation(row, side, column) for side, column in zip(sides, ("chosen", "rejected"), strict=True)]
+    return _parted(row, *whole)
+
+
+def _conversation(row: Columns, side: object, column: str) -> list[Message]:
+    """All turns of one side, those of the prompt included."""
+    prompt = row.get("prompt")
+    if prompt is None:
+        return led_by_system(row, messages_of(side, column))
+    turns = answer_turns(side, column)
+    return led_by_system(row, turns if _whole(prompt, turns) else [*prompt_turns(prompt), *turns])
+
+
+def _whole(prompt: object, turns: list[Message]) -> bool:
+    """Whether the prompt is in the turns already, as in many data sets of the hub."""
+    first = prompt_turns(prompt)
+    return turns[0]["role"] != "assistant" and (isinstance(prompt, str) or turns[: len(first)] == first)
+
+
+def _parted(row: Columns, chosen: list[Message], rejected: list[Message]) -> Pair:
+    """Two conversations, parted where they differ."""
+    (chosen, more), (rejected, also) = answered(chosen), answered(rejected)
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+        shared += 1
+    if shared == len(chosen) == len(rejected):
+        shared -= 1  # the same answer twice, which is dropped by whoever reads the rows
+    if shared in (len(chosen), len(rejected)):
+        raise RowError("one of the two conversations is the beginning of the other, so there are not two answers")
+    if not chosen[shared]["role"] == rejected[shared]["role"] == "assistant":
+        raise RowError(f"chosen and rejected differ in turn {shared + 1} already, which is no answer")
+    if shared == 0:
+        raise RowError("chosen and rejected begin with an answer, and there is no prompt")
+    tools, unlearnt = tools_of(row.get("tools")), assistants(chosen[:shared])
+    return Pair(Chat(chosen, tools, unlearnt, more), Chat(rejected, tools, unlearnt, also))
+
+
+def text_pair(row: Columns) -> Pair:
+    """Texts that are joined as they are, without a template; without `prompt`, it is what the two share."""
+    chosen, rejected = filled(row.get("chosen"), "chosen"), filled(row.get("rejected"), "rejected")
+    prompt = row.get("prompt")
+    if prompt is not None:
+        text = text_of(prompt, "prompt")
+        return Pair(Completion(text, chosen), Completion(text, rejected))
+    cut = _parting(chosen, rejected)
+    one, other = filled(chosen[cut:], "the answer in chosen"), filled(rejected[cut:], "the answer in rejected")
+    return Pair(Completion(chosen[:cut], one), Completion(rejected[:cut], other))
+
+
+def _parting(one: str, other: str) -> int:
+    """Where the answers begin: after the last mark of the assistant that both share, else before the word that differs."""
+    count = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(one, other, strict=False)))
+    shared = one[:count]
+    at = shared.rfind(_SPEAKER)
+    if at >= 0:
+        return at + len(_SPEAKER)
+    while shared and not shared[-1].isspace():
+        shared = shared[:-1]
+    return len(shared.rstrip())
+
+
+def chosen(row: Columns) -> Chat | Text:
+    """Of a preference row, what supervised fine-tuning learns: the preferred answer."""
+    if row.get("rejected") is None:
+        raise RowError("rejected is missing")
+    side, prompt = row.get("chosen"), row.get("prompt")
+    if prompt is None and isinstance(side, str):
+        return Text(filled(side, "chosen"))
+    turns = _conversation(row, side, "chosen")
+    messages, dropped = answered(turns)
+    if prompt is None:
+        return Chat(messages, tools_of(row.get("tools")), dropped=dropped)
+    return Chat(messages, tools_of(row.get("tools")), _of_prompt(prompt, side, messages), dropped)
+
+
+def _of_prompt(prompt: object, side: object, messages: list[Message]) -> int:
+    """How many of the assistant's turns belong to the prompt."""
+    after = answer_turns(side, "chosen")
+    if _whole(prompt, after):
+        return assistants(messages) - 1
+    if assistants(after) == 0:
+        raise RowError("chosen has no assistant turn, so there is nothing to learn")
+    return assistants(prompt_turns(prompt))
+
+
+def chosen_text(row: Columns) -> Completion | Text:
+    """The same of texts that are joined as they are."""
+    if row.get("rejected") is None:
+        raise RowError("rejected is missing")
+    text = filled(row.get("chosen"), "chosen")
+    prompt = row.get("prompt")
+    return Text(text) if prompt is None else Completion(text_of(prompt, "prompt"), text)
+
+
+def labelled(row: Columns, answer: Answer) -> Labelled:
+    """An answer and its `label`: true or false, or 1 or 0, also as text."""
+    value = row.get("label")
+    if isinstance(value, str):
+        value = _WORDS.get(value.strip().lower(), value)
+    if isinstance(value, bool) or (isinstance(value, (int, float)) and value in (0, 1)):
+        return Labelled(answer, bool(value))
+    said = f"{value!r:.30}" if isinstance(value, (str, int, float)) else described(value)
+    raise RowError(f"label is {said}; it says true of a good answer and false of a bad one")
+
+
+def is_verdict(value: object) -> bool:
+    """Whether a `label` can only be meant as a verdict."""
+    return isinstance(value, bool)
