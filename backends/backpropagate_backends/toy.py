@@ -23,6 +23,7 @@ import msgspec
 
 from backpropagate_backends import toy_adapter
 from backpropagate_backends.base import GoOn, HeldOut, Reporting, Session
+from backpropagate_protocol.data_formats import CURRICULUM, GIVEN
 from backpropagate_protocol.errors import InvalidSettingError, UserInputError
 from backpropagate_protocol.jobs import ChatJob, EvaluateJob, GenerateJob, ReferenceJob, TrainJob
 from backpropagate_protocol.measured import Score
@@ -88,13 +89,15 @@ class _State(msgspec.Struct):
 
 
 class _Order:
-    """Position → sample ids: a new seeded permutation in each epoch. Any position is found at once.
+    """Position → sample ids: a new seeded permutation in each epoch, or the order that was wished for. Any position is found
+    at once.
 
     As in the torch trainers, a step does not reach into the next epoch: the last one of an epoch may be smaller.
     """
 
-    def __init__(self, rows: int, seed: int) -> None:
-        self._rows, self._seed = rows, seed
+    def __init__(self, data: Prepared, seed: int, order: str) -> None:
+        self._rows, self._seed, self._given = len(data), seed, order == GIVEN
+        self._tenths = _tenths(data) if order == CURRICULUM else None
         self._epoch = -1
         self._permutation: array[int] = array("q")
 
@@ -102,9 +105,22 @@ class _Order:
         epoch, index = divmod(position, self._rows)
         if epoch != self._epoch:
             shuffled = list(range(self._rows))
-            Random(f"{self._seed}/{epoch}").shuffle(shuffled)
+            if not self._given:
+                Random(f"{self._seed}/{epoch}").shuffle(shuffled)
+            if self._tenths is not None:
+                shuffled.sort(key=self._tenths.__getitem__)
             self._epoch, self._permutation = epoch, array("q", shuffled)
         return self._permutation[index : index + count]
+
+
+def _tenths(data: Prepared) -> array[int]:
+    """For each sample its tenth, 0 the easiest."""
+    if data.easy is None:
+        raise ValueError(f"{data.folder} holds no order from easy to hard")
+    found = array("q", bytes(8 * len(data)))
+    for place, sample in enumerate(data.easy):
+        found[sample] = 10 * place // len(data)
+    return found
 
 
 class ToyBackend:
@@ -165,7 +181,7 @@ class ToyBackend:
         )
 
         # ----- the loop -----
-        sampler = _Order(len(data), spec.seed)
+        sampler = _Order(data, spec.seed, job.spec.data.order)
         targets: dict[int, float] = {}
         loss = session.resume.loss if session.resume else None
         tokens = 0

@@ -38,6 +38,10 @@ FORMATS = (
 )
 FORMAT_ALIASES = {"openai": "messages", "raw_text": "raw"}
 
+# In which order an epoch takes the samples.
+RANDOM, CURRICULUM, GIVEN = "random", "curriculum", "given"
+ORDERS = (RANDOM, CURRICULUM, GIVEN)
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from backpropagate_protocol.epochs import ORDERS
+from backpropagate_protocol.data_formats import ORDERS
 from backpropagate_protocol.errors import DatasetFormatError, InvalidSettingError
 from backpropagate_protocol.spec import DataSpec
 from backpropagate_runner.example import Example

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from backpropagate_backends.base import Tokenizer
-from backpropagate_protocol.epochs import CURRICULUM
+from backpropagate_protocol.data_formats import CURRICULUM
 from backpropagate_protocol.errors import DatasetError
 from backpropagate_protocol.messages import DataReady
 from backpropagate_protocol.prepared import LABELLED, WIDTH, PreparedManifest, PreparedWriter, verify

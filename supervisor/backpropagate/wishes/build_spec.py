@@ -18,6 +18,7 @@ from backpropagate.wishes.mlx import check_wishes
 from backpropagate.wishes.models import last_part, looks_like_path, resolve_model
 from backpropagate.wishes.options import Value
 from backpropagate.wishes.preferences import check_preferences
+from backpropagate.wishes.rows import check_order, check_rows
 from backpropagate.wishes.settings import Settings
 from backpropagate.wishes.surroundings import check_backend, check_runner, installed, writable_folder
 from backpropagate.wishes.together import check_size, check_together
@@ -48,6 +49,8 @@ def build_spec(settings: Settings, *, detached: bool = False, verbose: bool = Fa
     model = model_spec(settings)
     train = _train(settings)
     check_preferences(settings.text("training.backend"), data, train)
+    check_rows(data)
+    check_order(data, train)
     check_size(model, train, environment())
     output = writable_folder(settings.text("training.output_dir"), least_mib=1 if toy else _LEAST_FREE_MIB)
     run_id = str(uuid.uuid4())

@@ -53,6 +53,12 @@ _NEEDS = (
         "no rows are held out",
         "Add --eval-split 0.1, or leave it out.",
     ),
+    _Needs(
+        ("data.min_trace_tokens", "data.max_trace_tokens"),
+        lambda s: s.flag("data.reasoning_trace"),
+        "no reasoning traces are asked for",
+        "Add --reasoning-trace, or leave it out.",
+    ),
     *(
         _Needs(keys, _method(method), f"it belongs to the method {method}", f"Leave it out, or use --method {method}.")
         for method, keys in _OF_METHODS.items()
