@@ -30,11 +30,13 @@ class TorchBackend:
             importlib.import_module(f"backpropagate_backends.{module}")
 
     def check(self, job: TrainJob) -> None:
+        from backpropagate_backends.torch_kernels import check_kernels
         from backpropagate_backends.torch_model import choose_precision
         from backpropagate_backends.torch_wishes import check_wishes
 
         check_wishes(job)
         self.check_device()
+        check_kernels(job.spec, self.device)
         choose_precision(job.spec.model, self.device, lambda text, level: None, job.spec.train)
 
     def check_device(self) -> None:

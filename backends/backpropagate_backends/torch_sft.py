@@ -33,6 +33,7 @@ from backpropagate_backends.base import GoOn, HeldOut, Score, Session
 from backpropagate_backends.torch_data import CONSUMED, Account, Batches, EpochOrder
 from backpropagate_backends.torch_evaluate import held_out
 from backpropagate_backends.torch_paging import page_again
+from backpropagate_backends.torch_still import still
 from backpropagate_backends.torch_whole import save_trained
 from backpropagate_protocol.lifeline import worker_init
 from backpropagate_protocol.messages import Progress, Started
@@ -81,17 +82,14 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
     def score(self, data: Prepared, go_on: GoOn) -> HeldOut | None:
         """See `base.Score`. Also before the Trainer has prepared the model: the arithmetic is that of the training."""
         cuda = self.model.device.type == "cuda"
-        training = self.model.training
         dtype = torch.float16 if self.args.fp16 else torch.bfloat16
         mixed = torch.autocast(self.model.device.type, dtype=dtype, enabled=self.args.fp16 or self.args.bf16)
-        with torch.random.fork_rng(devices=[self.model.device] if cuda else []), mixed:
-            self.model.eval()
-            try:
+        try:
+            with torch.random.fork_rng(devices=[self.model.device] if cuda else []), still(self.model), mixed:
                 return self.held_out_loss(data, go_on)
-            finally:
-                self.model.train(training)
-                if cuda:
-                    torch.cuda.empty_cache()  # the training finds the memory as it left it
+        finally:
+            if cuda:
+                torch.cuda.empty_cache()  # the training finds the memory as it left it
 
     def get_train_dataloader(self) -> DataLoader[dict[str, int]]:
         order = EpochOrder(len(self.train_dataset), self.args.data_seed, self.arranged)
@@ -114,7 +112,7 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
     def compute_loss(
         self,
         model: torch.nn.Module,
-        inputs: dict[str, object],
+        inputs: dict[str, torch.Tensor],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor:

@@ -166,8 +166,16 @@ def _arguments(session: Session, way: Course, precision: Precision, optimizer: s
     )
 
 
-def _header(name: str, precision: Precision, account: Account, job: TrainJob, optimizer: str, revision: str) -> Header:
-    notes = []
+def _header(
+    name: str,
+    precision: Precision,
+    account: Account,
+    job: TrainJob,
+    optimizer: str,
+    revision: str,
+    kernels: Kernels,
+) -> Header:
+    notes = list(kernels.notes)
     if job.spec.lora.dropout > 0:
         notes.append("dropout: after a halved batch the samples stay the same, the masks do not")
     if precision.device == "cpu":

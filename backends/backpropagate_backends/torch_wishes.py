@@ -44,8 +44,6 @@ def check_wishes(job: TrainJob) -> None:
     train, lora = job.spec.train, job.spec.lora
     check_preference(job)
     check_mode(job)
-    if job.spec.data.packing:
-        raise InvalidSettingError("packing is not in this release")
     if job.micro_batch < 1 or job.micro_batch * job.accumulation != train.effective_batch:
         raise InvalidSettingError(
             f"micro-batch {job.micro_batch} x accumulation {job.accumulation} is not the effective batch "
