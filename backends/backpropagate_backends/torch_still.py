@@ -12,18 +12,18 @@ import torch
 def still(model: torch.nn.Module) -> Iterator[None]:
     """No gradient, no dropout, no gradient checkpointing, and so nothing drawn from the random state.
 
-    Layers of 4-bit weights stay in training mode, which means nothing else to them: on the CPU bitsandbytes lays the weights
-    of one in evaluation mode out anew, for inference only, and training on them fails from then on.
+    Layers of 4-bit weights are in training mode meanwhile, which means nothing else to them: on the CPU bitsandbytes lays the
+    weights of one in evaluation mode out anew, for inference only, in other arithmetic, and training on them fails from then on.
     """
-    quieted = [module for module in model.modules() if module.training and not _four_bit(module)]
-    for module in quieted:
-        module.training = False
+    before = [(module, module.training) for module in model.modules()]
+    for module, _ in before:
+        module.training = _four_bit(module)
     try:
         with torch.no_grad():
             yield
     finally:
-        for module in quieted:
-            module.training = True
+        for module, training in before:
+            module.training = training
 
 
 def _four_bit(module: torch.nn.Module) -> bool:

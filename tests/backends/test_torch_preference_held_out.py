@@ -1,57 +1,46 @@
-"""Held-out preference rows: scored without a trace, and the same to the bit whatever the micro-batch."""
+"""Held-out preference rows: scored by the method's own loss, without a trace, and the same to the bit whatever the micro-batch."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from backpropagate_backends.cpu import CpuBackend
 from backpropagate_protocol.prepared import PAIRS, Prepared
-from tests.backends.preferences import make_preferences
-from tests.backends.torch_runs import FOREIGN_WARNINGS
-
-if TYPE_CHECKING:
-    from backpropagate_backends.torch_preference import PreferenceTrainer
+from tests.backends.preferences import make_preferences, preference_job
+from tests.backends.torch_runs import FOREIGN_WARNINGS, Run, halved, resumed, run
+from tests.backends.torch_session import KeepingSession
 
 pytestmark = [pytest.mark.slow, FOREIGN_WARNINGS]
 
-# What a fresh model says: with its adapter at 0 it is its own reference.
+# With its adapter at 0, as after a step whose learning rate is 0, a model is its own reference.
 AT_THE_START = {"dpo": 0.6931, "kto": 0.5}
 
 
-@pytest.mark.parametrize("method", ["orpo", "simpo", "dpo", "kto"])
-def test_held_out_rows_are_scored_by_the_methods_own_loss_and_leave_no_trace(
-    cpu: CpuBackend, tiny: Path, tmp_path: Path, method: str
+@pytest.mark.parametrize(
+    ("method", "four_bit"), [("orpo", None), ("simpo", None), ("dpo", None), ("kto", None), ("kto", True)]
+)
+def test_held_out_rows_are_scored_by_the_methods_own_loss_and_the_training_takes_no_notice(
+    cpu: CpuBackend, tiny: Path, tmp_path: Path, method: str, four_bit: bool | None
 ) -> None:
-    import torch
-
+    if four_bit:
+        pytest.importorskip("bitsandbytes")
     data = make_preferences(method, tmp_path / "data")
-    asked: list[tuple[int, int]] = []
+    job = preference_job(tiny, method, {"steps": 4}, four_bit=four_bit)
+    session = KeepingSession(job, tmp_path / "a", data, save_at=[3], held_out=data, score_at=[1, 3])
+    whole = Run(session, cpu.train(session, data))
+    first, third = session.scores[1], session.scores[3]
+    assert (first.rows, first.tokens) == (len(data), data.manifest.trained_tokens)
+    assert first.loss == pytest.approx(AT_THE_START.get(method, first.loss), abs=1e-4)
+    assert third.loss < first.loss
+    assert third.extra["margin"] > 0
 
-    def go_on(done: int, total: int) -> bool:
-        asked.append((done, total))
-        return True
-
-    scores = []
-    for micro_batch in (4, 2):
-        trainer = _trainer(tiny, method, data, tmp_path, micro_batch)
-        trainer.model.train()
-        before = torch.get_rng_state()
-        scores.append(trainer.held_out_loss(data, go_on))
-        assert torch.equal(torch.get_rng_state(), before)
-        assert trainer.model.training
-    assert scores[0] == scores[1]
-    score = scores[0]
-    assert score is not None
-    assert score.rows == len(data)
-    assert score.tokens == data.manifest.trained_tokens
-    assert asked[-1][0] < len(data) == asked[-1][1]
-    if method in AT_THE_START:
-        assert score.loss == pytest.approx(AT_THE_START[method], abs=1e-4)
-    assert trainer.held_out_loss(data, lambda done, total: False) is None
+    half = halved(resumed(job, session.checkpoint(3)))
+    again = KeepingSession(half, tmp_path / "b", data, held_out=data, score_at=[3], stop_at=4)
+    cpu.train(again, data)
+    assert again.scores == {3: third}
+    assert run(cpu, job, data, tmp_path / "c").done.digest == whole.done.digest
 
 
 @pytest.mark.parametrize("method", ["orpo", "kto"])
@@ -59,51 +48,11 @@ def test_no_batch_of_held_out_rows_is_larger_than_the_longest_sample(tmp_path: P
     from backpropagate_backends.torch_pairs import batches_by_length
 
     data = make_preferences(method, tmp_path / "data")
-    batches = list(batches_by_length(data))
+    batches, longest = list(batches_by_length(data)), [_longest(data, index) for index in range(len(data))]
     assert sorted(index for batch in batches for index in batch) == list(range(len(data)))
     assert any(len(batch) > 1 for batch in batches)
-    assert max(len(batch) * max(_longest(data, i) for i in batch) for batch in batches) == max(
-        _longest(data, i) for i in range(len(data))
-    )
+    assert max(len(batch) * max(longest[index] for index in batch) for batch in batches) == max(longest)
 
 
 def _longest(data: Prepared, index: int) -> int:
     return max(len(ids) for ids, _ in (data.pair(index) if data.kind == PAIRS else (data.row(index),)))
-
-
-def _trainer(tiny: Path, method: str, data: Prepared, folder: Path, micro_batch: int) -> PreferenceTrainer:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import SFTConfig
-
-    from backpropagate_backends.torch_data import ids_dataset
-    from backpropagate_backends.torch_model import add_adapter
-    from backpropagate_backends.torch_preference import PreferenceTrainer, preference_collator
-    from backpropagate_backends.torch_preference_loss import preference_of
-    from backpropagate_protocol.spec import LoraSpec, TrainSpec
-
-    # the field has a new name from transformers 5.23 on
-    names = {field.name for field in dataclasses.fields(SFTConfig)}
-    checkpointing = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in names)
-    preference = preference_of(TrainSpec(method=method))
-    assert preference is not None
-    tokenizer = AutoTokenizer.from_pretrained(tiny)
-    trainer = PreferenceTrainer(
-        model=add_adapter(AutoModelForCausalLM.from_pretrained(tiny), LoraSpec(r=8, alpha=16), 7),
-        args=SFTConfig(
-            output_dir=str(folder / "out"),
-            per_device_train_batch_size=micro_batch,
-            use_cpu=True,
-            bf16=False,
-            report_to="none",
-            dataloader_pin_memory=False,
-            **{checkpointing: False},
-            dataset_kwargs={"skip_prepare_dataset": True},
-            remove_unused_columns=False,
-            max_length=None,
-        ),
-        train_dataset=ids_dataset(data),
-        data_collator=preference_collator(preference, data, tokenizer, 2048),
-        processing_class=tokenizer,
-    )
-    trainer.prefer(preference, data, 2048)
-    return trainer
