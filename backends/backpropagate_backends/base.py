@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from backpropagate_protocol import measured
 from backpropagate_protocol.jobs import ChatJob, EvaluateJob, GenerateJob, ReferenceJob, TrainJob
-from backpropagate_protocol.measured import Score
 from backpropagate_protocol.messages import Made, Phase, Progress, Started, TrainResult
 from backpropagate_protocol.prepared import Prepared
 from backpropagate_protocol.rundir import Manifest
@@ -160,7 +160,7 @@ class Backend(Protocol):
     def reference(self, job: ReferenceJob, stage: Reporting) -> Made:
         """Writes what the model says to the Job's prompts: see `backpropagate_protocol.reference`."""
 
-    def evaluate(self, job: EvaluateJob, tasks: Sequence[Prepared], stage: Reporting) -> tuple[Score, ...]:
+    def evaluate(self, job: EvaluateJob, tasks: Sequence[Prepared], stage: Reporting) -> tuple[measured.Score, ...]:
         """Every candidate on every task, the base model loaded once. Deterministic; no padding token counts."""
 
     def chat(self, job: ChatJob) -> Conversation: ...
