@@ -15,6 +15,7 @@ from backpropagate_backends.mlx_config import Config, both_styles, check_config,
 from backpropagate_backends.mlx_warm import on_metal
 from backpropagate_backends.model_source import Source
 from backpropagate_protocol.errors import InvalidSettingError, UserInputError
+from backpropagate_protocol.mlx_rules import CPU_DEVICE, METAL_DEVICE
 from backpropagate_protocol.spec import ModelSpec
 
 Notice = Callable[[str, str], None]  # text, level
@@ -39,8 +40,8 @@ class Base:
 def device_name() -> str:
     """`metal Apple M2 Max`; `mlx-cpu`; `mlx-gpu` for MLX's build for CUDA."""
     if on_metal():
-        return f"metal {mx.device_info().get('device_name', '')}".strip()
-    return "mlx-cpu" if mx.default_device() == mx.cpu else "mlx-gpu"
+        return f"{METAL_DEVICE} {mx.device_info().get('device_name', '')}".strip()
+    return CPU_DEVICE if mx.default_device() == mx.cpu else "mlx-gpu"
 
 
 def folder_of(source: Source) -> Path:

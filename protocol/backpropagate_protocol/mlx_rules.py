@@ -19,6 +19,15 @@ SCHEDULERS = (
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd")  # transformers' names, MLX's arithmetic
 INITS = ("default", "gaussian")
 
+# How MLX words a want of memory, in small letters; on Metal and on the CPU it is the same memory. What comes to light while
+# a Metal buffer is computed ends the process: these are then its last words in the log.
+OUT_OF_MEMORY = (
+    "kiogpucommandbuffercallbackerroroutofmemory", "[metal::malloc]", "[malloc] unable to allocate",
+    "greater than the maximum allowed buffer size",
+)  # fmt: skip
+CPU_DEVICE = "mlx-cpu"
+METAL_DEVICE = "metal"  # followed by the chip's name
+
 
 def apple_silicon() -> bool:
     return sys.platform == "darwin" and platform.machine() == "arm64"

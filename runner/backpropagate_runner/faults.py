@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from backpropagate_protocol.catalogue import ExitCode
 from backpropagate_protocol.errors import BackpropagateError, error_for
 from backpropagate_protocol.messages import Fault, FaultKind, Phase
+from backpropagate_protocol.mlx_rules import OUT_OF_MEMORY
 from backpropagate_protocol.redact import redact
 
 _MAX_TRACEBACK = 32_000
@@ -79,6 +80,7 @@ _TEXTS: tuple[tuple[FaultKind, tuple[str, ...]], ...] = (
             "mps backend out of memory",
             "handles_.at(i) internal assert failed",  # seen only where memory had run out
             "cuda driver error: device not ready",  # as above
+            *OUT_OF_MEMORY,  # of MLX
         ),
     ),
     (FaultKind.GPU_BUSY, ("device(s) is/are busy or unavailable",)),

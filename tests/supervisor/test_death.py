@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backpropagate.doors.death import decode, oom_kill_count
+from backpropagate.doors.death import decode, oom_kill_count, with_last_words
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
@@ -44,3 +44,20 @@ def test_the_counter_is_read_in_both_kinds_of_control_groups(tmp_path: Path, gro
 
 def test_where_there_is_no_counter_it_is_zero(tmp_path: Path) -> None:
     assert oom_kill_count(tmp_path) == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_an_abort_of_metal_for_want_of_memory_is_known_by_its_last_words() -> None:
+    said = (
+        "libc++abi: terminating due to uncaught exception of type std::runtime_error: [METAL] Command buffer execution "
+        "failed: Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)"
+    )
+    assert with_last_words(decode(-6), said, "metal Apple M2").device_oom
+    assert not with_last_words(decode(-6), "an assertion failed", "metal Apple M2").device_oom
+    assert not with_last_words(decode(0), said, "metal Apple M2").device_oom
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_segmentation_fault_of_mlx_on_the_cpu_is_a_want_of_memory() -> None:
+    assert with_last_words(decode(-11), "", "mlx-cpu").device_oom
+    assert not with_last_words(decode(-11), "", "cpu").device_oom

@@ -140,6 +140,8 @@ def _heard(line: str) -> d.Input:
             return d.Temperature(now, int(words[0]))
         case "sensor-lost":
             return d.SensorLost(now, "no answer")
+        case "memory-short":
+            return d.MemoryShort(now, "macOS calls its memory pressure critical")
         case _:
             return d.RunnerSaid(now, _message(verb, words, number, options))
 
@@ -195,7 +197,7 @@ _CODES = {
 def _death(words: list[str]) -> d.Death:
     if words[0].isdigit():
         return d.Death(int(words[0]), f"exited with {words[0]}")
-    return d.Death(-9, f"was killed by {words[0]}", host_oom="oom" in words)
+    return d.Death(-9, f"was killed by {words[0]}", host_oom="oom" in words, device_oom="device-oom" in words)
 
 
 def _checkpoint(step: int) -> d.Found:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from signal import Signals
 
 from backpropagate.judge.decisions import Death
+from backpropagate_protocol.mlx_rules import CPU_DEVICE, OUT_OF_MEMORY
 
 _NTSTATUS = {
     0xC0000005: "an access violation",
@@ -43,6 +45,22 @@ def decode(code: int | None, *, oom_kills: int = 0) -> Death:
     if code == 0:
         return Death(code, "exited with 0 without a result")
     return Death(code, f"exited with {code}")
+
+
+def with_last_words(death: Death, words: str, device: str) -> Death:
+    """`death`, known to be one for want of device memory if its last words or its device say so.
+
+    On Metal, MLX ends in an abort when a computation finds no memory. Its CPU build takes no notice of an allocation that
+    failed, and ends in a segmentation fault.
+    """
+    if sys.platform == "win32":
+        return death
+    if death.code == -Signals.SIGABRT and any(text in words.lower() for text in OUT_OF_MEMORY):
+        return replace(death, text=f"{death.text}: Metal had not enough memory", device_oom=True)
+    if death.code == -Signals.SIGSEGV and device == CPU_DEVICE:
+        text = f"{death.text}, which is how MLX's CPU build ends when memory runs out"
+        return replace(death, text=text, device_oom=True)
+    return death
 
 
 def oom_kill_count(root: Path = Path("/")) -> int:

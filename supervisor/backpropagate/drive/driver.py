@@ -19,6 +19,7 @@ from anyio.abc import TaskGroup
 
 from backpropagate import checkpoints
 from backpropagate.doors import process
+from backpropagate.doors.death import with_last_words
 from backpropagate.drive.narrate import narrate
 from backpropagate.drive.reporter import Reporter
 from backpropagate.drive.stops import Stops
@@ -49,6 +50,7 @@ from backpropagate.judge.decisions import (
 )
 from backpropagate.judge.states import State
 from backpropagate.keep import userstate
+from backpropagate.sensors import pressure
 from backpropagate.sensors.card import Card
 from backpropagate_protocol.catalogue import ExitCode
 from backpropagate_protocol.framing import ProtocolError
@@ -60,6 +62,7 @@ from backpropagate_protocol.spec import RunSpec
 
 _TICK = 1.0
 _PING_EVERY = 5.0
+_LAST_WORDS = 1 << 16
 
 
 class Judge(Protocol):
@@ -119,6 +122,7 @@ class Driver:
                 tasks.start_soon(self._keep_time)
                 if self._card.wanted:
                     tasks.start_soon(self._card.watch, self.feed, lambda: self._policy.device, self._warn)
+                tasks.start_soon(pressure.watch, self.feed, lambda: self._policy.device, self._clock)
                 await self._ended.wait()
             tasks.cancel_scope.cancel()
         assert self._finish is not None
@@ -237,6 +241,7 @@ class Driver:
         """One child's life, from spawn to burial."""
         python, run_id = self._spec.runner_python, self._spec.run_id
         log = _open_log(self._run_dir.log)
+        begin = os.fstat(log).st_size
         try:
             async with process.running(python, run_id, warm, log) as runner:
                 self._runner = runner
@@ -246,6 +251,7 @@ class Driver:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._listen, runner, drained)
                     death = await runner.wait(drained)
+                    death = with_last_words(death, _last_words(self._run_dir.log, begin), self._policy.device)
                     tasks.cancel_scope.cancel()
                 self._runner = None
         except OSError as error:
@@ -315,6 +321,16 @@ class Driver:
             if now - pinged >= _PING_EVERY:
                 pinged = now
                 self._to_runner(lambda runner: runner.send(Ping()))
+
+
+def _last_words(path: Path, begin: int) -> str:
+    """The end of what a child has written into the log since it had `begin` bytes."""
+    try:
+        with open(path, "rb") as log:
+            log.seek(max(begin, os.fstat(log.fileno()).st_size - _LAST_WORDS))
+            return log.read(_LAST_WORDS).decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def _open_log(path: Path) -> int:

@@ -25,7 +25,9 @@ from backpropagate_protocol.messages import Phase
 from backpropagate_protocol.spec import SafetySpec
 
 # What a policy is told of the world around the child.
-Surroundings = d.CheckpointFound | d.SearchFailed | d.CardKnown | d.CardLimits | d.Temperature | d.SensorLost
+Surroundings = (
+    d.CheckpointFound | d.SearchFailed | d.CardKnown | d.CardLimits | d.Temperature | d.SensorLost | d.MemoryShort
+)
 # What a child says of its work while it goes on.
 Report = (
     m.DataReady

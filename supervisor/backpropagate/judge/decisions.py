@@ -20,6 +20,7 @@ class Death:
     code: int | None
     text: str
     host_oom: bool = False  # the kernel's counters say that it was the memory
+    device_oom: bool = False  # its last words say that it was the device's memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,14 @@ class SensorLost:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryShort:
+    """The machine's memory, which a GPU of Apple's shares, is so short that programs wait for it."""
+
+    now: float
+    text: str
+
+
 Input = (
     Begin
     | RunnerSaid
@@ -150,6 +159,7 @@ Input = (
     | CardLimits
     | Temperature
     | SensorLost
+    | MemoryShort
 )
 
 # --- what it answers ------------------------------------------------------------------------------------------------

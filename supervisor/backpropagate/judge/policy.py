@@ -81,6 +81,9 @@ class Policy(ChildPolicy):
                 self._temperature(now, input.celsius)
             case d.SensorLost():
                 self._sensor_lost(now, input.text)
+            case d.MemoryShort():
+                if self.state is State.WORKING:
+                    self._fault(now, self._own_cause(Kind.OOM, "RUNTIME_GPU_OOM", f"memory is short: {input.text}"))
             case _:
                 assert_never(input)
 

@@ -75,6 +75,8 @@ def of_death(death: Death, *, mute: bool, who: str) -> tuple[Kind, str, str]:
     """Kind, code and message for a child that died unexplained. `mute`: the run's first, and it never said a word."""
     if death.host_oom:
         return Kind.HOST_OOM, "RUNTIME_HOST_OOM", f"{who} {death.text}"
+    if death.device_oom:
+        return Kind.OOM, "RUNTIME_GPU_OOM", f"{who} {death.text}"
     if mute and (death.code is None or death.code >= 0):
         # What it needs is not there, and will not be there next time.
         return Kind.MISMATCH, "DEP_RUNNER_MISSING", f"the runner {death.text} before it said anything"

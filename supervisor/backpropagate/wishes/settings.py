@@ -16,13 +16,14 @@ from backpropagate.wishes.options import BY_ARGUMENT, BY_KEY, OPTIONS, PREFIX, N
 from backpropagate.wishes.presets import LEARNING_RATES, LORA, MODELS, TRACE_LENGTH, TrainingPreset, get_preset
 from backpropagate.wishes.suggest import did_you_mean
 from backpropagate_protocol.errors import InvalidSettingError, UserInputError
+from backpropagate_protocol.mlx_rules import ALLOW_CPU
 
 CONFIG_FILE = "backpropagate.toml"
 DOTENV_FILE = ".env"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
 
 # Ours, but not settings: the path of the TOML file, and the mark by which a run's processes are recognised.
-_OTHER_VARIABLES = (CONFIG_VARIABLE, PREFIX + "RUN_ID")
+_OTHER_VARIABLES = (CONFIG_VARIABLE, PREFIX + "RUN_ID", ALLOW_CPU)
 # Documented for parts that are not in this release.
 _LATER_VARIABLES = (PREFIX + "LOG_LEVEL", PREFIX + "LOG_JSON", PREFIX + "UI__OUTPUT_DIR")
 

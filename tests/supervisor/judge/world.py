@@ -30,6 +30,7 @@ def stories(messages: st.SearchStrategy[m.ToParent], longest: int) -> st.SearchS
         st.builds(lambda t: ("late", t), st.floats(1, 4000)),
         st.builds(lambda c: ("celsius", c), st.integers(30, 110)),
         st.just(("lost", None)),
+        st.just(("short", None)),
         st.just(("limits", None)),
     )
     return st.lists(happenings, max_size=longest)
@@ -88,6 +89,8 @@ class World:
                 self.tell(d.Temperature(now, degrees))
             case "lost", _:
                 self.tell(d.SensorLost(now, "gone"))
+            case "short", _:
+                self.tell(d.MemoryShort(now, "it is"))
             case "limits", _:
                 self.tell(d.CardLimits(now, 85, 92))
             case _:
