@@ -10,7 +10,7 @@ import mlx.nn as nn
 import numpy as np
 
 from backpropagate_backends import mlx_lora
-from backpropagate_backends.base import Reporting
+from backpropagate_backends.base import GoOn, HeldOut, Reporting
 from backpropagate_backends.mlx_data import micro_batches
 from backpropagate_backends.mlx_model import load_base
 from backpropagate_backends.model_source import find
@@ -36,8 +36,15 @@ def evaluate(job: EvaluateJob, tasks: Sequence[Prepared], stage: Reporting) -> t
 
 
 def score(model: nn.Module, name: str, task: int, data: Prepared, batch_size: int) -> Score:
-    """One model, already in evaluation mode. Rows of like length share a batch, so little is padded; which rows do hangs on
-    the rows alone, and so does the score."""
+    """One model, already in evaluation mode, as a candidate's score."""
+    found = held_out(model, data, batch_size, lambda done, total: True)
+    assert found is not None
+    return Score(name, task, found.loss, found.extra["accuracy"], found.tokens, found.rows)
+
+
+def held_out(model: nn.Module, data: Prepared, batch_size: int, go_on: GoOn) -> HeldOut | None:
+    """See `base.Score`; the model is in evaluation mode. Rows of like length share a batch, so little is padded; which rows
+    do hangs on the rows alone, and so does the score."""
     rows = [row for row in range(len(data)) if any(data.row(row)[1][1:])]
     rows.sort(key=lambda row: (-len(data.row(row)[0]), row))
     losses: list[float] = []
@@ -51,5 +58,7 @@ def score(model: nn.Module, name: str, task: int, data: Prepared, batch_size: in
         losses += [float(value) for value in each.tolist()]
         foreseen += int(right.item())
         tokens += int(flags.sum().item())
+        if not go_on(len(losses), len(rows)):
+            return None
     share = max(1, tokens)
-    return Score(name, task, math.fsum(losses) / share, foreseen / share, tokens, len(rows))
+    return HeldOut(math.fsum(losses) / share, len(rows), tokens, {"accuracy": foreseen / share})

@@ -22,9 +22,11 @@ from mlx_lm.tuner.trainer import grad_checkpoint
 from safetensors import SafetensorError
 
 from backpropagate_backends import mlx_lora, mlx_state
-from backpropagate_backends.base import ADAPTER_WEIGHTS, Session
+from backpropagate_backends.arrangement import arrangement
+from backpropagate_backends.base import ADAPTER_WEIGHTS, GoOn, HeldOut, Session
 from backpropagate_backends.course import Account, course
 from backpropagate_backends.mlx_data import MicroBatch, losses_in, micro_batches
+from backpropagate_backends.mlx_evaluate import held_out
 from backpropagate_backends.mlx_model import (
     Base,
     check_same_precision,
@@ -94,6 +96,17 @@ def train(session: Session, data: Prepared, name: str) -> TrainResult | None:
         for layer in {type(layer): layer for layer in layers(base.model)}.values():
             grad_checkpoint(layer)  # of the whole class, for the life of this process
     base.model.train()
+
+    def score(held: Prepared, go_on: GoOn) -> HeldOut | None:
+        base.model.update(tree_unflatten(list(weights.items())))
+        base.model.eval()
+        try:
+            return held_out(base.model, held, job.micro_batch, go_on)
+        finally:
+            base.model.train()
+
+    session.make_up(way.total_steps, score)
+    over = begun is not None and session.ended(way.total_steps)
     step_of = _step_function(base, compiled=spec.train.compile or on_metal())
     session.started(
         Started(
@@ -116,8 +129,8 @@ def train(session: Session, data: Prepared, name: str) -> TrainResult | None:
 
     # ---- train ------------------------------------------------------------------------------------------------------
     about = mlx_lora.about(base, spec.lora, source.path)
-    orders = EpochOrders(len(data), spec.train.seed)
-    while step < way.total_steps:
+    orders = EpochOrders(len(data), spec.train.seed, arrangement(spec, data))
+    while not over and step < way.total_steps:
         session.before_step(step + 1)
         began = perf_counter()
         mx.reset_peak_memory()
@@ -156,7 +169,7 @@ def train(session: Session, data: Prepared, name: str) -> TrainResult | None:
             memory_used=mx.get_peak_memory() // _MIB,
             memory_reserved=(mx.get_active_memory() + mx.get_cache_memory()) // _MIB,
         )
-        directive = session.step_done(progress)
+        directive = session.step_done(progress, score)
         if directive.save:
             state = mlx_state.State(
                 step=step,
@@ -168,9 +181,13 @@ def train(session: Session, data: Prepared, name: str) -> TrainResult | None:
             _save(session, progress, weights, about, optimizer, state)
         if directive.stop:
             return None
+        over = directive.finish
 
     # ---- the result -------------------------------------------------------------------------------------------------
     session.phase(Phase.FINISH)
+    best = session.best()
+    if best is not None:
+        weights = mlx_lora.load(best)
     if not all(mx.isfinite(value).all().item() for value in weights.values()):
         raise LossDivergedError(f"after step {step} the adapter holds weights that are not finite")
     folder = session.staging / "adapter"

@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from backpropagate_backends.arrangement import STEPS_SEED, Arrangement
+
 _MOST = (2**32 - 1) // 20  # above, torch draws 64 bits for each place
 
 
@@ -25,15 +27,22 @@ def permutation(rows: int, seed: int) -> NDArray[np.int64]:
 
 
 class EpochOrders:
-    """The permutation of each epoch, the newest one kept."""
+    """The order of each epoch, the newest one kept: as the torch backends have it, whatever it is arranged by."""
 
-    def __init__(self, rows: int, seed: int) -> None:
+    def __init__(self, rows: int, seed: int, arranged: Arrangement | None = None) -> None:
         self._rows, self._seed = rows, seed
+        self._arranged = arranged or Arrangement()
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
 
     def take(self, epoch: int, start: int, count: int) -> NDArray[np.int64]:
         """The sample ids at places start … start+count-1 of the epoch; fewer where it ends."""
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, permutation(self._rows, self._seed + epoch)
+            self._epoch, self._order = epoch, self._of(self._seed + epoch)
         return self._order[start : start + count]
+
+    def _of(self, seed: int) -> NDArray[np.int64]:
+        shuffled = permutation(self._rows, seed)
+        if self._arranged.plain:
+            return shuffled
+        return self._arranged.order(shuffled, permutation(self._arranged.steps(self._rows), seed + STEPS_SEED))
