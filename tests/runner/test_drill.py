@@ -15,16 +15,19 @@ from backpropagate_protocol.messages import (
     CheckpointFailed,
     CheckpointSaved,
     Done,
+    Evaluated,
     Fault,
     FaultKind,
     Phase,
     Progress,
+    Stop,
     Stopped,
 )
 from backpropagate_protocol.rundir import checkpoint_step
 from backpropagate_protocol.spec import PlannedFault
 from backpropagate_runner.drill import FLOOD, KINDS
 from tests.runner.child import run_of, runner, train_job
+from tests.runner.overfitting import evaluated_job
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
@@ -38,6 +41,7 @@ _REPORTED = {
 }
 _DEADLY = {"segfault": "SIGSEGV", "abort": "SIGABRT", "sigkill": "SIGKILL"}
 _IN_SAVE = {"sigkill_in_save", "sigkill_before_manifest"}
+_IN_EVALUATION = {"sigkill_in_evaluation", "oom_in_evaluation", "hang_in_evaluation", "hold_in_evaluation"}
 _OTHERS = {
     "sigterm_self",
     "sigstop",
@@ -57,7 +61,7 @@ _OTHERS = {
 
 
 def test_every_kind_is_tried_in_this_file() -> None:
-    assert set(_REPORTED) | set(_DEADLY) | _IN_SAVE | _OTHERS == KINDS
+    assert set(_REPORTED) | set(_DEADLY) | _IN_SAVE | _IN_EVALUATION | _OTHERS == KINDS
 
 
 @pytest.mark.parametrize("kind", _REPORTED)
@@ -128,6 +132,23 @@ def test_a_checkpoint_damaged_after_its_commit_does_not_verify(tmp_path: Path, k
     verify_dir(run_of(job).checkpoint(5))
     with pytest.raises(NotWhole, match=r"state\.json"):
         verify_dir(run_of(job).checkpoint(10))
+
+
+@pytest.mark.parametrize("kind", sorted(_IN_EVALUATION))
+def test_a_fault_in_an_evaluation_comes_after_the_step_and_before_its_score(tmp_path: Path, kind: str) -> None:
+    job = evaluated_job(tmp_path, faults=(PlannedFault(kind, 6),))
+    with runner(job, tmp_path) as child:
+        child.wait_until(lambda: f"planned fault in the evaluation of step 6: {kind}" in child.log.read_text())
+        if kind == "hold_in_evaluation":
+            child.send(Stop("test"))
+        if kind == "hang_in_evaluation":
+            child.wait_for(Evaluated)
+            assert child.process.poll() is None
+            return
+        last = child.finish()
+    assert last is None if kind == "sigkill_in_evaluation" else isinstance(last, Fault | Stopped)
+    assert [m.step for m in child.of(Progress)][-1] == 6
+    assert [m.step for m in child.of(Evaluated)] == [3]
 
 
 def test_garbage_is_garbage_to_the_parent(tmp_path: Path) -> None:
