@@ -17,13 +17,14 @@ from backpropagate_backends.base import Tokenizer
 from backpropagate_protocol.data_formats import CURRICULUM
 from backpropagate_protocol.errors import DatasetError
 from backpropagate_protocol.messages import DataReady
-from backpropagate_protocol.prepared import LABELLED, WIDTH, PreparedManifest, PreparedWriter, verify
+from backpropagate_protocol.prepared import WIDTH, PreparedManifest, PreparedWriter, verify
 from backpropagate_protocol.spec import DataSpec
 from backpropagate_runner.curriculum import easy_first
 from backpropagate_runner.dropped import in_words
 from backpropagate_runner.examples import TRAIN
 from backpropagate_runner.formats import kind_of
 from backpropagate_runner.kept_rows import kept_rows
+from backpropagate_runner.learnable import check_learnable, one_sided
 from backpropagate_runner.tokenise import Refused, Tokeniser, length_of
 from backpropagate_runner.validate import MAX_ERRORS, PhaseReport, Scan, Ticker, bad_rows
 
@@ -172,25 +173,7 @@ class _Preparation:
         """A data set from which nothing can be learnt, or whose loss mask cannot be right, is refused."""
         if self._refused and (self._data.on_bad_row != "skip" or writer.rows == 0):
             raise self._refusal()
-        tokeniser = self._tokeniser
-        if self._data.train_on != "all" and tokeniser.chat_tokens and tokeniser.chat_trained == tokeniser.chat_tokens:
-            raise DatasetError(
-                f"{name}: every token of the conversations would carry loss, the user's turns too",
-                suggestion="The model's chat template marks no assistant turns; use a model whose template does, "
-                "or --train-on all if this is what you want.",
-            )
-        if writer.rows == 0 and set(dropped) <= {"unlearnable", "bad_row"}:
-            raise DatasetError(
-                f"{name}: no token would carry loss within {tokeniser.length} tokens of any row",
-                suggestion="Raise --max-length if the questions alone fill it; else the model's chat template marks no "
-                "assistant turns, and another model or --train-on all is needed.",
-            )
-        if writer.rows == 0:
-            raise DatasetError(
-                f"{name}: no row is left. Left out: {in_words(dropped)}",
-                suggestion="Widen the bounds that left them out, or use other data.",
-            )
-        bad, good = tokeniser.labels
-        if tokeniser.kind == LABELLED and not (bad and good):
-            kind = "good" if good else "bad"
-            self._notice(f"{name}: every answer is labelled as a {kind} one; kto learns best from both kinds")
+        check_learnable(name, self._tokeniser, writer.rows, dropped)
+        notice = one_sided(name, self._tokeniser)
+        if notice is not None:
+            self._notice(notice)

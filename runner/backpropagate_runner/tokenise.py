@@ -39,6 +39,7 @@ class Tokeniser:
         self._data, self._tokenizer, self._notice = data, tokenizer, notice
         self.length = length_of(data, tokenizer)
         self.kind = kind_of(data.method)
+        self.train_on = data.train_on
         self.dropped: Counter[str] = Counter()
         self.truncated = self.truncated_tokens = 0
         self.chat_tokens = self.chat_trained = 0

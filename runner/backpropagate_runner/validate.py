@@ -13,9 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from backpropagate_protocol.errors import DatasetError, DatasetParseError, DatasetValidationError
-from backpropagate_protocol.jobs import ValidateJob
-from backpropagate_protocol.messages import DataReport
-from backpropagate_protocol.redact import redact
 from backpropagate_protocol.spec import DataSpec, Portion
 from backpropagate_runner import sources
 from backpropagate_runner.example import Chat, Completion, Example, Labelled, Pair
@@ -83,11 +80,13 @@ def needs_frameworks(data: DataSpec) -> bool:
     return any(sources.needs_frameworks(source) for source in (data.source, *(p.source for p in data.replay)))
 
 
-def _nothing(done: int, total: int, detail: str) -> None:
+def nothing_told(done: int, total: int, detail: str) -> None:
     return
 
 
-def scan(data: DataSpec, phase: PhaseReport = _nothing, *, max_errors: int = MAX_ERRORS, lenient: bool = False) -> Scan:
+def scan(
+    data: DataSpec, phase: PhaseReport = nothing_told, *, max_errors: int = MAX_ERRORS, lenient: bool = False
+) -> Scan:
     """One pass over all rows (or those that `data` chooses), and over those that are mixed in. `phase` is told bytes read
     and bytes in all.
 
@@ -203,10 +202,3 @@ def _notices(name: str, format: str, data: DataSpec, bad: int, counts: Counter[s
     if counts["unanswered"]:
         found.append(f"{name}: rows whose turns after the last answer are left out: {counts['unanswered']}")
     return tuple(found)
-
-
-def report(job: ValidateJob, phase: PhaseReport = _nothing) -> DataReport:
-    """What `backprop validate` shows. Bad rows are reported, not raised; a data set that cannot be read at all raises."""
-    found = scan(job.data, phase, max_errors=job.max_errors, lenient=True)
-    errors = tuple(redact(error) for error in found.errors)
-    return DataReport(found.format or "unknown", found.rows, found.bad, errors, found.counts)

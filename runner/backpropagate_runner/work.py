@@ -12,7 +12,7 @@ import msgspec
 
 from backpropagate_protocol.catalogue import CATALOGUE
 from backpropagate_protocol.framing import encode
-from backpropagate_protocol.jobs import ChatJob, GenerateJob, Job, TrainJob, ValidateJob
+from backpropagate_protocol.jobs import ChatJob, GenerateJob, Job, ProbeJob, TrainJob, ValidateJob
 from backpropagate_protocol.messages import (
     PROTOCOL_VERSION,
     Answers,
@@ -138,15 +138,19 @@ class Runner:
                 result = train(job, self.channel, self.control, self.voice, self.frameworks, self.packages, self._drill)
                 return result if isinstance(result, Stopped) else Done(result)
             case ValidateJob():
-                from backpropagate_runner.validate import report
+                from backpropagate_runner.report import validated
 
-                self.voice.phase(Phase.VALIDATE)
-                return Done(report(job))
+                return Done(validated(job, self.voice, self.frameworks))
             case GenerateJob():
                 self.voice.phase(Phase.IMPORT)
                 backend = self.frameworks.backend(job.backend)
                 self.voice.phase(Phase.GENERATE)
                 return Done(Answers(backend.generate(job)))
+            case ProbeJob():
+                from backpropagate_backends.probing import try_out
+
+                self.voice.phase(Phase.IMPORT)
+                return Done(try_out(job.name))
             case ChatJob():
                 from backpropagate_runner.chat import chat
 

@@ -17,7 +17,8 @@ from backpropagate_protocol.spec import DataSpec, Portion
 from backpropagate_runner.example import Text
 from backpropagate_runner.examples import Examples, GoodRow
 from backpropagate_runner.readers import open_source
-from backpropagate_runner.validate import report, scan
+from backpropagate_runner.report import report
+from backpropagate_runner.validate import scan
 
 # What may stand between two rows, and what may stand in the place of one.
 BLANK, BROKEN, UNFIT = "\n", '{"text": \n', '{"title": "x"}\n'

@@ -10,7 +10,8 @@ import pytest
 from backpropagate_protocol.errors import BackpropagateError, DatasetError, DatasetFormatError, InvalidSettingError
 from backpropagate_protocol.jobs import ValidateJob
 from backpropagate_protocol.spec import DataSpec
-from backpropagate_runner.validate import needs_frameworks, report, scan
+from backpropagate_runner.report import report
+from backpropagate_runner.validate import needs_frameworks, scan
 
 ROOT = Path(__file__).parents[2]
 ACCEPTED = ROOT / "fixtures" / "datasets" / "accepted"
