@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from backpropagate.watch.view import BARS, RunView, duration, held_out, learning_rate, memory, span, sparkline
+from backpropagate.watch.view import BARS, RunView, duration, held_out, learning_rate, memory, measured, span, sparkline
 from backpropagate.watch.wording import in_phase
 from backpropagate_protocol.redact import redact
 
@@ -65,6 +65,8 @@ class LiveDisplay:
         facts = []
         if view.loss is not None:
             facts.append(f"loss {view.loss:.4f} {sparkline(view.losses, bars=_ASCII_BARS if self._ascii else BARS)}")
+        if measured(view):
+            facts.append(measured(view))
         if held_out(view):
             facts.append(held_out(view))
         if view.tokens_per_second is not None and not view.stage.name:

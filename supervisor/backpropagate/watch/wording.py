@@ -5,13 +5,15 @@ from __future__ import annotations
 from backpropagate import events
 from backpropagate.events import Event
 from backpropagate.watch import campaigns, stages
-from backpropagate.watch.view import RunView, duration, heat_in_words, held_out, learning_rate, memory, span
+from backpropagate.watch.view import RunView, duration, heat_in_words, held_out, learning_rate, memory, measured, span
 
 
 def progress_line(view: RunView) -> str:
     parts = [f"step {view.step}/{view.total_steps}"]
     if view.loss is not None:
         parts.append(f"loss {view.loss:.4f}")
+    if measured(view):
+        parts.append(measured(view))
     if held_out(view):
         parts.append(held_out(view))
     if learning_rate(view):

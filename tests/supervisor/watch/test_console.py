@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from backpropagate import events
 from backpropagate.events import Event
 from backpropagate.watch.console import LiveSink, PlainSink, sink_for
 from backpropagate.watch.view import RunView, duration, span, sparkline
+from backpropagate.watch.wording import progress_line
 from backpropagate_protocol.spec import DataSpec
 
 RUN = "12345678-aaaa-bbbb-cccc-1234567890ab"
@@ -116,6 +118,14 @@ def test_a_line_of_progress_has_loss_rate_speed_time_left_memory_and_temperature
     line = next(line for line in log(story()) if "step 66/100" in line)
 
     assert line == "12345678 step 66/100  loss 0.0455  lr 1.5e-04  100 tokens/s  34 s left  2.0/16.0 GB  61 °C"
+
+
+def test_a_preference_method_shows_how_well_answers_are_told_apart() -> None:
+    view = RunView()
+    view.see(msgspec.structs.replace(step(3), extra={"accuracy": 0.75, "margin": 0.3125, "kl": 0.1}))
+    assert "loss 1.0000  accuracy 75 %, margin +0.312" in progress_line(view)
+    view.see(step(4))
+    assert "accuracy" not in progress_line(view)
 
 
 def test_a_log_has_no_secrets() -> None:
