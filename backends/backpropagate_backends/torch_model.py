@@ -30,6 +30,8 @@ _DTYPES = {
 }
 
 
+_LAYOUT = "support_avx512bf16_for_cpu"
+
 # How a label says what is not plain.
 NF4, FP8 = "nf4", "fp8"
 
@@ -145,7 +147,17 @@ def load_model(
         raise ModelLoadError(f"the tokenizer of {source.name} has {len(tokenizer)} tokens and the model {rows}")
     if precision.fp8:
         multiply_in_fp8(model)
+    if precision.four_bit:
+        _keep_layout(model)
     return model
+
+
+def _keep_layout(model: PreTrainedModel) -> None:
+    """On some CPUs bitsandbytes lays 4-bit weights out anew at the first look at them without a gradient, and cannot train
+    them any more: whoever scores a model in the middle of its training would end it."""
+    for module in model.modules():
+        if hasattr(module, _LAYOUT):
+            setattr(module, _LAYOUT, False)
 
 
 def add_adapter(model: PreTrainedModel, lora: LoraSpec, seed: int) -> PeftModel:
