@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import msgspec
@@ -16,8 +17,9 @@ from backpropagate.wishes.export_spec import ExportWish
 from backpropagate.wishes.settings import Settings
 from backpropagate.wishes.sources import Source, find
 from backpropagate_protocol import durable
+from backpropagate_protocol.errors import UserInputError
 from backpropagate_protocol.rundir import MANIFEST, Manifest, OutputDir, RunDir
-from backpropagate_protocol.spec import DataSpec, ExportSpec, ModelSpec, RunSpec
+from backpropagate_protocol.spec import DataSpec, ExportSpec, ModelSpec, RunSpec, TrainSpec
 
 HUB = ModelSpec(name="smollm", path="someone/some-model")
 
@@ -50,6 +52,23 @@ def trained(output: OutputDir, run_id: str, *, commit: str = "c0ffee", model: Mo
         files=files,
     )
     (run_dir.adapter / MANIFEST).write_bytes(msgspec.json.encode(manifest))
+    return run_dir
+
+
+def fully_trained(output: OutputDir, run_id: str) -> RunDir:
+    """The same of a full fine-tune: a whole model where else an adapter is."""
+    spec = RunSpec(
+        run_id=run_id,
+        created="",
+        output=str(output.path),
+        model=HUB,
+        data=DataSpec(source="rows"),
+        train=TrainSpec(mode="full"),
+    )
+    run_dir = runs.create(spec)
+    run_dir.adapter.mkdir()
+    (run_dir.adapter / "config.json").write_text("{}")
+    (run_dir.adapter / "model.safetensors").write_bytes(b"weights")
     return run_dir
 
 
@@ -153,3 +172,59 @@ def test_what_another_run_put_in_its_place_is_not_a_run_s_own(output: OutputDir,
     exported(output, "22222222", result)
     assert found(output, "11111111").exported is None
     assert found(output, "22222222").exported == result
+
+
+# --- full fine-tuning -------------------------------------------------------------------------------------------------
+
+
+def test_a_full_fine_tune_is_a_model_of_its_own_held_as_it_was_trained(output: OutputDir) -> None:
+    run_dir = fully_trained(output, "a1")
+    source = found(output, "a1")
+
+    assert (source.model.path, source.model.revision, source.model.load_in_4bit) == (str(run_dir.adapter), None, False)
+    assert (source.adapter, source.trained, source.base) == (None, str(run_dir.adapter), HUB)
+    assert source.subject(base=True) == (HUB, None)
+    assert source.subject(base=False) == (source.model, None)
+    assert found(output, run_dir.adapter).model == source.model
+    assert found(output, "a1", load_in_4bit=True).model.load_in_4bit is True
+
+
+def test_a_full_fine_tune_without_its_result_has_nothing_to_ask(output: OutputDir) -> None:
+    fully_trained(output, "a1").adapter.rename(output.path / "elsewhere")
+    with pytest.raises(UserInputError, match="no finished model"):
+        found(output, "a1")
+
+
+def test_a_full_fine_tune_needs_no_base(output: OutputDir) -> None:
+    fully_trained(output, "a1")
+    with pytest.raises(UserInputError, match="whole model"):
+        find("a1", _settings(output), base="someone/other")
+
+
+def test_a_full_fine_tune_is_talked_with_as_it_is_and_its_base_without_it(output: OutputDir) -> None:
+    run_dir = fully_trained(output, "a1")
+
+    def asked(base: bool) -> tuple[str, str | None, str]:
+        talk = {"max_new_tokens": 8, "temperature": 0.0, "seed": 0}
+        job, _, words = chat_job(_settings(output, runner_python=sys.executable), "a1", base=base, **talk)  # type: ignore[arg-type]
+        assert job.model is not None
+        return job.model.path, job.adapter, words
+
+    assert asked(base=False) == (str(run_dir.adapter), None, f"smollm as trained in {run_dir.adapter}")
+    assert asked(base=True) == (HUB.path, None, "smollm")
+
+
+@pytest.mark.parametrize("format", ["gguf", "merged"])
+def test_a_full_fine_tune_is_exported_as_it_is(output: OutputDir, format: str) -> None:
+    run_dir = fully_trained(output, "a1")
+    made = export_run(_settings(output, runner_python=sys.executable), "a1", ExportWish(format=format))
+    assert made.export is not None
+    assert (made.model.path, made.export.format, made.export.adapter) == (str(run_dir.adapter), format, None)
+
+
+@pytest.mark.parametrize("format", ["lora", "lora-gguf"])
+def test_a_full_fine_tune_has_no_adapter_to_export(output: OutputDir, format: str) -> None:
+    fully_trained(output, "a1")
+    with pytest.raises(UserInputError, match="full fine-tune has none") as caught:
+        export_run(_settings(output, runner_python=sys.executable), "a1", ExportWish(format=format))
+    assert caught.value.code == "INPUT_ADAPTER_UNSUPPORTED"
