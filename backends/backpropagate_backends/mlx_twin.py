@@ -34,7 +34,7 @@ def check_arithmetic(source: Source, notice: Callable[[str, str], None]) -> None
     if importlib.util.find_spec("torch") is None:
         return
     try:
-        error = _distance(config)
+        error = distance(config)
     except Exception as problem:  # noqa: BLE001 - whatever a library says to a configuration that it never met
         notice(f"whether MLX computes {source.name} rightly could not be tried on a small twin: {problem}", "warning")
         return
@@ -45,8 +45,8 @@ def check_arithmetic(source: Source, notice: Callable[[str, str], None]) -> None
         )
 
 
-def _distance(config: Config) -> float:
-    """How far mlx-lm's logits are from transformers', in standard deviations."""
+def distance(config: Config) -> float:
+    """Of a twin of this configuration: how far mlx-lm's logits are from transformers', in standard deviations."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
