@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from backpropagate.watch.view import BARS, RunView, duration, held_out, learning_rate, memory, measured, span, sparkline
+from backpropagate.watch.view import BARS, RunView, duration, held_out, learning_rate, measured, memory, span, sparkline
 from backpropagate.watch.wording import in_phase
 from backpropagate_protocol.redact import redact
 
