@@ -104,8 +104,8 @@ def test_a_wrong_wish_is_one_coded_error_with_advice(
 @pytest.mark.parametrize(
     ("arguments", "message", "advice"),
     [
-        (["--method", "orpo"], "--method: 'orpo' is not part of this release yet", "Give sft."),
-        (["--mode", "full"], "--mode: 'full' is not part of this release yet", "Give lora."),
+        (["--method", "orpo"], "toy trains by the method sft only, not by orpo", "Use --backend auto, cuda or cpu."),
+        (["--mode", "full"], "the backend toy has no mode full", "Use --backend auto, cuda or cpu."),
         (["--init-lora-weights", "loftq"], "not part of this release yet", "Give one of default, gaussian."),
         (["--logging-steps", "10"], "'10' has no effect, since every step is reported", "Give 1."),
     ],

@@ -104,6 +104,8 @@ def check_size(model: ModelSpec, train: TrainSpec, environ: Mapping[str, str]) -
 
 def _check_full(settings: Settings) -> None:
     method = settings.text("training.method")
+    if settings.text("training.backend") == "toy":
+        raise InvalidSettingError("the backend toy has no mode full", suggestion="Use --backend auto, cuda or cpu.")
     if method != "sft":
         raise InvalidSettingError(
             f"mode full trains by the method sft only, not by {method}", suggestion="Use --mode lora."
