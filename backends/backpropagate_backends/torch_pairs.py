@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from backpropagate_backends.torch_data import CONSUMED, IGNORED, SAMPLE_ID, Consumed
+from backpropagate_backends.torch_preference_loss import Preference
 from backpropagate_protocol.prepared import PAIRS, Prepared
 
 DESIRABLE = "desirable"  # the key of a batch under which the labels are, bool (rows,)
@@ -64,6 +65,24 @@ class LabelCollator:
             flags = np.concatenate([np.zeros(ours, np.int64), answer[1][theirs:]])[: self._max_length]
             rows.append((tokens, flags))
         return _padded(rows, self._pad)
+
+
+def out_of_balance(preference: Preference, data: Prepared) -> str:
+    """What to say about labelled data whose good and bad answers weigh too differently for KTO; empty: nothing.
+
+    Its authors want the good ones to weigh as much as the bad ones, and up to a third more.
+    """
+    good = sum(data.label(index) for index in range(len(data)))
+    bad = len(data) - good
+    if good == 0 or bad == 0:
+        return f"all {len(data)} answers are {'good' if good else 'bad'}: kto has nothing to tell apart"
+    ratio = preference.desirable * good / (preference.undesirable * bad)
+    if 0.99 <= ratio <= 1.34:
+        return ""
+    better = f"--kto-desirable-weight {preference.desirable / ratio:.2f}"
+    if preference.desirable / ratio < 1:
+        better = f"--kto-undesirable-weight {preference.undesirable * ratio:.2f}"
+    return f"{good} good answers and {bad} bad ones weigh {ratio:.2f} to 1; {better} would balance them"
 
 
 def neighbours(ids: Sequence[int], samples: int) -> list[int]:

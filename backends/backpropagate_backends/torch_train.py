@@ -24,6 +24,7 @@ from backpropagate_backends.torch_data import Account, Collator, Course, course,
 from backpropagate_backends.torch_init import begin_from
 from backpropagate_backends.torch_kernels import Kernels, compile_layers, fit_kernels
 from backpropagate_backends.torch_model import Precision, add_adapter, all_finite, load_model
+from backpropagate_backends.torch_pairs import out_of_balance
 from backpropagate_backends.torch_preference import PreferenceTrainer, preference_collator
 from backpropagate_backends.torch_preference_loss import preference_of
 from backpropagate_backends.torch_resume import check_resume
@@ -82,6 +83,8 @@ def train(session: Session, data: Prepared, name: str, device: Literal["cpu", "c
     )
     if isinstance(trainer, PreferenceTrainer) and preference is not None:
         trainer.prefer(preference, data, spec.data.max_length)
+        if preference.method == "kto" and session.resume is None and out_of_balance(preference, data):
+            session.notice(out_of_balance(preference, data), "warning")
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
     # TRL turns the adapters of a quantised base to bf16, and loading a checkpoint turns them to fp32: a run would change

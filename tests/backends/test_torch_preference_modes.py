@@ -72,6 +72,20 @@ def test_one_pair_alone_ends_an_epoch(cpu: CpuBackend, tiny: Path, tmp_path: Pat
     assert half.losses() == pytest.approx(whole.losses(), abs=1e-5)
 
 
+def test_good_and_bad_answers_that_weigh_too_differently_are_told_once(
+    cpu: CpuBackend, tiny: Path, tmp_path: Path
+) -> None:
+    from tests.backends.preferences import make_labelled
+
+    data = make_labelled(tmp_path / "data")  # 9 good answers, 5 bad ones
+    plain = run(cpu, preference_job(tiny, "kto", {"steps": 1}), data, tmp_path / "a", save_at=[1])
+    assert "--kto-undesirable-weight 1.80" in " ".join(plain.session.notices)
+    job = preference_job(tiny, "kto", {"steps": 1, "undesirable_weight": 1.8})
+    weighed = run(cpu, job, data, tmp_path / "b", save_at=[1])
+    again = run(cpu, resumed(job, weighed.session.checkpoint(1)), data, tmp_path / "c")
+    assert not any("weigh" in notice for notice in (*weighed.session.notices, *again.session.notices))
+
+
 @pytest.mark.parametrize(
     ("method", "part", "changes", "words"),
     [
