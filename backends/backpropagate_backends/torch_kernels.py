@@ -8,7 +8,6 @@ asked about a few made-up rows, padded and side by side, and must say the same o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
@@ -18,6 +17,7 @@ from transformers import PreTrainedModel
 
 from backpropagate_backends.torch_attention import SEGMENTS, VARLEN, register, varlen_available
 from backpropagate_backends.torch_model import Notice
+from backpropagate_backends.torch_still import still
 from backpropagate_protocol.errors import InvalidSettingError
 from backpropagate_protocol.spec import RunSpec
 
@@ -53,11 +53,6 @@ class Kernels:
 def check_kernels(spec: RunSpec, device: Literal["cpu", "cuda"]) -> None:
     """Raises InvalidSettingError for what can be refused before the model is loaded. Compiles something if that is wished."""
     train = spec.train
-    if spec.data.packing and train.method != "sft":
-        raise InvalidSettingError(
-            f"--packing: the method {train.method} compares whole answers, whose rows are padded",
-            suggestion="Leave it out.",
-        )
     if train.group_by_length and spec.data.order != "random":
         raise InvalidSettingError(
             f"--group-by-length and --order {spec.data.order} are two orders; choose one",
@@ -166,7 +161,7 @@ def _ways(wish: str, device: Literal["cpu", "cuda"], probed: Sequence[str]) -> I
         return
     if wish == "auto" and device == "cuda":
         yield from (name for name in FLASH if name in probed)
-        if varlen_available(device):
+        if varlen_available(device) and (not probed or "varlen" in probed):
             yield VARLEN
     yield SEGMENTS
 
@@ -208,7 +203,7 @@ def _made_up(model: PreTrainedModel) -> list[list[int]]:
 def _alone(model: PreTrainedModel) -> list[torch.Tensor]:
     """What the model says of each made-up row, by transformers' own attention: (tokens, size) each."""
     device = model.get_input_embeddings().weight.device
-    with _still(model):
+    with still(model):
         return [
             model.base_model(input_ids=torch.tensor([row], device=device), use_cache=False).last_hidden_state[0]
             for row in _made_up(model)
@@ -223,7 +218,7 @@ def _contamination(model: PreTrainedModel, alone: Sequence[torch.Tensor]) -> str
     device = model.get_input_embeddings().weight.device
     rows = _made_up(model)
     other = [(token + 11) % model.config.get_text_config().vocab_size for token in rows[0]]
-    with _still(model):
+    with still(model):
         together = _states(model, rows, device)
         changed = _states(model, [other, *rows[1:]], device)
     if any(not torch.equal(one, two) for one, two in zip(together[1:], changed[1:], strict=True)):
@@ -249,18 +244,6 @@ def _states(model: PreTrainedModel, rows: Sequence[Sequence[int]], device: torch
         use_cache=False,
     )
     return list(out.last_hidden_state[0].split([len(row) for row in rows]))
-
-
-@contextmanager
-def _still(model: PreTrainedModel) -> Iterator[None]:
-    """No gradient, no dropout."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
 
 
 # --- Liger ------------------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ class TrainJob(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
     held_out: PreparedRef | None = (
         None  # the rows that `holdout` keeps out, if the run is evaluated; made with `prepared`
     )
-    kernels: tuple[str, ...] = ()  # what a probe found to work in this interpreter, on this card: names of ProbeReport
+    kernels: tuple[str, ...] = ()  # what a probe found to work in this interpreter, on this card: names of `probes.PROBES`
 
 
 class ValidateJob(msgspec.Struct, frozen=True, kw_only=True, tag="validate"):
@@ -72,6 +72,12 @@ class ChatJob(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):
     max_new_tokens: int = 512
     temperature: float = 0.0
     seed: int = 0
+
+
+class ProbeJob(msgspec.Struct, frozen=True, kw_only=True, tag="probe"):
+    """Try one thing out: see `probes.py`. Answered by ProbeReport; what does not work is an answer, not an error."""
+
+    name: str
 
 
 # --- the stages of an export ----------------------------------------------------------------------------------------
@@ -263,6 +269,7 @@ Job = (
     | ValidateJob
     | GenerateJob
     | ChatJob
+    | ProbeJob
     | PreflightJob
     | ReferenceJob
     | MergeJob

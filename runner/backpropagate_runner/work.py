@@ -48,6 +48,10 @@ _PACKAGES = (
     "safetensors",
     "tokenizers",
     "unsloth",
+    "triton",
+    "torchao",
+    "flash-attn",
+    "liger-kernel",
 )
 _DEFAULT_GRACE = 30.0
 # A parent that is alive but stopped (SIGSTOP, a closed lid) will read the last word when it wakes.

@@ -27,6 +27,7 @@ from backpropagate_protocol.jobs import (
     PlotJob,
     PreflightJob,
     PreparedRef,
+    ProbeJob,
     ProveJob,
     PushJob,
     QuantizeJob,
@@ -36,6 +37,7 @@ from backpropagate_protocol.jobs import (
     ValidateJob,
 )
 from backpropagate_protocol.measured import Check, Evaluation, Proof, Score
+from backpropagate_protocol.probes import WORKS, ProbeReport
 from backpropagate_protocol.spec import (
     CampaignSpec,
     DataSpec,
@@ -185,6 +187,7 @@ TO_CHILD: dict[str, m.ToChild] = {
     ),
     "run-plot": m.RunJob(PlotJob(report=f"{CAMPAIGN}/campaign.json", out=(f"{CAMPAIGN}/campaign.svg",))),
     "run-fetch": m.RunJob(FetchConverterJob()),
+    "run-probe": m.RunJob(ProbeJob(name="card")),
     "say": m.Say((("user", "Hello!"), ("assistant", "Hi."), ("user", "世界?"))),
     "stop": m.Stop("ctrl-c", save=True),
     "save": m.Save(),
@@ -243,6 +246,7 @@ TO_PARENT: dict[str, m.ToParent] = {
             213,
         )
     ),
+    "done-probed": m.Done(ProbeReport("card", WORKS, "one training step", 1.5)),
     "done-evaluated": m.Done(
         Evaluation((Score("merged", 0, 1.25, 0.5, 4_096, 64), Score("base", 0, 3.5, 0.125, 4_096, 64)))
     ),

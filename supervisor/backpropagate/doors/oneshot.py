@@ -19,7 +19,7 @@ from backpropagate_protocol.errors import (
     error_for,
 )
 from backpropagate_protocol.framing import ProtocolError
-from backpropagate_protocol.jobs import GenerateJob, StageJob, ValidateJob
+from backpropagate_protocol.jobs import GenerateJob, ProbeJob, StageJob, ValidateJob
 from backpropagate_protocol.messages import PROTOCOL_VERSION, Done, Fault, Hello, RunJob, ToParent
 from backpropagate_protocol.redact import redact
 
@@ -30,21 +30,23 @@ Result = TypeVar("Result")
 
 
 def run_job(
-    job: ValidateJob | GenerateJob | StageJob,
+    job: ValidateJob | GenerateJob | ProbeJob | StageJob,
     answer: type[Result],
     *,
     backend: str,
     runner_python: str | None = None,
     on_message: Callable[[ToParent], None] | None = None,
+    deadline: float | None = None,
 ) -> Result:
     """The job's result, which must be an `answer`. Blocks; call it in the main thread.
 
     backend: whose frameworks the child imports at once, or `none`. Raises the coded error of the child's fault;
-    RUNTIME_CHILD_DIED with its last words if it died; RUNTIME_PROTOCOL if it does not speak our protocol.
+    RUNTIME_CHILD_DIED with its last words if it died, or was ended since `deadline` seconds were over; RUNTIME_PROTOCOL if it
+    does not speak our protocol.
     """
     with tempfile.TemporaryFile() as log:
         try:
-            result = anyio.run(_ask, job, backend, runner_python, on_message, log)
+            result = anyio.run(_ask_in_time, deadline, job, backend, runner_python, on_message, log)
         except (OSError, ProtocolError, ExceptionGroup) as error:
             raise coded(error, runner_python) from error
     if isinstance(result, BackpropagateError):
@@ -65,8 +67,21 @@ def coded(error: Exception, python: str | None) -> Exception:
     return error
 
 
+async def _ask_in_time(
+    deadline: float | None,
+    job: ValidateJob | GenerateJob | ProbeJob | StageJob,
+    backend: str,
+    python: str | None,
+    on_message: Callable[[ToParent], None] | None,
+    log: IO[bytes],
+) -> object:
+    with anyio.move_on_after(deadline):
+        return await _ask(job, backend, python, on_message, log)
+    return TrainingError(f"the runner did not answer within {deadline:g} s{last_words(log)}", code="RUNTIME_CHILD_DIED")
+
+
 async def _ask(
-    job: ValidateJob | GenerateJob | StageJob,
+    job: ValidateJob | GenerateJob | ProbeJob | StageJob,
     backend: str,
     python: str | None,
     on_message: Callable[[ToParent], None] | None,
@@ -94,7 +109,7 @@ async def _ask(
     )
 
 
-def _react(runner: Runner, job: ValidateJob | GenerateJob | StageJob, message: ToParent) -> object:
+def _react(runner: Runner, job: ValidateJob | GenerateJob | ProbeJob | StageJob, message: ToParent) -> object:
     """The end of the conversation, if this message is it: a result, or an error."""
     if isinstance(message, Hello):
         if message.protocol != PROTOCOL_VERSION:

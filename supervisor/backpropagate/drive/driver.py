@@ -49,7 +49,7 @@ from backpropagate.judge.decisions import (
     Tick,
 )
 from backpropagate.judge.states import State
-from backpropagate.keep import userstate
+from backpropagate.keep import probed, userstate
 from backpropagate.sensors import pressure
 from backpropagate.sensors.card import Card
 from backpropagate_protocol.catalogue import ExitCode
@@ -210,6 +210,7 @@ class Driver:
             resume_from=folder,
             prepared=job.prepared,
             held_out=job.held_out,
+            kernels=probed.working(self._spec.runner_python, self.packages),
         )
         self._tasks.start_soon(self._send_when_free, self._runner, train)
 

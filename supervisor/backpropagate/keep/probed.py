@@ -1,0 +1,43 @@
+"""Which kernels a probe found to work, remembered for this user: by the interpreter, its packages and the device that is seen."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from backpropagate.doors.environ import environment
+from backpropagate.keep.userstate import state_dir
+from backpropagate_protocol import durable
+
+_MOST = 32  # environments; the oldest is forgotten
+
+
+def working(python: str | None, packages: Mapping[str, str]) -> tuple[str, ...]:
+    """Names of `probes.PROBES`. Empty: none works, or nobody asked in an environment like this one."""
+    return _load().get(_key(python, packages), ())
+
+
+def remember(python: str | None, packages: Mapping[str, str], names: Iterable[str]) -> None:
+    """A failure to do so is of no consequence: a training then keeps to what torch itself brings."""
+    key = _key(python, packages)
+    kept = {other: found for other, found in _load().items() if other != key} | {key: tuple(names)}
+    try:
+        state_dir().mkdir(parents=True, exist_ok=True)
+        newest = dict(list(kept.items())[-_MOST:])
+        durable.write_file(state_dir() / "probed.json", msgspec.json.encode(newest))
+    except OSError:
+        pass
+
+
+def _key(python: str | None, packages: Mapping[str, str]) -> str:
+    installed = " ".join(f"{name}={packages[name]}" for name in sorted(packages) if name != "backpropagate")
+    return f"{python or sys.executable}|{environment().get('CUDA_VISIBLE_DEVICES', '')}|{installed}"
+
+
+def _load() -> dict[str, tuple[str, ...]]:
+    try:
+        return msgspec.json.decode((state_dir() / "probed.json").read_bytes(), type=dict[str, tuple[str, ...]])
+    except (OSError, msgspec.DecodeError):
+        return {}
