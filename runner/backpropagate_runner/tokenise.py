@@ -15,7 +15,7 @@ from backpropagate_protocol.prepared import LABELLED, Row
 from backpropagate_protocol.spec import DataSpec
 from backpropagate_runner.example import Answer, Chat, Completion, Example, Labelled, Pair, Text
 from backpropagate_runner.formats import kind_of
-from backpropagate_runner.traces import Traces, with_traces_inside
+from backpropagate_runner.traces import Traces, with_traces_apart, with_traces_inside
 
 
 class Sink(Protocol):
@@ -77,14 +77,16 @@ class Tokeniser:
             self.dropped[reason] += 1
             return
         row = self._rows(example)
+        if self._traces is not None and not self._traces.learnt(traces, *row):
+            row = self._rows(with_traces_apart(example))
+            if not self._traces.learnt(traces, *row):
+                raise Refused("the model's chat template takes <think>…</think> out of what is learnt")
         if not self._stays([row[0]]):
             return
         cut = self._cut(row)
         if not cut:
             return
-        if self._traces is not None and not self._traces.learnt(traces, *cut[0]):
-            if not self._traces.learnt(traces, *row):
-                raise Refused("the model's chat template takes <think>…</think> out of what is learnt")
+        if self._traces is not None and len(cut[0][0]) < len(row[0]) and not self._traces.learnt(traces, *cut[0]):
             self.dropped["cut_trace"] += 1
             return
         if self.kind == LABELLED:

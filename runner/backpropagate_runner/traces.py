@@ -36,6 +36,21 @@ def _inside(message: dict[str, object]) -> dict[str, object]:
     return {**rest, "content": f"{_OPEN}\n{apart}\n{_CLOSE}\n\n{str(rest['content']).lstrip()}"}
 
 
+def with_traces_apart(example: Answer | Text) -> Answer | Text:
+    """The other way round, for templates that write the marks themselves around a turn's `reasoning_content`."""
+    if not isinstance(example, Chat):
+        return example
+    return msgspec.structs.replace(example, messages=[_apart(message) for message in example.messages])
+
+
+def _apart(message: dict[str, object]) -> dict[str, object]:
+    found = _TRACE.match(str(message["content"]).lstrip()) if message["role"] == "assistant" else None
+    if found is None:
+        return message
+    rest = found.string[found.end() :].lstrip()
+    return {**message, "reasoning_content": found[1].strip(), "content": rest}
+
+
 class Traces:
     """Judges rows by their traces. band: the least and the most tokens."""
 
@@ -63,9 +78,11 @@ class Traces:
         return "long_trace" if tokens > self._most else None
 
     def learnt(self, traces: list[list[int]], ids: list[int], trained: list[int]) -> bool:
-        """Whether the tokens that carry loss have every trace in them, with the mark that ends it. White space is not
-        compared: templates write their own around traces."""
+        """Whether the tokens that carry loss have every trace in them, with the mark that ends it, and none has an empty one
+        before it. White space is not compared: templates write their own around traces."""
         text = _squeezed(self._tokenizer.decode([token for token, flag in zip(ids, trained, strict=True) if flag]))
+        if _OPEN + _CLOSE + _OPEN in text:
+            return False
         at = 0
         for trace in traces:
             at = text.find(_squeezed(self._tokenizer.decode(trace)) + _CLOSE, at)

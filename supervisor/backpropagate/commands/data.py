@@ -33,7 +33,7 @@ _OF_TOKENS = (
     type=click.IntRange(min=0),
     default=0,
     metavar="N",
-    help="Show the first N rows as --model sees them, and which of their tokens carry loss.",  # fmt: skip
+    help="Show the first N rows as --model sees them, and which of their tokens carry loss.",
 )
 def validate(data: str, max_errors: int, show: int, **given: Value) -> int:
     """Check a data set without training.
