@@ -147,6 +147,7 @@ def test_the_same_wishes_over_the_same_files_are_the_same_campaign(tmp_path: Pat
         ([40], {"holdout": 9, "runs": 5}, "CONFIG_INVALID_SETTING", "--holdout 9"),
         ([40], {"backend": "mlx"}, "CONFIG_INVALID_SETTING", "mlx"),
         ([40], {"mode": "full"}, "CONFIG_INVALID_SETTING", "a full fine-tune has none"),
+        ([40], {"method": "orpo", "backend": "cpu", "model": "tiny"}, "CONFIG_INVALID_SETTING", "method orpo cannot"),
         ([40], {"use_dora": True}, "CONFIG_INVALID_SETTING", "DoRA"),
         ([40], {"use_dora": True, "merge": "average"}, "CONFIG_INVALID_SETTING", "DoRA"),
         ([40], {"steps": 3, "epochs": 2}, "CONFIG_INVALID", "epochs"),
