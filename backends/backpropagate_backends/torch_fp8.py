@@ -66,6 +66,8 @@ def multiply_in_fp8(model: PreTrainedModel) -> int:
 class Fp8Linear(torch.nn.Linear):
     """A frozen linear layer. weight8 (out, in): the weight, each row divided by its scale; scales (out, 1), float32."""
 
+    scales: torch.Tensor
+
     def __init__(self, of: torch.nn.Linear) -> None:
         super().__init__(of.in_features, of.out_features, bias=False, device="meta", dtype=of.weight.dtype)
         self._wide = of.weight.dtype
@@ -83,7 +85,9 @@ class Fp8Linear(torch.nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(…, in) to (…, out), in bf16."""
-        product: torch.Tensor = _Product.apply(input.to(torch.bfloat16), self.weight8, self.scales)
+        product: torch.Tensor = _Product.apply(  # type: ignore[no-untyped-call]  # torch declares no types for it
+            input.to(torch.bfloat16), self.weight8, self.scales
+        )
         return product if self.bias is None else product + self.bias.to(product.dtype)
 
 
@@ -98,9 +102,7 @@ class _Product(torch.autograd.Function):
         return made.reshape(*x.shape[:-1], weight8.shape[0])
 
     @staticmethod
-    def backward(  # type: ignore[override]  # one gradient comes in, and of three inputs one has one
-        ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor
-    ) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         weight8, scales = ctx.saved_tensors  # type: ignore[attr-defined]  # torch does not declare it
         # The sum runs over the rows of the weight now, so that their scales go to the other side before it is rounded.
         flat = gradient.reshape(-1, gradient.shape[-1]).float() * scales.t()

@@ -72,12 +72,13 @@ def adapted(run: Seen) -> set[str]:
 
 def base_weight(run: Seen) -> torch.nn.Parameter:
     named = run.trainer.model.named_parameters()
-    return next(parameter for name, parameter in named if "up_proj" in name and "lora" not in name)
+    found: torch.nn.Parameter = next(p for name, p in named if "up_proj" in name and "lora" not in name)
+    return found
 
 
 def trained_share(run: Seen) -> float:
     """Of all weights, how many are trained."""
-    parameters = list(run.trainer.model.parameters())
+    parameters: list[torch.nn.Parameter] = list(run.trainer.model.parameters())
     return sum(p.numel() for p in parameters if p.requires_grad) / sum(p.numel() for p in parameters)
 
 
@@ -176,6 +177,32 @@ def test_a_flag_with_a_training_of_its_own_is_seen_in_the_trainer(
         assert (state.quant_type, state.nested) == ("nf4", True)
 
 
+# --- what is computed how, and in which order -----------------------------------------------------------------------
+
+CALM = (
+    (
+        ("--attention", "eager"),
+        Proof("training.attention", lambda run: run.trainer.model.config._attn_implementation, "eager"),
+    ),
+    (("--no-packing",), Proof("data.packing", lambda run: run.trainer.data_collator._side_by_side, False)),
+    (
+        ("--group-by-length",),
+        Proof("training.group_by_length", lambda run: run.trainer.arranged.lengths is not None, True),
+    ),
+    (("--order", "given"), Proof("data.order", lambda run: run.trainer.arranged.given, True)),
+    (("--order", "curriculum"), Proof("data.order", lambda run: run.trainer.arranged.bands is not None, True)),
+)
+
+
+@pytest.mark.parametrize(
+    ("flags", "proof"), CALM, ids=lambda value: "" if isinstance(value, Proof) else " ".join(value)
+)
+def test_what_changes_no_sample_but_how_it_is_read_is_seen_in_the_trainer(
+    cpu: CpuBackend, tiny: Path, tmp_path: Path, plain: Seen, flags: tuple[str, ...], proof: Proof
+) -> None:
+    hold(proof, seen(cpu, tiny, tmp_path, *flags), plain)
+
+
 # --- what is preferred ------------------------------------------------------------------------------------------------
 
 METHODS = (
@@ -271,6 +298,28 @@ def test_rows_are_left_out_as_was_asked(
         assert kept == [length for length in every if (length >= 40) == (flags[0] == "--min-tokens") or length == 40]
 
 
+THOUGHTS = [chat(f"And {row}?", f"<think>{'hm ' * (2 + 3 * row)}</think>so {row}") for row in range(8)]
+
+
+def test_rows_without_a_trace_of_the_wanted_length_are_left_out(cpu: CpuBackend, tiny: Path, tmp_path: Path) -> None:
+    rows = [*THOUGHTS, *CHAT]
+    every = len(wished(cpu, tiny, tmp_path / "every", rows=rows).data)
+    least = ("--min-trace-tokens", "0")
+    thinking = len(wished(cpu, tiny, tmp_path / "thinking", "--reasoning-trace", *least, rows=rows).data)
+    usual = len(wished(cpu, tiny, tmp_path / "usual", "--reasoning-trace", rows=rows).data)
+    short = len(
+        wished(cpu, tiny, tmp_path / "a", "--reasoning-trace", *least, "--max-trace-tokens", "20", rows=rows).data
+    )
+    long = len(wished(cpu, tiny, tmp_path / "b", "--reasoning-trace", "--min-trace-tokens", "30", rows=rows).data)
+    assert (every, thinking) == (len(rows), len(THOUGHTS))
+    assert 0 < short < thinking
+    assert 0 < long < usual <= thinking
+
+
+def test_rows_are_held_out_of_the_training_as_was_asked(cpu: CpuBackend, tiny: Path, tmp_path: Path) -> None:
+    assert len(wished(cpu, tiny, tmp_path, "--eval-split", "0.25").data) == 9
+
+
 # --- the list ---------------------------------------------------------------------------------------------------------
 
 HERE = {
@@ -279,7 +328,8 @@ HERE = {
     *(key for _, _, keys in METHODS for key in keys),
     "training.method", "data.source", "model.name",  # nothing here would run without
     "model.max_seq_length", "data.train_on", "data.format", "data.on_bad_row", "data.dedup", "data.min_tokens",
-    "data.max_tokens", "training.fp8",
+    "data.max_tokens", "training.fp8", *(proof.key for _, proof in CALM), "data.reasoning_trace",
+    "data.min_trace_tokens", "data.max_trace_tokens", "data.eval_split", "training.liger", "training.compile",
 }  # fmt: skip
 ELSEWHERE = {
     "training.full_ft_ceiling": "tests/supervisor/wishes/test_together.py",
@@ -287,6 +337,9 @@ ELSEWHERE = {
     "model.trust_remote_code": "tests/backends/test_model_source.py",
     "training.backend": "tests/backends/test_torch_cuda.py",
     "data.split": "tests/runner/test_readers.py",
+    "training.eval_steps": "tests/system/test_evaluated.py",
+    "training.early_stopping": "tests/system/test_evaluated.py",
+    "training.keep_best": "tests/system/test_evaluated.py",
     "training.logging_steps": "tests/supervisor/test_cli.py",
 }
 # What says where results go and how a run is watched over changes no step of it.
@@ -304,7 +357,7 @@ def test_every_flag_of_train_has_its_proof() -> None:
         assert any(name in text for name in (option.argument, key, *option.flags)), f"{file} says nothing of {key}"
 
 
-# --- where the CPU cannot -----------------------------------------------------------------------------------------------
+# --- where this machine cannot -----------------------------------------------------------------------------------------------
 
 
 def test_eight_bit_floats_are_refused_where_there_are_none(cpu: CpuBackend, tiny: Path, tmp_path: Path) -> None:
@@ -313,3 +366,20 @@ def test_eight_bit_floats_are_refused_where_there_are_none(cpu: CpuBackend, tiny
     auto = wished(cpu, tiny, tmp_path, "--fp8", "--backend", "auto")
     with pytest.raises(InvalidSettingError, match="the CPU does not multiply 8-bit floats"):
         cpu.check(auto.job)
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler has words of its own
+def test_layers_are_compiled_if_that_was_asked(cpu: CpuBackend, tiny: Path, tmp_path: Path, plain: Seen) -> None:
+    def compiled(run: Seen) -> bool:
+        return any(module._compiled_call_impl is not None for module in run.trainer.model.modules())
+
+    try:
+        made = seen(cpu, tiny, tmp_path, "--compile")
+    except InvalidSettingError as error:
+        pytest.skip(error.message)
+    hold(Proof("training.compile", compiled, True), made, plain)
+
+
+def test_kernels_for_cards_are_refused_without_one(cpu: CpuBackend, tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettingError, match="--liger"):
+        cpu.check(wished(cpu, tiny, tmp_path, "--liger").job)

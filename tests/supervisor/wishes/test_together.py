@@ -25,12 +25,16 @@ LARGE = {
 }
 
 
-def spec(folder: Path, environ: dict[str, str] | None = None, **arguments: object) -> RunSpec:
+def spec(folder: Path, **arguments: object) -> RunSpec:
     """What a training with these arguments comes to."""
+    return spec_in(folder, {}, **arguments)
+
+
+def spec_in(folder: Path, environ: dict[str, str], **arguments: object) -> RunSpec:
     data = folder / "d.jsonl"
     data.write_text('{"text": "hello"}\n')
     wishes = {"data": str(data), "output_dir": str(folder / "out"), "model": "tiny", "backend": "cpu", **arguments}
-    return build_spec(Settings(wishes, environ=environ or {}, folder=folder))
+    return build_spec(Settings(wishes, environ=environ, folder=folder))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +79,7 @@ def test_a_switch_that_is_off_asks_for_nothing(tmp_path: Path, off: str) -> None
 
 def test_a_value_from_the_environment_is_for_other_trainings_too(tmp_path: Path) -> None:
     environ = {"BACKPROPAGATE_LORA__R": "8", "BACKPROPAGATE_TRAINING__ORPO_BETA": "0.3"}
-    made = spec(tmp_path, environ, mode="full")
+    made = spec_in(tmp_path, environ, mode="full")
     assert (made.train.mode, made.train.beta) == ("full", None)
 
 
