@@ -57,6 +57,11 @@ class OutputDir:
         """Where an export goes that was not told where: one folder per run or adapter."""
         return self.path / "exports"
 
+    @property
+    def mlruns(self) -> Path:
+        """MLflow's folder of files, where no server or database is named."""
+        return self.path / "mlruns"
+
     def run(self, run_id: str) -> RunDir:
         return RunDir(self.runs / run_id)
 
@@ -138,6 +143,24 @@ class RunDir:
         return self.merges / f"again-{rule}"
 
     @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def wandb(self) -> Path:
+        """W&B names it itself, and keeps its own copy of the run in it."""
+        return self.path / "wandb"
+
+    def told(self, tracker: str) -> Path:
+        """What this tracker has been told already."""
+        return self.path / "trackers" / f"{tracker}.json"
+
+    @property
+    def trackers_log(self) -> Path:
+        """What the trackers' processes print."""
+        return self.path / "trackers.log"
+
+    @property
     def campaign_report(self) -> Path:
         """Of a campaign: the scores and what they come to, as JSON."""
         return self.path / "campaign.json"
@@ -160,7 +183,7 @@ class ExportDir:
         return self.path / f".export-{run_id[:8]}{PARTIAL}"
 
     def result(self, name: str, format: str, quantization: str | None) -> Path:
-        """`NAME-Q4_K_M.gguf`, `NAME-lora-F32.gguf`, `NAME-merged/`, `NAME-lora/`."""
+        """`NAME-Q4_K_M.gguf`, `NAME-lora-F32.gguf`, `NAME-merged/`, `NAME-mlx/`, `NAME-lora/`."""
         if format == "gguf":
             return self.path / f"{name}-{(quantization or '').upper()}.gguf"
         if format == "lora-gguf":

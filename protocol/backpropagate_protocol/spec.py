@@ -145,7 +145,7 @@ class SafetySpec(msgspec.Struct, frozen=True, kw_only=True):
 class ExportSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What becomes of an adapter. Names of formats and quantizations are those of `export_formats`."""
 
-    format: str  # lora, merged, gguf, lora-gguf
+    format: str  # lora, merged, gguf, lora-gguf, mlx
     quantization: str | None = None  # of a GGUF; None elsewhere
     destination: str  # absolute folder; made if missing
     name: str  # the file's or folder's name without quantization and suffix
@@ -222,6 +222,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     init_adapter: str | None = None  # absolute folder of an adapter to begin from, in PEFT layout
     report_to: tuple[str, ...] = ()  # trackers: tensorboard, wandb, mlflow, trackio
     project: str = "backpropagate"  # of the trackers
+    report_offline: bool = False  # W&B writes to the run directory only
 
 
 def is_evaluated(spec: RunSpec) -> bool:

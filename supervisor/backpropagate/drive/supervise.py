@@ -28,6 +28,7 @@ from backpropagate.keep import exports, locks, runs
 from backpropagate.keep.journal import Journal
 from backpropagate.keep.past import TRAINED
 from backpropagate.outcome import Outcome
+from backpropagate.track.trackers import Trackers
 from backpropagate.watch.sinks import Sink
 from backpropagate.wishes.export_spec import reaching
 from backpropagate_protocol.catalogue import CATALOGUE, ExitCode, Retry
@@ -64,6 +65,8 @@ def supervise(
     if spec.export is not None:
         spec = msgspec.structs.replace(spec, export=reaching(spec.export))
     with ExitStack() as held:
+        tracked = Trackers(run_dir, spec.report_to if plan.trains(spec) else ())
+        held.callback(tracked.wait)  # first, so last: when everything else is over and no lock is held
         with _writable(run_dir, spec.run_id):
             _take_locks(held, spec, run_dir)
             _sweep(spec, run_dir)
@@ -73,7 +76,9 @@ def supervise(
                 raise error_for("STATE_RUN_FINISHED", f"run {spec.run_id} is finished", run_id=spec.run_id)
             held.callback(_drop_if_empty, run_dir.events)
             lines = held.enter_context(Journal(run_dir.events))
-        report = Reporter(run_dir, lines, stood.record, [stood.past, *([stood.facts] if stood.facts else []), *sinks])
+        watching: list[Sink] = [stood.past, *([stood.facts] if stood.facts else []), *sinks, tracked]
+        report = Reporter(run_dir, lines, stood.record, watching)
+        tracked.tell = lambda text: report.event(_warning(spec.run_id, text))
         held.callback(report.close)
         # A signal before the event loop listens is kept for it. Once the run is done, what remains is short and must not
         # be cut off: nobody looks into the list any more.
@@ -116,6 +121,10 @@ def _writable(run_dir: RunDir, run_id: str) -> Iterator[None]:
     except OSError as error:
         text = f"{run_dir.path} cannot be written: {error.strerror or error}"
         raise error_for(code_of_write(error), text, run_id=run_id) from error
+
+
+def _warning(run_id: str, text: str) -> Noticed:
+    return Noticed(time=time.time(), run_id=run_id, level="warning", text=redact(text))
 
 
 def _unreached(finish: Finish, *, begun: bool, given: bool) -> tuple[str, ExitCode]:
@@ -230,8 +239,8 @@ class _Supervision:
             finish = telling.refused(error)
         if finish is None or not plan.trains(self._spec) or trained or finish.code != "DEP_OLLAMA_REGISTRATION_FAILED":
             return finish
-        text = redact(f"{finish.message}; the training goes on, and Ollama is asked again after it")
-        self._report.event(Noticed(time=time.time(), run_id=self._spec.run_id, level="warning", text=text))
+        text = f"{finish.message}; the training goes on, and Ollama is asked again after it"
+        self._report.event(_warning(self._spec.run_id, text))
         return None
 
     async def _train(self) -> Finish | None:

@@ -22,6 +22,7 @@ from backpropagate.wishes.rows import check_order, check_rows
 from backpropagate.wishes.settings import Settings
 from backpropagate.wishes.surroundings import check_backend, check_runner, installed, writable_folder
 from backpropagate.wishes.together import check_size, check_together
+from backpropagate.wishes.trackers import wanted_trackers
 from backpropagate_protocol.data_formats import may_be_hub_id
 from backpropagate_protocol.errors import (
     ConfigurationError,
@@ -52,6 +53,7 @@ def build_spec(settings: Settings, *, detached: bool = False, verbose: bool = Fa
     check_rows(data)
     check_order(data, train)
     check_size(model, train, environment())
+    trackers = wanted_trackers(settings, environment())
     output = writable_folder(settings.text("training.output_dir"), least_mib=1 if toy else _LEAST_FREE_MIB)
     run_id = str(uuid.uuid4())
     label = settings.text_or_none("training.name")
@@ -73,8 +75,33 @@ def build_spec(settings: Settings, *, detached: bool = False, verbose: bool = Fa
         export=after_training(
             settings, name=label or result_name(model, run_id), folder=str(OutputDir(Path(output)).exports / run_id[:8])
         ),
+        report_to=trackers.names,
+        project=settings.text("tracking.project"),
+        report_offline=trackers.offline,
     )
     return check_wishes(spec, installed=runner_python is None and all(map(installed, PACKAGES)))
+
+
+def hypothetical_spec(settings: Settings) -> RunSpec:
+    """What `build_spec` would say, where neither data nor packages nor an output folder need be there; for estimates."""
+    source = settings.text_or_none("data.source")
+    model, run_id = model_spec(settings), "estimate"
+    output = os.path.abspath(os.path.expanduser(settings.text("training.output_dir")))
+    spec = RunSpec(
+        run_id=run_id,
+        created="",
+        backend=settings.text("training.backend"),
+        output=output,
+        model=model,
+        data=_wishes_about_rows(settings, "" if source is None else _data_source(source)),
+        lora=_lora(settings),
+        train=_train(settings),
+        safety=safety_spec(settings),
+        runner_python=settings.text_or_none("runner.python"),
+        export=after_training(settings, name=result_name(model, run_id), folder=output),
+    )
+    check_together(settings)
+    return spec
 
 
 def notices(settings: Settings) -> list[str]:
@@ -83,6 +110,7 @@ def notices(settings: Settings) -> list[str]:
     if settings.text("training.backend") != "toy":
         note = resolve_model(settings.text("model.name")).note
         said += [f"{settings.text('model.name')}: {note}"] if note else []
+    said += wanted_trackers(settings, environment()).notices
     return said
 
 
@@ -109,8 +137,12 @@ def model_spec(settings: Settings) -> ModelSpec:
 
 def data_spec(settings: Settings, source: str) -> DataSpec:
     """`source` as the user said it; raises DatasetNotFoundError at once if it can be nothing."""
+    return _wishes_about_rows(settings, _data_source(source))
+
+
+def _wishes_about_rows(settings: Settings, source: str) -> DataSpec:
     return DataSpec(
-        source=_data_source(source),
+        source=source,
         split=settings.text("data.split"),
         format=settings.text("data.format"),
         samples=settings.whole_or_none("data.max_samples"),

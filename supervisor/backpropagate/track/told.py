@@ -1,0 +1,42 @@
+"""What one tracker has been told of a run already: a small file in the run directory, so that a resume says nothing twice.
+
+The journal is read anew from its beginning whenever a tracker's process starts, and what is on record here is passed over.
+It is written after the tracker has taken it: what a killed process had not noted is told twice rather than never.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from backpropagate.track.telling import Values
+from backpropagate_protocol import durable
+
+
+class Told(msgspec.Struct, kw_only=True):
+    """steps: of each curve, the newest step. notes: how many lines. problem: why the last process gave up."""
+
+    steps: dict[str, int] = {}
+    notes: int = 0
+    problem: str = ""
+
+    def fresh(self, point: Values) -> Values:
+        """The part of it that is new, and from now on is not. The first telling of a step stays."""
+        new = {name: value for name, value in point.values.items() if point.step > self.steps.get(name, -1)}
+        self.steps.update(dict.fromkeys(new, point.step))
+        return Values(point.step, point.time, new)
+
+
+def load(path: Path) -> Told:
+    """Nothing where there is no such file, or none that can be read: then all of it is told again."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Told)
+    except (OSError, msgspec.DecodeError):
+        return Told()
+
+
+def save(path: Path, told: Told) -> None:
+    """Raises OSError if the disk does not take it."""
+    path.parent.mkdir(exist_ok=True)
+    durable.write_file(path, msgspec.json.encode(told))

@@ -1,0 +1,94 @@
+"""The supervisor's end of the trackers: one process for each, which reads the journal by itself. Nothing here can block a run.
+
+A process that fails is started again after a while: since the journal has everything, it then tells what it has not told.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from backpropagate.doors.attendant import Attendant
+from backpropagate.events import Event, RunCreated, RunEnded, RunResumed
+from backpropagate.track import told
+from backpropagate_protocol.rundir import RunDir
+
+PATIENCE = 30.0  # seconds that the end of a run is held up by trackers at most
+_AGAIN_AFTER = (10.0, 60.0, 300.0)  # seconds until a failed process is started once more; then it is left until the end
+
+# Neither a report to the maker of a tracker nor a question; a user's own value stays.
+_ENVIRONMENT = {
+    "WANDB_ERROR_REPORTING": "false",
+    "WANDB_SILENT": "true",
+    "MLFLOW_ALLOW_FILE_STORE": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+@dataclass(slots=True)
+class _Kept:
+    name: str
+    process: Attendant | None = None
+    failures: int = 0
+    again_at: float = 0.0
+
+
+class Trackers:
+    """A sink. `close` says that nothing more comes; `wait` gives them a moment to finish.
+
+    tell: to be set to what passes a warning on to those who watch the run.
+    """
+
+    def __init__(self, run_dir: RunDir, names: Sequence[str], clock: Callable[[], float] = time.monotonic) -> None:
+        self._run_dir, self._clock = run_dir, clock
+        self._kept = [_Kept(name) for name in names]
+        self.tell: Callable[[str], None] = lambda text: None
+
+    def event(self, event: Event) -> None:
+        for one in self._kept:
+            if isinstance(event, RunCreated | RunResumed):
+                self._start(one)
+            elif not isinstance(event, RunEnded):  # the last line of a journal is no warning about a tracker
+                self._look_after(one)
+
+    def _start(self, one: _Kept) -> None:
+        argv = ["-m", "backpropagate.track.attend", one.name, str(self._run_dir.path)]
+        try:
+            one.process = Attendant(argv, self._run_dir.trackers_log, _ENVIRONMENT)
+        except OSError as error:
+            self._failed(one, str(error))
+
+    def _look_after(self, one: _Kept) -> None:
+        if one.process is not None and one.process.exit_code is not None:
+            one.process.end()
+            one.process = None
+            self._failed(one, told.load(self._run_dir.told(one.name)).problem or "its process ended")
+        elif one.process is None and 0 < one.failures <= len(_AGAIN_AFTER) and self._clock() >= one.again_at:
+            self._start(one)
+
+    def _failed(self, one: _Kept, problem: str) -> None:
+        one.failures += 1
+        if one.failures <= len(_AGAIN_AFTER):
+            one.again_at = self._clock() + _AGAIN_AFTER[one.failures - 1]
+        if one.failures == 1:
+            self.tell(
+                f"{one.name} does not take the run ({problem}); the run goes on, and {one.name} is tried again. "
+                f"More in {self._run_dir.trackers_log}"
+            )
+
+    def close(self) -> None:
+        for one in self._kept:
+            if one.failures and (one.process is None or one.process.exit_code is not None):
+                self._start(one)  # one last try, with all of the run
+            if one.process is not None:
+                one.process.release()
+
+    def wait(self, seconds: float = PATIENCE) -> None:
+        """Returns when they have finished, after `seconds`, or at a Ctrl-C; none of them runs then."""
+        deadline = self._clock() + seconds
+        for one in self._kept:
+            if one.process is not None:
+                one.process.end(max(0.0, deadline - self._clock()))
+                one.process = None
