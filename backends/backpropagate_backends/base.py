@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from backpropagate_protocol import measured
-from backpropagate_protocol.jobs import ChatJob, EvaluateJob, GenerateJob, ReferenceJob, TrainJob
+from backpropagate_protocol.jobs import ChatJob, EvaluateJob, FuseJob, GenerateJob, ReferenceJob, TrainJob
 from backpropagate_protocol.messages import Made, Phase, Progress, Started, TrainResult
 from backpropagate_protocol.prepared import Prepared
 from backpropagate_protocol.rundir import Manifest
@@ -164,3 +164,10 @@ class Backend(Protocol):
         """Every candidate on every task, the base model loaded once. Deterministic; no padding token counts."""
 
     def chat(self, job: ChatJob) -> Conversation: ...
+
+
+class Fuser(Protocol):
+    """A backend that can write a model with its adapter in it, where its format can be read by itself alone."""
+
+    def fuse(self, job: FuseJob, folder: Path, stage: Reporting) -> None:
+        """Into `folder`, which is there and empty."""

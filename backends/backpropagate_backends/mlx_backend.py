@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from backpropagate_backends.base import Conversation, Reporting, Session, Tokenizer
 from backpropagate_backends.mlx_warm import warm
-from backpropagate_protocol.jobs import ChatJob, EvaluateJob, GenerateJob, ReferenceJob, TrainJob
+from backpropagate_protocol.jobs import ChatJob, EvaluateJob, FuseJob, GenerateJob, ReferenceJob, TrainJob
 from backpropagate_protocol.measured import Score
 from backpropagate_protocol.messages import Made, TrainResult
 from backpropagate_protocol.prepared import Prepared
@@ -49,9 +50,15 @@ class MlxBackend:
         return generate(job)
 
     def reference(self, job: ReferenceJob, stage: Reporting) -> Made:
-        from backpropagate_backends.torch_reference import write_reference
+        from backpropagate_backends.mlx_reference import write_reference
 
-        return write_reference(job, "cpu", stage)
+        return write_reference(job, stage)
+
+    def fuse(self, job: FuseJob, folder: Path, stage: Reporting) -> None:
+        """See `base.Fuser`."""
+        from backpropagate_backends import mlx_fuse
+
+        mlx_fuse.fuse(job, folder, stage)
 
     def evaluate(self, job: EvaluateJob, tasks: Sequence[Prepared], stage: Reporting) -> tuple[Score, ...]:
         from backpropagate_backends import mlx_evaluate

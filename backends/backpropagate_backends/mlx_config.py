@@ -1,8 +1,4 @@
-"""What mlx-lm must be told about a model's rotary positions, and which models it gets wrong whatever it is told.
-
-transformers 5 writes `rope_parameters` into config.json; many of mlx-lm's models read only the older `rope_theta` and
-`rope_scaling`, and fall back silently to a default. So both are given to it, always.
-"""
+"""A model's configuration as far as MLX goes: how it is quantised, and what mlx-lm is known to compute wrongly."""
 
 from __future__ import annotations
 
@@ -10,10 +6,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from backpropagate_backends.rope_styles import Config, both_styles
 from backpropagate_protocol.errors import BackpropagateError, ModelLoadError, error_for
 
 CONFIG = "config.json"
-Config = dict[str, object]
 
 
 def read_config(folder: Path, name: str) -> Config:
@@ -25,30 +21,6 @@ def read_config(folder: Path, name: str) -> Config:
     if not isinstance(found, dict):
         raise ModelLoadError(f"the {CONFIG} of {name} is no object")
     return found
-
-
-def both_styles(config: Mapping[str, object]) -> Config:
-    """`config`, its rotary positions said in the old way too; unchanged where they are said in the old way only."""
-    told = dict(config)
-    text = told.get("text_config")
-    if isinstance(text, dict):
-        told["text_config"] = both_styles(text)
-    rope = told.get("rope_parameters")
-    if not isinstance(rope, dict):
-        return told
-    if isinstance(rope.get("full_attention"), dict):  # one for each kind of layer
-        local = rope.get("sliding_attention")
-        if isinstance(local, dict) and "rope_theta" in local:
-            told["rope_local_base_freq"] = local["rope_theta"]
-        rope = rope["full_attention"]
-    if "rope_theta" in rope:
-        told["rope_theta"] = rope["rope_theta"]
-    if "partial_rotary_factor" in rope:
-        told["partial_rotary_factor"] = rope["partial_rotary_factor"]
-    kind = rope.get("rope_type", "default")
-    scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-    told["rope_scaling"] = None if kind == "default" else {**scaling, "type": kind}
-    return told
 
 
 def check_config(config: Mapping[str, object], name: str) -> None:

@@ -11,9 +11,9 @@ from mlx_lm.models.cache import make_prompt_cache
 from transformers import PreTrainedTokenizerBase
 
 from backpropagate_backends import mlx_lora
-from backpropagate_backends.mlx_config import Config
 from backpropagate_backends.mlx_model import Base, load_base
 from backpropagate_backends.model_source import find
+from backpropagate_backends.rope_styles import Config
 from backpropagate_backends.torch_tokenizer import trained_tokenizer
 from backpropagate_protocol.errors import UserInputError
 from backpropagate_protocol.jobs import ChatJob, GenerateJob

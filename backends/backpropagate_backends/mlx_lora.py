@@ -53,7 +53,7 @@ def add_adapter(base: Base, lora: LoraSpec, seed: int, name: str) -> None:
     mx.random.seed(seed)
     put_on(base.model, chosen, lora.r, scale_of(lora), dropout=lora.dropout, dora=lora.use_dora)
     if lora.init == "gaussian":
-        for _, module in _adapted(base.model):
+        for _, module in adapted(base.model):
             module.lora_a = mx.random.normal(module.lora_a.shape) / lora.r
     mx.eval(base.model.trainable_parameters())
 
@@ -111,7 +111,7 @@ def _check_names(base: Base, chosen: list[str], name: str) -> None:
         raise unsupported(name, f"mlx-lm calls a layer {strange[0]}, and its files do not")
 
 
-def _adapted(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def adapted(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for path, module in net.named_modules():
         if isinstance(module, (LoRALinear, DoRALinear)):
             yield path, module
@@ -129,7 +129,7 @@ def about(base: Base, lora: LoraSpec, path: str) -> dict[str, object]:
         "r": lora.r,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
-        "target_modules": sorted({name.rpartition(".")[2] for name, _ in _adapted(base.model)}),
+        "target_modules": sorted({name.rpartition(".")[2] for name, _ in adapted(base.model)}),
         "bias": "none",
         "use_rslora": lora.use_rslora,
         "use_dora": lora.use_dora,
@@ -211,7 +211,7 @@ def wear(base: Base, folder: str) -> None:
 
 def take_off(base: Base) -> None:
     """Leaves the bare model."""
-    bare = [(path, module.linear) for path, module in _adapted(base.model)]
+    bare = [(path, module.linear) for path, module in adapted(base.model)]
     if bare:
         base.model.update_modules(tree_unflatten(bare))
 

@@ -11,9 +11,10 @@ import mlx.nn as nn
 from huggingface_hub import snapshot_download
 from mlx_lm.utils import load_model
 
-from backpropagate_backends.mlx_config import Config, both_styles, check_config, quantization, read_config, unsupported
+from backpropagate_backends.mlx_config import check_config, quantization, read_config, unsupported
 from backpropagate_backends.mlx_warm import on_metal
 from backpropagate_backends.model_source import Source
+from backpropagate_backends.rope_styles import Config, both_styles
 from backpropagate_protocol.errors import InvalidSettingError, UserInputError
 from backpropagate_protocol.mlx_rules import CPU_DEVICE, METAL_DEVICE
 from backpropagate_protocol.spec import ModelSpec

@@ -17,9 +17,10 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.utils import load_model
 
-from backpropagate_backends.mlx_config import CONFIG, Config, both_styles, check_config, read_config, unsupported
+from backpropagate_backends.mlx_config import CONFIG, check_config, read_config, unsupported
 from backpropagate_backends.mlx_model import folder_of
 from backpropagate_backends.model_source import Source
+from backpropagate_backends.rope_styles import Config, both_styles
 
 _LAYERS, _HEADS, _WORDS, _WIDE = 6, 2, 64, 64
 _TOKENS = 24

@@ -6,7 +6,7 @@ import importlib
 from importlib.util import find_spec
 from typing import cast
 
-from backpropagate_backends.base import Backend
+from backpropagate_backends.base import Backend, Fuser
 from backpropagate_protocol.errors import InvalidSettingError
 from backpropagate_protocol.mlx_rules import PACKAGES, apple_silicon
 
@@ -16,6 +16,7 @@ _BACKENDS = {
     "cpu": ("backpropagate_backends.cpu", "CpuBackend"),
     "mlx": ("backpropagate_backends.mlx_backend", "MlxBackend"),
     "toy": ("backpropagate_backends.toy", "ToyBackend"),
+    "unsloth": ("backpropagate_backends.unsloth", "UnslothBackend"),
 }
 
 
@@ -25,6 +26,11 @@ def load(name: str) -> Backend:
         raise InvalidSettingError(f"there is no backend called {name!r}; choose auto, cuda, cpu or mlx")
     module, cls = _BACKENDS[name]
     return cast(Backend, getattr(importlib.import_module(module), cls)())
+
+
+def fuser() -> Fuser:
+    """The one backend that fuses: MLX."""
+    return cast(Fuser, load("mlx"))
 
 
 def resolve_auto() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-FORMATS = ("lora", "merged", "gguf", "lora-gguf")
+FORMATS = ("lora", "merged", "gguf", "lora-gguf", "mlx")
 
 
 class Quantization(NamedTuple):

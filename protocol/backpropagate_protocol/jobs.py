@@ -80,6 +80,17 @@ class ProbeJob(msgspec.Struct, frozen=True, kw_only=True, tag="probe"):
     name: str
 
 
+class CalibrateJob(msgspec.Struct, frozen=True, kw_only=True, tag="calibrate"):
+    """Train `steps` real optimizer steps on the longest rows, of two micro-batches each, and say what they took. Nothing of it is
+    kept but the prepared data, in the output folder's cache, where the training itself finds them. Answered by Calibrated."""
+
+    spec: RunSpec
+    micro_batch: int
+    scratch: str  # an empty folder, the parent's to remove
+    steps: int = 10
+    kernels: tuple[str, ...] = ()  # as in TrainJob
+
+
 # --- the stages of an export ----------------------------------------------------------------------------------------
 # Each writes exactly one output under its final name when it is complete (before: beside it, with `.partial`), leaves its
 # inputs alone, and may be run again over what an earlier try left. `faults` are the planned ones of this stage, `attempt`
@@ -126,6 +137,15 @@ class MergeJob(_StageJob, frozen=True, kw_only=True, tag="merge"):
     adapter: str
     out: str  # a folder
     memory: int
+    layout: str = "transformers"  # or mlx: config.json also says what mlx-lm looks for
+
+
+class FuseJob(_StageJob, frozen=True, kw_only=True, tag="fuse"):
+    """A base that MLX quantised, and an adapter, to a merged model in full precision, by MLX, held in memory as a whole."""
+
+    model: ModelSpec
+    adapter: str
+    out: str  # a folder
 
 
 class ConvertJob(_StageJob, frozen=True, kw_only=True, tag="convert"):
@@ -167,7 +187,7 @@ class ProveJob(_StageJob, frozen=True, kw_only=True, tag="prove"):
 
     reference: str
     target: str
-    kind: str  # gguf, lora-gguf, merged
+    kind: str  # gguf, lora-gguf, merged; fused: the same, of a base whose tensors only MLX can read
     quantization: str
     model: ModelSpec
     adapter: str | None
@@ -252,6 +272,7 @@ StageJob = (
     PreflightJob
     | ReferenceJob
     | MergeJob
+    | FuseJob
     | ConvertJob
     | ConvertAdapterJob
     | QuantizeJob
@@ -270,9 +291,11 @@ Job = (
     | GenerateJob
     | ChatJob
     | ProbeJob
+    | CalibrateJob
     | PreflightJob
     | ReferenceJob
     | MergeJob
+    | FuseJob
     | ConvertJob
     | ConvertAdapterJob
     | QuantizeJob

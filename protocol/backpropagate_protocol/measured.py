@@ -21,7 +21,7 @@ class Check(msgspec.Struct, frozen=True, array_like=True):
 class Proof(msgspec.Struct, frozen=True, array_like=True, tag="proof"):
     """Carried by Done after a ProveJob.
 
-    verifier: llama, transformers (it was run); weights (it was read); text (its weights could be neither run nor read).
+    verifier: llama, transformers, mlx (it was run); weights (it was read); text (its weights could be neither run nor read).
     """
 
     passed: bool
@@ -29,6 +29,23 @@ class Proof(msgspec.Struct, frozen=True, array_like=True, tag="proof"):
     checks: tuple[Check, ...]
     prompts: int = 0
     positions: int = 0  # logit rows compared
+
+
+class Calibrated(msgspec.Struct, frozen=True, array_like=True, tag="calibrated"):
+    """Carried by Done after a CalibrateJob. Memory in MiB, 0 where the device does not say; the rows were the longest there are."""
+
+    device: str
+    micro_batch: int
+    steps: int
+    memory_peak: int  # of tensors
+    memory_reserved: int
+    device_memory: int
+    tokens_per_second: float
+    longest: int  # tokens of the longest sample
+    rows: int  # of the whole data set
+    mean_tokens: float  # of a sample of the whole data set
+    precision: str = ""
+    optimizer: str = ""
 
 
 class Score(msgspec.Struct, frozen=True, array_like=True):

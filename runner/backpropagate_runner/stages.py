@@ -10,6 +10,7 @@ from backpropagate_protocol.jobs import (
     ConvertJob,
     EvaluateJob,
     FetchConverterJob,
+    FuseJob,
     MergeJob,
     PlaceJob,
     PlotJob,
@@ -56,6 +57,12 @@ def do(job: StageJob, channel: Channel, control: Control, voice: Voice, framewor
             from backpropagate_runner.export.merge import merge
 
             return merge(job, stage(Phase.MERGE))
+        case FuseJob():
+            from backpropagate_runner.export.fuse import fuse
+
+            voice.phase(Phase.IMPORT)
+            frameworks.backend("mlx")
+            return fuse(job, stage(Phase.MERGE))
         case ConvertJob():
             on_one_thread()
             from backpropagate_runner.export.convert import convert

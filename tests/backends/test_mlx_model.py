@@ -27,9 +27,10 @@ import mlx.core as mx
 from mlx_lm.utils import load_model, quantize_model, save_config, save_model
 
 from backpropagate_backends import mlx_lora
-from backpropagate_backends.mlx_config import both_styles, check_config, read_config
+from backpropagate_backends.mlx_config import check_config, read_config
 from backpropagate_backends.mlx_model import Base, load_base
 from backpropagate_backends.mlx_twin import distance
+from backpropagate_backends.rope_styles import both_styles
 from tests.backends.mlx_runs import mlx_job, run
 
 pytestmark = [pytest.mark.slow, FOREIGN_WARNINGS]

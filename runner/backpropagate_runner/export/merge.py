@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from backpropagate_backends.rope_styles import both_styles
 from backpropagate_protocol.jobs import MergeJob
 from backpropagate_protocol.messages import Made
 from backpropagate_runner.export.adapter import open_adapter
@@ -61,8 +62,9 @@ def merge(job: MergeJob, stage: Stage, shard_bytes: int = SHARD) -> Made:
             target = folder / name
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target)  # its content, with the permissions of a new file
-        if weights.config is not files.config:
-            (folder / CONFIG).write_bytes(msgspec.json.format(msgspec.json.encode(weights.config), indent=2) + b"\n")
+        config = both_styles(weights.config) if job.layout == "mlx" else weights.config
+        if config is not files.config:
+            (folder / CONFIG).write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n")
         if len(shards) > 1:
             (folder / INDEX).write_bytes(_index(weights, shards, total))
         for name, path in files_below(folder).items():

@@ -50,7 +50,7 @@ class ModelFiles:
     @property
     def quantized(self) -> bool:
         """Whether the weights are stored in 4 or 8 bits, so that nothing can be merged into them without loss."""
-        return bool(self.config.get("quantization_config"))
+        return bool(self.config.get("quantization_config") or self.config.get("quantization"))
 
     def side_files(self) -> dict[str, Path]:
         """Everything but the weights, by name below the folder (with forward slashes)."""
@@ -107,8 +107,15 @@ def check_full_precision(files: ModelFiles) -> None:
     """Raises UserInputError [INPUT_MODEL_UNSUPPORTED] for a quantized model."""
     if not files.quantized:
         return
-    about = files.config["quantization_config"]
+    about = files.config.get("quantization_config")
     method = about.get("quant_method", "unknown") if isinstance(about, dict) else "unknown"
+    if files.config.get("quantization"):
+        raise UserInputError(
+            f"the weights of {files.name} are quantized by MLX, which alone can read them",
+            code="INPUT_MODEL_UNSUPPORTED",
+            suggestion="Export with --format mlx: that gives a model in full precision, which can be exported further. Or say "
+            "with --base which full-precision model it was made from.",
+        )
     raise UserInputError(
         f"the weights of {files.name} are quantized ({method}): exporting them would write dequantised numbers, "
         "which are not those that the model was made with",

@@ -21,6 +21,7 @@ from backpropagate_protocol.errors import (
 from backpropagate_protocol.export_formats import FORMATS, QUANTIZATIONS
 from backpropagate_protocol.jobs import PreflightJob
 from backpropagate_protocol.messages import ExportRoute
+from backpropagate_protocol.mlx_rules import PACKAGES
 from backpropagate_protocol.ollama_names import check_name
 from backpropagate_protocol.spec import ExportSpec
 from backpropagate_runner.export import llama, official
@@ -68,7 +69,9 @@ def preflight(job: PreflightJob, stage: Stage) -> ExportRoute:
     notes: list[str] = []
     converter, how = _Converter(), Way("", "")
     stored = stored_of(files)
-    if export.format != "lora":
+    if export.format == "mlx":
+        converter = _mlx(files)
+    elif export.format != "lora":
         check_full_precision(files)
     if export.format in ("gguf", "lora-gguf"):
         stage.advance(detail="the converter")
@@ -205,6 +208,20 @@ def _converter(files: ModelFiles, job: PreflightJob, export: ExportSpec) -> _Con
     return _Converter("official", str(found))
 
 
+def _mlx(files: ModelFiles) -> _Converter:
+    """A base that MLX quantised is fused by MLX, into full precision; every other one is merged like for transformers."""
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise DependencyError(
+            f"the proof of an export to MLX asks it in MLX, and {', '.join(missing)} is not installed",
+            code="DEP_MLX_UNAVAILABLE",
+        )
+    if files.config.get("quantization"):
+        return _Converter("mlx")
+    check_full_precision(files)
+    return _Converter()
+
+
 def _template(files: ModelFiles, job: PreflightJob, export: ExportSpec) -> list[str]:
     folder = job.adapter or export.adapter
     if chat_template(tokenizer_folder(files.folder, Path(folder) if folder else None)) is not None:
@@ -217,7 +234,7 @@ def _sizes(
 ) -> Sizes:
     reference = reference_bytes(config, _PROMPTS + len(export.prompts))
     match export.format:
-        case "merged":
+        case "merged" | "mlx":
             return of_merged(parameters, stored, reference)
         case "gguf":
             quantized = export.quantization if how.quantizer == "llama" else None

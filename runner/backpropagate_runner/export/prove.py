@@ -14,6 +14,7 @@ import numpy as np
 from backpropagate_protocol.errors import ExportError
 from backpropagate_protocol.jobs import ProveJob
 from backpropagate_protocol.measured import Check, Proof
+from backpropagate_protocol.mlx_rules import CPU_DEVICE, METAL_DEVICE
 from backpropagate_protocol.reference import Answered, BadReference, Reference, read_reference, read_rows
 from backpropagate_runner.export.gguf_arch import architecture
 from backpropagate_runner.export.llama import Llama, available
@@ -40,7 +41,7 @@ def prove(job: ProveJob, stage: Stage) -> Proof:
         return prove_adapter(job, stage)
     try:
         reference = read_reference(Path(job.reference))
-        if job.kind == "merged":
+        if job.kind in ("merged", "fused"):
             return _merged(job, reference, stage)
         return _gguf(job, reference, stage)
     except BadReference as error:
@@ -136,8 +137,9 @@ def _merged(job: ProveJob, reference: Reference, stage: Stage) -> Proof:
     checks = [
         Check("template", merged.template == reference.template, detail="the chat template"),
         Check("tokens", good == total, float(good), float(total), f"{good} of {total} prompts are the same tokens"),
-        _tensors_of_merged(job, merged, stage),
     ]
+    if job.kind == "merged":
+        checks.append(_tensors_of_merged(job, merged, stage))
     answered = not (reference.why_not or merged.why_not)
     if answered:
         for index, prompt in enumerate(same):
@@ -147,7 +149,8 @@ def _merged(job: ProveJob, reference: Reference, stage: Stage) -> Proof:
             count = _shared(prompt, other)
             comparison.add(prompt, rows[:count], other_rows[:count], other.answer)
         checks += comparison.checks()
-    return _proof("transformers" if answered else _WEIGHTS, checks, comparison)
+    ran = "mlx" if merged.device.startswith((CPU_DEVICE, METAL_DEVICE)) else "transformers"
+    return _proof(ran if answered else _WEIGHTS, checks, comparison)
 
 
 def _shared(one: Answered, other: Answered) -> int:

@@ -12,6 +12,7 @@ from backpropagate.judge.prompts import PROMPTS
 from backpropagate_protocol.jobs import (
     ConvertAdapterJob,
     ConvertJob,
+    FuseJob,
     MergeJob,
     PlaceJob,
     PreflightJob,
@@ -32,6 +33,7 @@ _FAILED = {
     "gguf": "RUNTIME_GGUF_EXPORT_FAILED",
     "lora-gguf": "RUNTIME_GGUF_EXPORT_FAILED",
     "merged": "RUNTIME_MERGE_EXPORT_FAILED",
+    "mlx": "RUNTIME_MERGE_EXPORT_FAILED",
     "lora": "RUNTIME_LORA_EXPORT_FAILED",
 }
 
@@ -149,6 +151,8 @@ def export(spec: RunSpec, route: ExportRoute, revision: str | None = None) -> Pl
             return chain.gguf()
         case "merged":
             return chain.merged()
+        case "mlx":
+            return chain.mlx()
         case "lora-gguf":
             return chain.lora_gguf()
         case _:
@@ -247,6 +251,33 @@ class _Chain:
         making.append(self._proving(again, "merged", ""))
         return self._plan(making, made, None)
 
+    def mlx(self) -> Plan:
+        """What MLX made of it is asked in MLX. What it is compared with is asked in torch, but for a base that only MLX can
+        read."""
+        assert self._adapter is not None
+        fused = self._route.converter == "mlx"
+        made, again = str(self._work / "mlx"), str(self._work / "mlx-reference")
+        result = msgspec.structs.replace(self._model, path=made, revision=None, load_in_4bit=None)
+        backend = "mlx" if fused else "cpu" if self._spec.backend == "mlx" else self._spec.backend
+        faults = planned_for(self._spec, "merge", "merge")
+        job: StageJob = MergeJob(
+            model=self._model,
+            adapter=self._adapter,
+            out=made,
+            memory=self._wanted.memory,
+            layout="mlx",
+            faults=faults,
+        )
+        if fused:
+            job = FuseJob(model=self._model, adapter=self._adapter, out=made, faults=faults)
+        making = [
+            self._referring("reference", self._model, self._adapter, self._reference, backend),
+            self._stage("merge", job, made),
+            self._referring("merged-reference", result, None, again, "mlx"),
+            self._proving(again, "fused" if fused else "merged", ""),
+        ]
+        return self._plan(making, made, None)
+
     def lora_gguf(self) -> Plan:
         assert self._adapter is not None
         made = str(self._work / "lora.gguf")
@@ -287,13 +318,15 @@ class _Chain:
     def _stage(self, name: str, job: StageJob, output: str | None) -> Stage:
         return Stage(name, job, _FAILED[self._wanted.format], output)
 
-    def _referring(self, name: str, model: ModelSpec, adapter: str | None, out: str) -> Stage:
+    def _referring(
+        self, name: str, model: ModelSpec, adapter: str | None, out: str, backend: str | None = None
+    ) -> Stage:
         job = ReferenceJob(
             model=model,
             adapter=adapter,
             prompts=(*PROMPTS, *self._wanted.prompts),
             out=out,
-            backend=self._spec.backend,
+            backend=backend or self._spec.backend,
             moment=self._spec.created,  # the same for both references, whenever they are made
             faults=planned_for(self._spec, name, "reference"),
         )

@@ -117,7 +117,7 @@ def _format(settings: Settings, wish: ExportWish, base_alone: bool, whole: bool)
     if wish.format is not None and wish.format.lower() not in FORMATS:
         raise InvalidSettingError(
             f"format: {wish.format!r} is not one of {', '.join(FORMATS)}{did_you_mean(wish.format, FORMATS)}",
-            suggestion="Choose lora, merged, gguf or lora-gguf; docs/export.md says what each is for.",
+            suggestion="Choose lora, merged, gguf, lora-gguf or mlx; docs/export.md says what each is for.",
         )
     asking_for_gguf = {
         "a quantization": settings["export.quantization"].given,
@@ -131,7 +131,7 @@ def _format(settings: Settings, wish: ExportWish, base_alone: bool, whole: bool)
             f"{' and '.join(reasons)} {'goes' if len(reasons) == 1 else 'go'} with a GGUF of the whole model, not with {kind}",
             suggestion="Say --format gguf, or leave the rest out.",
         )
-    if whole and kind in ("lora", "lora-gguf"):
+    if whole and kind in ("lora", "lora-gguf", "mlx"):
         raise UserInputError(
             f"{kind} is made of an adapter, and a full fine-tune has none",
             code="INPUT_ADAPTER_UNSUPPORTED",
