@@ -22,7 +22,7 @@ def easy_first(rows: Callable[[], Rows], width: int) -> array[int]:
     counts: Counter[int] = Counter()
     for ids, trained in rows():
         counts.update(compress(ids, trained))
-    whole = math.log(max(1, counts.total()))
+    whole = math.log(counts.total() + 1)  # so that even the only token of a data set costs something
     costs = {token: whole - math.log(count) for token, count in counts.items()}
     scores = array("d")
     for number, (ids, trained) in enumerate(rows()):

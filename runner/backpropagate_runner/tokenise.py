@@ -80,7 +80,10 @@ class Tokeniser:
         if self._traces is not None and not self._traces.learnt(traces, *row):
             row = self._rows(with_traces_apart(example))
             if not self._traces.learnt(traces, *row):
-                raise Refused("the model's chat template takes <think>…</think> out of what is learnt")
+                raise Refused(
+                    "the model's chat template takes <think>…</think> out of what is learnt (many do so in all answers but "
+                    "the last; else a model whose template keeps it is needed)"
+                )
         if not self._stays([row[0]]):
             return
         cut = self._cut(row)

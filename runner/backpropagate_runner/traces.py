@@ -85,9 +85,11 @@ class Traces:
             return False
         at = 0
         for trace in traces:
-            at = text.find(_squeezed(self._tokenizer.decode(trace)) + _CLOSE, at)
+            wanted = _squeezed(self._tokenizer.decode(trace)) + _CLOSE
+            at = text.find(wanted, at)
             if at < 0:
                 return False
+            at += len(wanted)
         return True
 
     def _tokens(self, text: str) -> list[int]:

@@ -21,7 +21,9 @@ def written(path: Path, *rows: object) -> str:
     return str(path)
 
 
-def made(data: DataSpec, cache: Path, notices: list[str] | None = None, tokenizer: Tokenizer | None = None) -> DataReady:
+def made(
+    data: DataSpec, cache: Path, notices: list[str] | None = None, tokenizer: Tokenizer | None = None
+) -> DataReady:
     notice = (notices if notices is not None else []).append
     return prepare(data, tokenizer or BytesTokenizer(), scan(data), cache, lambda done, total, detail: None, notice)
 

@@ -61,7 +61,11 @@ def test_a_system_column_and_tools_are_in_both_answers() -> None:
 @pytest.mark.parametrize(
     ("chosen", "rejected", "prompt"),
     [
-        ("\n\nHuman: Hi\n\nAssistant: I think so", "\n\nHuman: Hi\n\nAssistant: I do not", "\n\nHuman: Hi\n\nAssistant:"),
+        (
+            "\n\nHuman: Hi\n\nAssistant: I think so",
+            "\n\nHuman: Hi\n\nAssistant: I do not",
+            "\n\nHuman: Hi\n\nAssistant:",
+        ),
         ("The sky is blue", "The sky is black", "The sky is"),
         ("The sky is", "The sky is black", "The sky"),
         ("Yes", "No", ""),
@@ -174,6 +178,8 @@ def test_a_preference_method_on_other_rows_is_told_with_a_row_as_it_should_be(tm
 
 
 def test_a_prompt_alone_fills_the_length_and_the_pair_is_left_out(tmp_path: Path) -> None:
-    data = DataSpec(source=written(tmp_path / "p.jsonl", PAIR, {**PAIR, "prompt": "x" * 90}), method="dpo", max_length=50)
+    data = DataSpec(
+        source=written(tmp_path / "p.jsonl", PAIR, {**PAIR, "prompt": "x" * 90}), method="dpo", max_length=50
+    )
     ready = made(data, tmp_path / "cache")
     assert (ready.rows, ready.dropped) == (1, {"unlearnable": 1})

@@ -23,7 +23,9 @@ def traced(source: str, **wishes: object) -> DataSpec:
 
 
 def test_a_trace_is_text_like_any_and_carries_loss(tmp_path: Path) -> None:
-    ready = made(traced(written(tmp_path / "r.jsonl", asked("<think>hmm</think>So.")), train_on="assistant"), tmp_path / "c")
+    ready = made(
+        traced(written(tmp_path / "r.jsonl", asked("<think>hmm</think>So.")), train_on="assistant"), tmp_path / "c"
+    )
     assert text(opened(ready).row(0))[1] == "<think>hmm</think>So.$"
 
 
@@ -53,7 +55,10 @@ def test_the_traces_of_a_row_are_added_up_and_those_of_the_prompt_are_not(tmp_pa
         return [turn for answer in answers for turn in ({"role": "user", "content": "q"}, {"role": "assistant", "content": answer})]  # fmt: skip
 
     both = {"messages": turns("<think>abc</think>1", "<think>abcd</think>2")}
-    last = {"prompt": turns("<think>abcdefghi</think>1")[:2] + turns("")[:1], "completion": turns("<think>abc</think>2")[1:]}
+    last = {
+        "prompt": turns("<think>abcdefghi</think>1")[:2] + turns("")[:1],
+        "completion": turns("<think>abc</think>2")[1:],
+    }
     assert made(traced(written(tmp_path / "b.jsonl", both), trace_tokens=(7, 7)), tmp_path / "c").rows == 1
     assert made(traced(written(tmp_path / "l.jsonl", last), trace_tokens=(3, 3)), tmp_path / "c").rows == 1
 
@@ -78,7 +83,10 @@ def test_a_trace_that_is_cut_is_dropped_and_one_whose_answer_is_cut_is_not(tmp_p
 
 def test_the_length_is_that_of_the_row_s_own_tokens_for_texts_too(tmp_path: Path) -> None:
     texts_of = [{"text": "Q <think>abcd</think> A"}, {"text": "Q A"}]
-    pairs_of = [{"prompt": "Q", "completion": "<think>abcd</think> A"}, {"prompt": "Q<think>abcd</think>", "completion": "A"}]
+    pairs_of = [
+        {"prompt": "Q", "completion": "<think>abcd</think> A"},
+        {"prompt": "Q<think>abcd</think>", "completion": "A"},
+    ]
     for number, rows in enumerate((texts_of, pairs_of)):
         ready = made(traced(written(tmp_path / f"{number}.jsonl", *rows)), tmp_path / "c")
         assert (ready.rows, ready.dropped) == (1, {"no_trace": 1})
