@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from backpropagate_backends.cpu import CpuBackend
 from backpropagate_backends.cuda import CudaBackend, see_one_gpu
 from backpropagate_protocol.errors import GPUNotAvailableError
-from backpropagate_protocol.jobs import Candidate, EvaluateJob
+from backpropagate_protocol.jobs import Candidate, EvaluateJob, TrainJob
 from backpropagate_protocol.prepared import Prepared
 from tests.backends.torch_runs import FOREIGN_WARNINGS, halved, resumed, run
 from tests.backends.torch_session import KeepingSession, make_job
@@ -92,3 +93,57 @@ def test_on_a_gpu_a_run_begins_from_an_adapters_very_weights_and_is_scored(
     on_gpu, on_cpu = (backend.evaluate(wish, [rows], Heard()) for backend in (cuda, cpu))
     assert [score.loss for score in on_gpu] == pytest.approx([score.loss for score in on_cpu], abs=1e-2)
     assert on_gpu[1].loss < on_gpu[0].loss
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@FOREIGN_WARNINGS
+def test_on_a_gpu_every_weight_is_trained_in_bf16_with_paged_moments(
+    cpu: CpuBackend, tiny: Path, rows: Prepared, tmp_path: Path
+) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU")
+    job = changed(make_job(tiny, micro_batch=4, steps=8, backend="cuda"), "train", mode="full")
+    cuda = CudaBackend()
+    cuda.warm()
+    cuda.check(job)
+    whole = run(cuda, job, rows, tmp_path / "a", save_at=[4])
+    begun = whole.session.begun
+    assert begun is not None
+    assert (begun.precision, begun.optimizer) == ("bf16", "paged_adamw_8bit")
+    assert begun.trainable_parameters == begun.parameters
+    again = run(cuda, halved(resumed(job, whole.session.checkpoint(4))), rows, tmp_path / "b")
+    assert again.done.order == whole.done.order
+    assert again.done.final_loss == pytest.approx(whole.done.final_loss, abs=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@FOREIGN_WARNINGS
+def test_on_a_gpu_a_base_in_eight_bit_floats_teaches_the_same(
+    cpu: CpuBackend, tiny: Path, rows: Prepared, tmp_path: Path
+) -> None:
+    import torch
+
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability(0) < (8, 9):
+        pytest.skip("needs an NVIDIA GPU that multiplies 8-bit floats")
+    plain = make_job(tiny, micro_batch=4, steps=8, backend="cuda", four_bit=False)
+    job = changed(make_job(tiny, micro_batch=4, steps=8, backend="cuda"), "train", fp8=True)
+    cuda = CudaBackend()
+    cuda.warm()
+    cuda.check(job)
+    rounded = run(cuda, job, rows, tmp_path / "a", save_at=[4])
+    assert rounded.session.begun is not None
+    assert rounded.session.begun.precision == "fp8+bf16"
+    exact = run(cuda, plain, rows, tmp_path / "b")
+    assert list(rounded.losses().values()) == pytest.approx(list(exact.losses().values()), abs=0.05)
+    again = run(cuda, halved(resumed(job, rounded.session.checkpoint(4))), rows, tmp_path / "c")
+    assert again.done.order == rounded.done.order
+
+
+def changed(job: TrainJob, part: str, **changes: object) -> TrainJob:
+    """The same with other values in `part` of its spec."""
+    new = msgspec.structs.replace(getattr(job.spec, part), **changes)
+    return msgspec.structs.replace(job, spec=msgspec.structs.replace(job.spec, **{part: new}))

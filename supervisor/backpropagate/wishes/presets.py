@@ -127,4 +127,5 @@ def get_model_preset(name: str) -> ModelPreset:
 # recommend, SimPO, DPO and KTO as theirs), and without an adapter every weight moves.
 LEARNING_RATES = {"orpo": 8e-6, "simpo": 1e-6, "dpo": 1e-6, "kto": 1e-6, "full": 2e-5}
 
+FULL_GRACE = 180.0  # seconds: a checkpoint of a whole model is tens of gigabytes
 TRACE_LENGTH = 8192  # tokens of a row with its reasoning

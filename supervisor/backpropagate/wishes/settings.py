@@ -13,7 +13,7 @@ from pathlib import Path
 
 from backpropagate.doors.environ import environment
 from backpropagate.wishes.options import BY_ARGUMENT, BY_KEY, OPTIONS, PREFIX, NotAccepted, Option, Value, parse
-from backpropagate.wishes.presets import LEARNING_RATES, LORA, MODELS, TRACE_LENGTH, TrainingPreset, get_preset
+from backpropagate.wishes.presets import FULL_GRACE, LEARNING_RATES, LORA, MODELS, TRACE_LENGTH, TrainingPreset, get_preset
 from backpropagate.wishes.suggest import did_you_mean
 from backpropagate_protocol.errors import InvalidSettingError, UserInputError
 from backpropagate_protocol.mlx_rules import ALLOW_CPU
@@ -147,9 +147,11 @@ class Settings:
         if key == "training.learning_rate":
             name = "full" if self["training.mode"].value == "full" else str(self["training.method"].value)
             rate = LEARNING_RATES.get(name)
-            return None if rate is None else (rate, f"method {name}")
+            return None if rate is None else (rate, f"{'mode' if name == 'full' else 'method'} {name}")
         if key == "model.max_seq_length" and self.flag("data.reasoning_trace"):
             return TRACE_LENGTH, "reasoning trace"
+        if key == "safety.grace" and self["training.mode"].value == "full":
+            return FULL_GRACE, "mode full"
         return None
 
     def _from_training_preset(self, key: str) -> tuple[Value, str] | None:

@@ -88,6 +88,11 @@ def test_a_full_fine_tune_has_a_learning_rate_of_its_own(tmp_path: Path) -> None
     assert spec(tmp_path, mode="full", learning_rate=1e-4).train.learning_rate == 1e-4
 
 
+def test_a_full_fine_tune_has_time_for_the_checkpoint_of_a_whole_model_when_it_is_stopped(tmp_path: Path) -> None:
+    assert (spec(tmp_path, mode="full").safety.grace, spec(tmp_path).safety.grace) == (180.0, 30.0)
+    assert spec(tmp_path, mode="full", grace=7).safety.grace == 7
+
+
 @pytest.mark.parametrize("what", ["lora", "lora-gguf"])
 def test_a_full_fine_tune_cannot_end_as_an_adapter(tmp_path: Path, what: str) -> None:
     with pytest.raises(BackpropagateError, match="full fine-tune has none") as caught:
