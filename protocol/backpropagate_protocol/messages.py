@@ -13,7 +13,7 @@ import msgspec
 from backpropagate_protocol.about_data import DataReady as DataReady
 from backpropagate_protocol.about_data import DataReport as DataReport
 from backpropagate_protocol.jobs import Job
-from backpropagate_protocol.measured import Evaluation, Proof
+from backpropagate_protocol.measured import Calibrated, Evaluation, Proof
 from backpropagate_protocol.probes import ProbeReport
 
 PROTOCOL_VERSION = 1
@@ -304,7 +304,19 @@ class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
     """The child's last word when all went well: the result is durable. It exits 0 within the teardown deadline; if it
     hangs there, it is killed and the result stands. An exit without Done is a failure, whatever the exit code."""
 
-    result: TrainResult | DataReport | Answers | ExportRoute | Made | Proof | Registered | Pushed | Evaluation | ProbeReport
+    result: (
+        TrainResult
+        | DataReport
+        | Answers
+        | ExportRoute
+        | Made
+        | Proof
+        | Registered
+        | Pushed
+        | Evaluation
+        | ProbeReport
+        | Calibrated
+    )
 
 
 ToChild = RunJob | Stop | Save | Ping | Say

@@ -12,7 +12,7 @@ import msgspec
 
 from backpropagate_protocol.catalogue import CATALOGUE
 from backpropagate_protocol.framing import encode
-from backpropagate_protocol.jobs import ChatJob, GenerateJob, Job, ProbeJob, TrainJob, ValidateJob
+from backpropagate_protocol.jobs import CalibrateJob, ChatJob, GenerateJob, Job, ProbeJob, TrainJob, ValidateJob
 from backpropagate_protocol.messages import (
     PROTOCOL_VERSION,
     Answers,
@@ -155,6 +155,10 @@ class Runner:
 
                 self.voice.phase(Phase.IMPORT)
                 return Done(try_out(job.name))
+            case CalibrateJob():
+                from backpropagate_runner.calibrate import calibrate
+
+                return Done(calibrate(job, self.voice, self.frameworks))
             case ChatJob():
                 from backpropagate_runner.chat import chat
 

@@ -29,6 +29,7 @@ class _Entry(NamedTuple):
 # The summaries are written here so that the help page needs no import; a test holds them against the commands.
 COMMANDS: dict[str, _Entry] = {
     "train": _Entry("train", "train", "Fine-tune a model under supervision.", "Training"),
+    "estimate": _Entry("estimate", "estimate", "Estimate memory, disk, time and energy of a training.", "Training"),
     "multi-run": _Entry("multi_run", "multi_run", "Train a campaign: several runs, merged after each.", "Training"),
     "resume": _Entry("train", "resume", "Go on with an interrupted or failed run.", "Training"),
     "merge": _Entry("merge", "merge", "Merge a campaign's runs once more, by any rule, without training.", "Training"),

@@ -19,7 +19,7 @@ from backpropagate_protocol.errors import (
     error_for,
 )
 from backpropagate_protocol.framing import ProtocolError
-from backpropagate_protocol.jobs import GenerateJob, ProbeJob, StageJob, ValidateJob
+from backpropagate_protocol.jobs import CalibrateJob, GenerateJob, ProbeJob, StageJob, ValidateJob
 from backpropagate_protocol.messages import PROTOCOL_VERSION, Done, Fault, Hello, RunJob, ToParent
 from backpropagate_protocol.redact import redact
 
@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 
 
 def run_job(
-    job: ValidateJob | GenerateJob | ProbeJob | StageJob,
+    job: ValidateJob | GenerateJob | ProbeJob | CalibrateJob | StageJob,
     answer: type[Result],
     *,
     backend: str,
@@ -69,7 +69,7 @@ def coded(error: Exception, python: str | None) -> Exception:
 
 async def _ask_in_time(
     deadline: float | None,
-    job: ValidateJob | GenerateJob | ProbeJob | StageJob,
+    job: ValidateJob | GenerateJob | ProbeJob | CalibrateJob | StageJob,
     backend: str,
     python: str | None,
     on_message: Callable[[ToParent], None] | None,
@@ -81,7 +81,7 @@ async def _ask_in_time(
 
 
 async def _ask(
-    job: ValidateJob | GenerateJob | ProbeJob | StageJob,
+    job: ValidateJob | GenerateJob | ProbeJob | CalibrateJob | StageJob,
     backend: str,
     python: str | None,
     on_message: Callable[[ToParent], None] | None,
@@ -109,7 +109,7 @@ async def _ask(
     )
 
 
-def _react(runner: Runner, job: ValidateJob | GenerateJob | ProbeJob | StageJob, message: ToParent) -> object:
+def _react(runner: Runner, job: ValidateJob | GenerateJob | ProbeJob | CalibrateJob | StageJob, message: ToParent) -> object:
     """The end of the conversation, if this message is it: a result, or an error."""
     if isinstance(message, Hello):
         if message.protocol != PROTOCOL_VERSION:

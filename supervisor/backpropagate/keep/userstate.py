@@ -50,7 +50,12 @@ def fit_key(gpu: str, spec: RunSpec) -> str:
     """What a micro-batch that fitted is remembered under: all that a run's memory depends on, but for the batch."""
     model, train = spec.model, spec.train
     held = f"{model.dtype}|4bit={model.load_in_4bit}|checkpointing={train.gradient_checkpointing}"
-    return f"{gpu}|{model.name}|{train.method}|{train.mode}|{spec.data.max_length}|r{spec.lora.r}|{held}"
+    key = f"{gpu}|{model.name}|{train.method}|{train.mode}|{spec.data.max_length}|r{spec.lora.r}|{held}"
+    # What came later is named only where it is not as it always was: what was remembered before stays true.
+    more = [",".join(spec.lora.targets)] if spec.lora.targets != ("all-linear",) else []
+    more += ["dora"] * spec.lora.use_dora + ["fp8"] * train.fp8 + ([train.optim] if train.optim != "auto" else [])
+    more += [train.attention] if train.attention != "auto" else []
+    return "|".join([key, *more])
 
 
 def _file() -> Path:
