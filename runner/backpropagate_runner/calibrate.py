@@ -19,6 +19,7 @@ from backpropagate_protocol.measured import Calibrated
 from backpropagate_protocol.messages import Phase, Progress, Started
 from backpropagate_protocol.prepared import LABELLED, PAIRS, Prepared, PreparedWriter, View, open_prepared
 from backpropagate_protocol.rundir import Manifest, OutputDir
+from backpropagate_protocol.spec import RunSpec
 from backpropagate_runner.frameworks import Frameworks
 from backpropagate_runner.prepare import prepare
 from backpropagate_runner.validate import needs_frameworks, scan
@@ -61,7 +62,7 @@ def calibrate(job: CalibrateJob, voice: Voice, frameworks: Frameworks) -> Calibr
     return trial.told(data)
 
 
-def _short(job: CalibrateJob) -> msgspec.Struct:
+def _short(job: CalibrateJob) -> RunSpec:
     spec = job.spec
     train = msgspec.structs.replace(
         spec.train,

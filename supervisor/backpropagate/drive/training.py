@@ -6,15 +6,18 @@ import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from backpropagate.doors.environ import environment
 from backpropagate.drive.driver import Driver
 from backpropagate.drive.reporter import Reporter
 from backpropagate.drive.stops import Stops
 from backpropagate.judge import plan
 from backpropagate.judge.decisions import Finish
+from backpropagate.judge.estimate import Gpu, Sizing
 from backpropagate.judge.policy import Policy
 from backpropagate.keep import results
 from backpropagate.keep.record import RunRow, finite
 from backpropagate.sensors.card import Card, Reservation
+from backpropagate.wishes.estimating import sizing_of
 from backpropagate_protocol import durable
 from backpropagate_protocol.catalogue import CATALOGUE, ExitCode
 from backpropagate_protocol.durable import NotWhole
@@ -77,7 +80,8 @@ class Training:
         reserved: Reservation | None = None,
     ) -> None:
         self._spec, self._run_dir, self._report, self._stops = spec, run_dir, report, stops
-        self.card = Card(spec, gpu_script, start.micro_batch if start.attempts else None, reserved=reserved)
+        known = start.micro_batch if start.attempts else None
+        self.card = Card(spec, gpu_script, known, reserved=reserved, sizing=self._sizing)
         self._policy = Policy(spec, replace(start, wait_for_card=self.card.wanted), random.random())
 
     @property
@@ -85,18 +89,26 @@ class Training:
         return self._policy.recoveries
 
     async def run(self) -> Finish:
-        """Trains to the end. Raises BusyError if the card is taken and nothing was told of the run yet."""
+        """Trains to the end. Raises, if nothing was told of the run yet, BusyError if the card is taken, and RUNTIME_GPU_OOM if
+        the training cannot fit on it."""
         driver = Driver(self._spec, self._run_dir, self._policy, self._report, self.card, self._stops)
         try:
             finish = await driver.drive()
         finally:
             self.card.release()
-        busy = self.card.busy
+        refused, busy = self.card.refused, self.card.busy
+        if refused is not None:
+            if not self._report.begun:
+                raise refused
+            return Finish("failed", refused.exit_code, refused.code, refused.message, refused.suggestion)
         if busy is None:
             return finish
         if not self._report.begun:
             raise busy
         return Finish("interrupted", busy.info.exit, busy.info.code, busy.message, busy.suggestion)
+
+    def _sizing(self, gpu: Gpu) -> Sizing | None:
+        return sizing_of(self._spec, gpu, environment())
 
     def kept(self, finish: Finish) -> Kept:
         """What is there now."""

@@ -53,16 +53,21 @@ class Start:
     held_out: PreparedRef | None = None  # the rows that are scored meanwhile, if there are any
 
 
-def first_micro_batch(spec: RunSpec, *, fitted: int | None = None, card_memory: int | None = None) -> int:
-    """The micro-batch to begin with: asked for, or what fitted before, or a guess from the card's memory (MiB).
+def first_micro_batch(
+    spec: RunSpec, *, fitted: int | None = None, sized: int | None = None, card_memory: int | None = None
+) -> int:
+    """The micro-batch to begin with: asked for, or what fitted before, or what an estimate says that fits (`sized`), or a guess
+    from the card's memory (MiB).
 
-    Always a divisor of the effective batch. card_memory None: no card, or not known.
+    Always a divisor of the effective batch. card_memory None: no card, or not known. sized 0: the estimate says that none fits.
     """
     effective = spec.train.effective_batch
     if spec.train.batch_size is not None:
         wish = spec.train.batch_size
     elif fitted is not None:
         wish = fitted
+    elif sized is not None:
+        wish = max(1, sized)
     elif card_memory is None:
         wish = 8
     elif card_memory >= 23_000:  # cards sold as 24 GB report a little less

@@ -14,10 +14,12 @@ from backpropagate.doors.process import visible_device
 from backpropagate.events import Event, ModelReady
 from backpropagate.judge import plan
 from backpropagate.judge.decisions import CardKnown, CardLimits, Input, SensorLost, StopAsked, Temperature
+from backpropagate.judge.estimate import Gpu, Sizing
+from backpropagate.judge.too_large import doubt, refusal
 from backpropagate.keep import locks, userstate
 from backpropagate.sensors import gpu
 from backpropagate_protocol.catalogue import ExitCode
-from backpropagate_protocol.errors import BusyError
+from backpropagate_protocol.errors import BackpropagateError, BusyError
 from backpropagate_protocol.spec import RunSpec
 
 _RETRY_LOCK = 1.0
@@ -46,7 +48,7 @@ class Reservation:
 
 
 class Card:
-    """Watches one card for one run. `busy` is set if another run holds it."""
+    """Watches one card for one run. `busy` is set if another run holds it, `refused` if the training cannot fit on it."""
 
     def __init__(
         self,
@@ -57,9 +59,11 @@ class Card:
         *,
         wanted: bool = True,
         reserved: Reservation | None = None,
+        sizing: Callable[[Gpu], Sizing | None] | None = None,
     ) -> None:
         """`wanted` False: nobody looks at the card, whatever the spec says. `reserved`: of somebody who goes on to use it
-        after this run; without it the card is let go of by `release`."""
+        after this run; without it the card is let go of by `release`. `sizing`: what can be told of the memory that the run will
+        take on a card; None where nothing can."""
         self._spec, self._script, self._known, self._clock = spec, script, known_micro_batch, clock
         self._device = visible_device(environment().get("CUDA_VISIBLE_DEVICES"))
         there = spec.backend in ("auto", "cuda") and self._device not in ("", "-1")
@@ -67,6 +71,8 @@ class Card:
         self.fit_key: str | None = None
         self.latest: gpu.Sample | None = None
         self.busy: BusyError | None = None
+        self.refused: BackpropagateError | None = None
+        self._sizing = sizing
         self._idle = 0  # MiB in use before any child of ours had a model
         self._news = anyio.Event()
         self._lost: str | None = None
@@ -137,10 +143,26 @@ class Card:
         self.fit_key = userstate.fit_key(sample.name, self._spec)
         micro = self._known
         if micro is None:
-            fitted = userstate.fitted(self.fit_key)
-            micro = plan.first_micro_batch(self._spec, fitted=fitted, card_memory=sample.memory_total)
+            micro = self._first_micro_batch(sample, warn)
+        if self.refused is not None:
+            feed(StopAsked(self._clock(), "a card that is too small", ExitCode.USER_ERROR, kill=True))
+            return False
         feed(CardKnown(self._clock(), micro))
         return True
+
+    def _first_micro_batch(self, sample: gpu.Sample, warn: Callable[[str], None]) -> int:
+        assert self.fit_key is not None
+        card = Gpu(sample.name, sample.memory_total, sample.memory_used)
+        fitted = userstate.fitted(self.fit_key)
+        sizing = self._sizing(card) if self._sizing is not None and sample.memory_total else None
+        sized = sizing.largest(card.free) if sizing is not None else None
+        micro = plan.first_micro_batch(self._spec, fitted=fitted, sized=sized, card_memory=sample.memory_total)
+        if sizing is not None and fitted is None:
+            self.refused = refusal(sizing, card)
+            doubts = doubt(sizing, card, micro)
+            if doubts and self.refused is None:
+                warn(doubts)
+        return micro
 
     async def _take(self, sample: gpu.Sample) -> bool:
         """Tries for as long as a probe may take, or until it is free if the user wants to wait."""

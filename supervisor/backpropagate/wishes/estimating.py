@@ -24,7 +24,7 @@ def config_of(model: ModelSpec, environ: Mapping[str, str]) -> Mapping[str, obje
 
 def sizing_of(spec: RunSpec, gpu: Gpu, environ: Mapping[str, str]) -> Sizing | None:
     """Which micro-batch fits; None where the base's shape is not known on this machine."""
-    config = config_of(spec.model, environ)
+    config = config_of(spec.model, environ) if spec.backend in ("auto", "cuda") else None
     return None if config is None else Sizing.of(spec, config, gpu, calibrations.measured(gpu.name, spec))
 
 
