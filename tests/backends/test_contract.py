@@ -29,6 +29,7 @@ from backpropagate_protocol.messages import (
     CheckpointSaved,
     DataReady,
     Done,
+    Evaluated,
     Fault,
     FaultKind,
     Made,
@@ -253,6 +254,31 @@ def test_an_adapter_of_another_rank_is_refused_by_name(way: Way, undisturbed: Fi
     assert (fault.kind, fault.code) == (FaultKind.USER, "INPUT_ADAPTER_MISMATCH")
     assert "its r is" in fault.message
     assert "this run's is 2" in fault.message
+
+
+def test_a_run_that_died_while_it_scored_held_out_rows_goes_on_scoring_and_ends_with_its_best_weights(
+    way: Way, undisturbed: Finished
+) -> None:
+    """It dies after its last step, of three; the resume does that again, and scores it."""
+    job = way.job(undisturbed.folder, "scored", (PlannedFault("sigkill_in_evaluation", 3),))
+    data = msgspec.structs.replace(job.spec.data, holdout=4)  # leaves 8 rows, 2 steps an epoch
+    train = msgspec.structs.replace(job.spec.train, steps=3, eval_steps=1, keep_best=True)
+    job = msgspec.structs.replace(job, spec=msgspec.structs.replace(job.spec, data=data, train=train))
+    with runner(job, undisturbed.folder, way.backend) as first:
+        assert first.finish() is None
+    [ready] = first.of(DataReady)
+    assert (ready.rows, ready.held_out_rows) == (8, 2)
+    later = again(job, ready, step=2)
+    later = msgspec.structs.replace(later, held_out=PreparedRef(ready.held_out_path, ready.held_out_digest))
+    with runner(later, undisturbed.folder, way.backend) as second:
+        result = _result(second)
+    said = [*first.of(Evaluated), *second.of(Evaluated)]
+    assert [m.step for m in said] == [1, 2, 3]
+    best = min(said, key=lambda m: m.loss)
+    assert [m.best for m in said] == [m.loss <= min(before.loss for before in said[: m.step]) for m in said]
+    assert (result.step, result.best_step, result.stopped_early) == (3, best.step, False)
+    result_is = verify_dir(run_of(job).adapter)
+    assert (result_is.step, result_is.best_step) == (3, best.step)
 
 
 def test_it_scores_candidates_on_held_out_rows(way: Way, undisturbed: Finished) -> None:

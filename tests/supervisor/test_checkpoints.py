@@ -12,14 +12,21 @@ from backpropagate import checkpoints
 from backpropagate.checkpoints import CheckpointManager, CheckpointPolicy
 from backpropagate.keep import results
 from backpropagate_protocol import durable
-from backpropagate_protocol.rundir import Manifest, OutputDir, RunDir
+from backpropagate_protocol.rundir import Manifest, OutputDir, RunDir, Standing
 
 
 def run_dir(tmp_path: Path) -> RunDir:
     return OutputDir(tmp_path).run("the-run")
 
 
-def save(run: RunDir, step: int, loss: float | None = None, run_id: str = "the-run", name: str = "") -> Path:
+def save(
+    run: RunDir,
+    step: int,
+    loss: float | None = None,
+    run_id: str = "the-run",
+    name: str = "",
+    standing: Standing | None = None,
+) -> Path:
     """A checkpoint, committed as the runner commits one."""
     staged = run.staging / "staged"
     staged.mkdir(parents=True)
@@ -36,6 +43,7 @@ def save(run: RunDir, step: int, loss: float | None = None, run_id: str = "the-r
         spec_digest="s",
         backend="toy",
         loss=loss,
+        standing=standing,
     )
     final = run.checkpoints / name if name else run.checkpoint(step)
     durable.commit_dir(staged, final, lambda files: msgspec.json.encode(msgspec.structs.replace(manifest, files=files)))

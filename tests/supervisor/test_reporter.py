@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from backpropagate.drive.reporter import Reporter
-from backpropagate.events import Event, Noticed, RunCreated, RunEnded, StageEnded
+from backpropagate.events import Event, Noticed, PhaseEntered, RunCreated, RunEnded, StageEnded
 from backpropagate.keep import journal, runs
 from backpropagate.keep.journal import Journal
 from backpropagate.keep.record import Record
@@ -54,6 +54,26 @@ def test_what_follows_a_rehearsal_brings_it_along_in_order_and_nobody_hears_it_t
     assert list(journal.read(run_dir.events)) == [CREATED, CHECKED, NOTICE]
     assert heard.events == [CHECKED, CREATED, NOTICE]
     assert run_dir.output.history.exists()
+
+
+def test_only_a_scoring_that_lasts_gets_a_line_amid_a_training(tmp_path: Path) -> None:
+    run_dir, clock = runs.create(spec(tmp_path, "a")), [0.0]
+    with Journal(run_dir.events) as lines:
+        report = Reporter(run_dir, lines, Record(spec(tmp_path, "a"), run_dir), [], clock=lambda: clock[0])
+        for seconds, phase, done in [
+            (0, "train", 0),
+            (10, "evaluate", 0),
+            (11, "evaluate", 5),
+            (12, "train", 0),
+            (20, "evaluate", 0),
+            (26, "evaluate", 5),
+            (27, "evaluate", 6),
+            (28, "train", 0),
+        ]:
+            clock[0] = seconds
+            report.event(PhaseEntered(time=TIME, run_id="a", phase=phase, done=done))
+    told = [event for event in journal.read(run_dir.events) if isinstance(event, PhaseEntered)]
+    assert [(event.phase, event.done) for event in told] == [("train", 0), ("evaluate", 5)]
 
 
 def test_a_run_that_began_long_ago_keeps_its_rehearsal_at_once(tmp_path: Path) -> None:

@@ -34,6 +34,10 @@ def _method(name: str) -> Callable[[Settings], bool]:
     return lambda settings: settings.text("training.method") == name
 
 
+def _holds_out(settings: Settings) -> bool:
+    return settings.number("data.eval_split") > 0
+
+
 _OF_ADAPTERS = (
     "lora.preset", "lora.r", "lora.alpha", "lora.dropout", "lora.target_modules", "lora.use_dora", "lora.use_rslora",
     "lora.init_lora_weights",
@@ -48,8 +52,14 @@ _NEEDS = (
     _Needs(_OF_ADAPTERS, lambda s: not _full(s), "mode full trains no adapter", "Leave it out, or use --mode lora."),
     _Needs(("training.full_ft_ceiling",), _full, "only mode full has a ceiling", "Leave it out, or use --mode full."),
     _Needs(
-        ("training.eval_steps", "training.early_stopping", "training.keep_best"),
-        lambda s: s.number("data.eval_split") > 0,
+        ("training.eval_steps", "training.keep_best"),
+        _holds_out,
+        "no rows are held out",
+        "Add --eval-split 0.1, or leave it out.",
+    ),
+    _Needs(
+        ("training.early_stopping",),
+        lambda s: _holds_out(s) or not s.whole("training.early_stopping"),
         "no rows are held out",
         "Add --eval-split 0.1, or leave it out.",
     ),

@@ -39,5 +39,12 @@ def test_the_first_step_bounds_the_second_and_is_then_forgotten() -> None:
     assert limit(Phase.TRAIN, SafetySpec(), steps) == 100.0
 
 
+def test_scoring_amid_a_training_has_the_deadline_of_a_first_step_and_a_stage_of_its_own_that_of_loading() -> None:
+    safety, steps = SafetySpec(first_step_deadline=900.0, load_deadline=3600.0), StepTimes()
+    assert limit(Phase.EVALUATE, safety, steps) == 3600.0
+    steps.first(1.0)
+    assert limit(Phase.EVALUATE, safety, steps) == 900.0
+
+
 def test_every_phase_has_a_deadline() -> None:
     assert all(limit(phase, SafetySpec(), StepTimes()) > 0 for phase in Phase)

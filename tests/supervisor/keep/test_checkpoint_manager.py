@@ -15,7 +15,7 @@ from backpropagate.keep import locks
 from backpropagate.keep.journal import Journal
 from backpropagate.measured import LinkScore
 from backpropagate_protocol.errors import BusyError, CheckpointError
-from backpropagate_protocol.rundir import OutputDir, RunDir
+from backpropagate_protocol.rundir import OutputDir, RunDir, Standing
 from backpropagate_protocol.spec import CampaignSpec, DataSpec, ModelSpec, RunSpec
 from tests.supervisor.test_checkpoints import names, run_dir, save
 
@@ -54,6 +54,20 @@ def ended(link: int) -> LinkEnded:
 def scored(link: int, *losses: float) -> LinkScored:
     told = tuple(LinkScore("newest", task, loss, 0.5, 9, 1) for task, loss in enumerate(losses))
     return LinkScored(time=1.0, run_id=_ID, link=link, scores=told)
+
+
+def test_the_best_by_its_held_out_loss_stays_while_the_run_may_still_be_made_of_it(tmp_path: Path) -> None:
+    run = run_dir(tmp_path)
+    for step, best in ((1, 1), (2, 1), (3, 3), (4, 3), (5, 3)):
+        loss = {1: 0.9, 2: 1.5, 3: 0.5, 4: 0.7, 5: 0.8}
+        save(run, step, 1.0, standing=Standing(step=step, loss=loss[step], best_step=best, best_loss=loss[best]))
+    manager = CheckpointManager(run.path, CheckpointPolicy(keep_best_n=0))
+    assert [each.validation_loss for each in manager.list()] == [0.9, 1.5, 0.5, 0.7, 0.8]
+    best = manager.best()
+    assert best is not None
+    assert best.step == 3
+    manager.prune()
+    assert names(run) == {"step-00000003", "step-00000005"}
 
 
 def test_what_was_registered_is_told_and_kept(tmp_path: Path) -> None:

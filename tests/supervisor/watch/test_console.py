@@ -120,6 +120,18 @@ def test_a_line_of_progress_has_loss_rate_speed_time_left_memory_and_temperature
     assert line == "12345678 step 66/100  loss 0.0455  lr 1.5e-04  100 tokens/s  34 s left  2.0/16.0 GB  61 °C"
 
 
+def test_a_line_of_progress_has_the_newest_held_out_loss_and_where_the_best_was() -> None:
+    view = RunView()
+    for step, loss, best in ((4, 1.5, True), (8, 1.25, True)):
+        view.see(
+            events.Evaluation(time=0.0, run_id=RUN, step=step, loss=loss, rows=3, tokens=9, seconds=1.0, best=best)
+        )
+    assert "  held-out 1.2500" in progress_line(view)
+    assert "best" not in progress_line(view)
+    view.see(events.Evaluation(time=0.0, run_id=RUN, step=12, loss=1.75, rows=3, tokens=9, seconds=1.0, best=False))
+    assert "  held-out 1.7500, best at step 8" in progress_line(view)
+
+
 def test_a_preference_method_shows_how_well_answers_are_told_apart() -> None:
     view = RunView()
     view.see(msgspec.structs.replace(step(3), extra={"accuracy": 0.75, "margin": 0.3125, "kl": 0.1}))

@@ -46,6 +46,9 @@ def spec_in(folder: Path, environ: dict[str, str], **arguments: object) -> RunSp
         ({"mode": "full", "load_in_4bit": True}, "4-bit"),
         ({"mode": "full", "dtype": "fp16"}, "fp16"),
         ({"mode": "full", "method": "dpo"}, "sft only, not by dpo"),
+        ({"keep_best": True}, "--keep-best would have no effect: no rows are held out"),
+        ({"early_stopping": 3}, "--early-stopping would have no effect"),
+        ({"eval_steps": 10}, "--eval-steps would have no effect"),
         ({"full_ft_ceiling_billions": 8}, "--full-ft-ceiling-billions would have no effect"),
         ({"orpo_beta": 0.2}, "--orpo-beta would have no effect: it belongs to the method orpo"),
         ({"method": "orpo", "simpo_gamma": 1.5}, "--simpo-gamma would have no effect"),
@@ -86,6 +89,12 @@ def test_a_value_from_the_environment_is_for_other_trainings_too(tmp_path: Path)
 def test_a_full_fine_tune_has_a_learning_rate_of_its_own(tmp_path: Path) -> None:
     assert spec(tmp_path, mode="full").train.learning_rate == 2e-5
     assert spec(tmp_path, mode="full", learning_rate=1e-4).train.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize("wish", [{"mode": "full"}, {"fp8": True, "backend": "auto"}], ids=str)
+def test_what_was_not_trained_in_four_bits_is_not_asked_in_them(tmp_path: Path, wish: dict[str, object]) -> None:
+    assert spec(tmp_path, **wish).model.load_in_4bit is False
+    assert spec(tmp_path).model.load_in_4bit is None
 
 
 def test_a_full_fine_tune_has_time_for_the_checkpoint_of_a_whole_model_when_it_is_stopped(tmp_path: Path) -> None:
