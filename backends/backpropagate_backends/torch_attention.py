@@ -68,7 +68,7 @@ def _segments(
     return _side_by_side(module, query, key, value, starts, given), None
 
 
-@torch.compiler.disable  # its loop hangs on the lengths: compiled, it would be compiled anew for every batch
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # its loop hangs on the lengths: compiled, it would be compiled anew for every batch
 def _side_by_side(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -125,15 +125,21 @@ def _varlen(
         return _segments(module, query, key, value, attention_mask, **given)
     window = given.get("sliding_window")
     scaling = given.get("scaling")
-    flat = [part[0].transpose(0, 1).contiguous() for part in (query, key, value)]
     out = run(
-        *flat,
+        _tokens_first(query),
+        _tokens_first(key),
+        _tokens_first(value),
         starts,
         longest,
         scaling if isinstance(scaling, float) else None,
         (window - 1, 0) if isinstance(window, int) else (-1, 0),
     )
     return out[None], None
+
+
+def _tokens_first(part: torch.Tensor) -> torch.Tensor:
+    """(1, heads, tokens, size) → (tokens, heads, size)"""
+    return part[0].transpose(0, 1).contiguous()
 
 
 _Run = Callable[
@@ -162,7 +168,16 @@ def _varlen_function() -> _Run | None:
         window: tuple[int, int],
     ) -> torch.Tensor:
         out = varlen_attn(
-            query, key, value, starts, starts, longest, longest, scale=scale, window_size=window, **grouped
+            query,
+            key,
+            value,
+            starts,
+            starts,
+            longest,
+            longest,
+            scale=scale,
+            window_size=window,
+            **grouped,  # type: ignore[arg-type]
         )
         assert isinstance(out, torch.Tensor)
         return out

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from backpropagate_backends.base import Conversation, Reporting, Session, Tokenizer
-from backpropagate_backends.torch_warm import warm
+from backpropagate_backends.torch_warm import check_trainer, warm
 from backpropagate_protocol.jobs import ChatJob, EvaluateJob, GenerateJob, ReferenceJob, TrainJob
 from backpropagate_protocol.measured import Score
 from backpropagate_protocol.messages import Made, TrainResult
@@ -35,9 +35,14 @@ class TorchBackend:
         from backpropagate_backends.torch_wishes import check_wishes
 
         check_wishes(job)
+        self.check_trainer()
         self.check_device()
         check_kernels(job.spec, self.device)
         choose_precision(job.spec.model, self.device, lambda text, level: None, job.spec.train)
+
+    def check_trainer(self) -> None:
+        """Raises DependencyError if what trains is too old."""
+        check_trainer(self.device)
 
     def check_device(self) -> None:
         """Raises GPUNotAvailableError if the device cannot be used. The CPU always can."""

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel
 
 from backpropagate_backends.torch_attention import SEGMENTS, VARLEN, register, varlen_available
@@ -23,7 +24,7 @@ from backpropagate_protocol.spec import RunSpec
 
 # Names of kernels that a probe may report.
 FLASH = ("flash_attention_3", "flash_attention_2")  # the fastest first
-LIGER, COMPILE = "liger", "compile"
+LIGER, UNSLOTH = "liger", "unsloth"
 
 # Layers that look at their neighbours by other means than attention would see what lies beside them.
 _ATTENTION = ("full_attention", "sliding_attention")
@@ -43,7 +44,7 @@ class Kernels:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        shown = {SEGMENTS: "sdpa", VARLEN: "torch's variable-length flash attention"}
+        shown = {SEGMENTS: "sdpa", UNSLOTH: "Unsloth's", VARLEN: "torch's variable-length flash attention"}
         said = [f"attention: {shown.get(self.attention, self.attention)}"]
         said += ["rows side by side, without padding"] * self.side_by_side
         said += ["Liger's kernels"] * self.liger + ["compiled"] * self.compiled
@@ -84,10 +85,11 @@ def fit_kernels(
     return Kernels(attention, side_by_side, liger, train.compile)
 
 
-def compile_layers(model: torch.nn.Module, base: PreTrainedModel) -> int:
-    """Compiles each layer of the base in place, for rows of any length; names and weights stay. How many there were."""
+def compile_layers(model: PreTrainedModel | PeftModel) -> int:
+    """Compiles each layer in place, for rows of any length; names and weights stay. How many there were."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
     names = set(base._no_split_modules or ())
-    layers = [module for module in model.modules() if type(module).__name__ in names]
+    layers = [module for module in base.modules() if type(module).__name__ in names]
     for layer in layers:
         layer.compile(dynamic=True)
     return len(layers)

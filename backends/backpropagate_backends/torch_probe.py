@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -126,7 +127,7 @@ def _attention(name: str) -> str:
     positions = torch.cat([torch.arange(row) for row in _ROWS])[None].cuda()
     function: Callable[..., tuple[torch.Tensor, object]] = ALL_ATTENTION_FUNCTIONS[name]
     out = function(layer, query, key, value, None, scaling=_SIZE**-0.5, position_ids=positions, **ends)[0]
-    out.float().square().mean().backward()
+    torch.autograd.backward(out.float().square().mean())
     for start, stop in pairwise(starts):
         cut = slice(start, stop)
         plain = sdpa_attention_forward(
@@ -179,7 +180,7 @@ def _compile() -> str:
 
     values = torch.randn(32, device=device, requires_grad=True)
     out = torch.compile(small, dynamic=True)(values)
-    out.sum().backward()
+    torch.autograd.backward(out.sum())
     torch.testing.assert_close(out, small(values))
     _finite(values.grad)
     return f"torch {torch.__version__} on {device}"
@@ -203,6 +204,13 @@ def _finite(values: torch.Tensor | None) -> None:
         raise RuntimeError("what was computed is not finite")
 
 
+def _unsloth() -> str:
+    _needs("unsloth", "unsloth")
+    importlib.import_module("unsloth")  # before everything that it patches
+    warm(extra=_device())
+    return f"unsloth {version('unsloth')} on {_device()}"
+
+
 TRIES: dict[str, Callable[[], str]] = {
     "packages": _packages,
     "card": _card,
@@ -214,4 +222,5 @@ TRIES: dict[str, Callable[[], str]] = {
     "liger": _liger,
     "compile": _compile,
     "fp8": _fp8,
+    "unsloth": _unsloth,
 }

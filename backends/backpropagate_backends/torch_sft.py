@@ -26,7 +26,6 @@ from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTTrainer
-from trl.trainer.utils import add_fused_lm_head
 
 from backpropagate_backends.arrangement import Arrangement
 from backpropagate_backends.base import GoOn, HeldOut, Score, Session
@@ -62,14 +61,20 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
 
     def attach(self, session: Session, boundary: Boundary, skip: int, arranged: Arrangement) -> None:
         self.session, self.boundary, self.skip, self.arranged = session, boundary, skip, arranged
-        # TRL's head also measures entropy and accuracy, which nobody here reads: another pass over all logits.
-        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        add_fused_lm_head(base, outputs=("log_probs",))
+        self.fuse_head()
         boundary.measured, boundary.score = self.measured, self.score
         # TRL's loss divides by the trained tokens of the whole accumulated batch for every architecture, but the count
         # is only made for models whose forward takes loss arguments; without it, a halved batch is another loss.
         self.model_accepts_loss_kwargs = True
         self.add_callback(boundary)
+
+    def fuse_head(self) -> None:
+        """TRL's head also measures entropy and accuracy, which nobody here reads: another pass over all logits."""
+        from trl.trainer.utils import add_fused_lm_head  # not there yet in the older TRL that Unsloth wants
+
+        add_fused_lm_head(
+            self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model, outputs=("log_probs",)
+        )
 
     def measured(self) -> dict[str, float]:
         """What else is known of the step just done, by name; asking begins the next step's account."""

@@ -1,8 +1,8 @@
-"""One supervised fine-tuning on torch, from top to bottom: check, load, train, hand over the adapter.
+"""One training on torch, from top to bottom: check, load, train, hand over what was trained.
 
-TRL's SFTTrainer does the training. What this file fixes is what makes a run repeatable and resumable: the same seeds,
-the same order of samples whatever the micro-batch, adapters in float32 whatever the base, saving only when the session
-says so, and a position that counts samples.
+TRL's SFTTrainer does it, with a loss of ours where answers are compared. What this file fixes is what makes a run
+repeatable and resumable: the same seeds, the same order of samples whatever the micro-batch, adapters in float32 whatever
+the base, saving only when the session says so, and a position that counts samples.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
 from trl import SFTConfig
 
 from backpropagate_backends.arrangement import arrangement
 from backpropagate_backends.base import Session
-from backpropagate_backends.model_source import find
+from backpropagate_backends.model_source import Source, find
 from backpropagate_backends.torch_choices import checkpointing_of_run, model_of_run, optimizer_of_run, precision_of_run
 from backpropagate_backends.torch_data import Account, Collator, Course, course, ids_dataset
 from backpropagate_backends.torch_init import begin_from
-from backpropagate_backends.torch_kernels import Kernels, compile_layers, fit_kernels
+from backpropagate_backends.torch_kernels import UNSLOTH, Kernels, compile_layers, fit_kernels
 from backpropagate_backends.torch_model import Precision, add_adapter, all_finite, load_model
 from backpropagate_backends.torch_pairs import out_of_balance
 from backpropagate_backends.torch_preference import PreferenceTrainer, preference_collator
@@ -41,8 +42,10 @@ from backpropagate_protocol.prepared import Prepared
 DATALOADER_WORKERS = 0
 
 
-def train(session: Session, data: Prepared, name: str, device: Literal["cpu", "cuda"]) -> TrainResult | None:
-    """See `base.Backend.train`."""
+def train(
+    session: Session, data: Prepared, name: str, device: Literal["cpu", "cuda"], unsloth: bool = False
+) -> TrainResult | None:
+    """See `base.Backend.train`. unsloth: the model, its adapter and its loss are Unsloth's."""
     job, spec = session.job, session.job.spec
 
     # ---- what is to be done -----------------------------------------------------------------------------------------
@@ -64,15 +67,9 @@ def train(session: Session, data: Prepared, name: str, device: Literal["cpu", "c
     tokenizer = load_tokenizer(source)
     session.phase(Phase.LOAD, 0, 2, "weights")  # each restarts the deadline of a slow disk or network
     whole = spec.train.mode == "full"
-    if whole:
-        base = load_whole(source, job.resume_from, precision, tokenizer, spec.train, session.notice)
-    else:
-        base = load_model(source, precision, tokenizer, session.notice)
-    kernels = fit_kernels(base, spec, device, job.kernels, session.notice)
-    session.phase(Phase.LOAD, 1, 2, "adapter")
-    model = base if whole else add_adapter(base, spec.lora, spec.train.seed)
     preference = preference_of(spec.train)
-    trainer = (ExactTrainer if preference is None else PreferenceTrainer)(
+    model, kind, kernels = _made(session, source, tokenizer, precision, unsloth)
+    trainer = kind(
         model=model,
         args=_arguments(session, way, precision, optimizer),
         train_dataset=ids_dataset(data),
@@ -97,7 +94,7 @@ def train(session: Session, data: Prepared, name: str, device: Literal["cpu", "c
 
     # ---- train ------------------------------------------------------------------------------------------------------
     if kernels.compiled:
-        compile_layers(trainer.model, base)
+        compile_layers(trainer.model)
     header = _header(name, precision, account, job, optimizer, source.commit, kernels)
     boundary = Boundary(session, account, header)
     step = session.resume.step if session.resume is not None else 0
@@ -116,6 +113,26 @@ def train(session: Session, data: Prepared, name: str, device: Literal["cpu", "c
 
     # ---- the result -------------------------------------------------------------------------------------------------
     return _result(session, trainer, tokenizer, account, step, loss)
+
+
+def _made(
+    session: Session, source: Source, tokenizer: PreTrainedTokenizerBase, precision: Precision, unsloth: bool
+) -> tuple[PreTrainedModel | PeftModel, type[ExactTrainer], Kernels]:
+    """The model to be trained, on its device, the trainer for it, and how it computes."""
+    job, spec = session.job, session.job.spec
+    if unsloth:
+        from backpropagate_backends.unsloth_model import UnslothTrainer, load_with_adapter
+
+        checkpointing = checkpointing_of_run(job.gradient_checkpointing, spec.train, precision.device)
+        return load_with_adapter(source, precision, spec, checkpointing), UnslothTrainer, Kernels(UNSLOTH, False)
+    kind = ExactTrainer if spec.train.method == "sft" else PreferenceTrainer
+    if spec.train.mode == "full":
+        whole = load_whole(source, job.resume_from, precision, tokenizer, spec.train, session.notice)
+        return whole, kind, fit_kernels(whole, spec, precision.device, job.kernels, session.notice)
+    base = load_model(source, precision, tokenizer, session.notice)
+    kernels = fit_kernels(base, spec, precision.device, job.kernels, session.notice)
+    session.phase(Phase.LOAD, 1, 2, "adapter")
+    return add_adapter(base, spec.lora, spec.train.seed), kind, kernels
 
 
 def _arguments(session: Session, way: Course, precision: Precision, optimizer: str) -> SFTConfig:
@@ -180,7 +197,7 @@ def _header(
 ) -> Header:
     notes = list(kernels.notes)
     if job.spec.lora.dropout > 0:
-        notes.append("dropout: after a halved batch the samples stay the same, the masks do not")
+        notes.insert(0, "dropout: after a halved batch the samples stay the same, the masks do not")
     if precision.device == "cpu":
         return Header(name, "cpu", precision.label, account.samples, optimizer, revision, notes=tuple(notes))
     card = torch.cuda.get_device_properties(0)

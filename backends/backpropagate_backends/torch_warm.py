@@ -10,6 +10,7 @@ import logging
 import os
 import warnings
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 from backpropagate_protocol.errors import DependencyError
 
@@ -30,13 +31,17 @@ _MODULES = ("torch", "transformers", "transformers.trainer", "peft", "datasets",
 # distribution → first version that will do, and the first that was not yet there when this was written.
 _SUPPORTED = {"transformers": ((5, 17), (6,)), "trl": ((1, 16), (2,)), "peft": ((0, 21), (0, 22))}
 
+_TRL_OF_UNSLOTH = (0, 18)
+
 
 def warm(extra: str) -> None:
     """Imports what training needs. Raises DependencyError naming the extra (`cpu` or `cuda`) that brings it."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for distribution, (low, high) in _SUPPORTED.items():
-        check_version(distribution, low, high, extra)
+        # An environment of Unsloth's has the older TRL that Unsloth wants; what trains without Unsloth asks once more.
+        older = distribution == "trl" and find_spec("unsloth") is not None
+        check_version(distribution, _TRL_OF_UNSLOTH if older else low, high, extra)
     _silence()
     for module in _MODULES:
         try:
@@ -46,6 +51,11 @@ def warm(extra: str) -> None:
                 f"{module} cannot be imported: {error}", suggestion=f"pip install 'backpropagate[{extra}]'"
             ) from error
     _no_bars()
+
+
+def check_trainer(extra: str) -> None:
+    """Raises DependencyError if TRL is one that cannot train without Unsloth."""
+    check_version("trl", *_SUPPORTED["trl"], extra)
 
 
 def check_version(distribution: str, low: tuple[int, ...], high: tuple[int, ...], extra: str) -> None:

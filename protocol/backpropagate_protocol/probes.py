@@ -33,6 +33,7 @@ PROBES: tuple[Probe, ...] = (
     Probe("flash_attention_3", "FlashAttention 3", "torch's own attention"),
     Probe("liger", "Liger's kernels for norms, positions, activations", "the model's own layers"),
     Probe("compile", "torch.compile, for --compile", "--compile is refused"),
+    Probe("unsloth", "Unsloth, for --unsloth", "`backprop setup --unsloth` makes it an environment of its own"),
     Probe("fp8", "products in 8-bit floats, for --fp8", "--fp8 is refused"),
 )
 NAMES = tuple(probe.name for probe in PROBES)

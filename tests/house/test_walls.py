@@ -73,8 +73,8 @@ def test_the_protocol_and_the_runner_load_without_any_framework(tmp_path: Path) 
 
 
 def test_the_runner_knows_backends_by_their_contract_only() -> None:
-    """And by two questions that no framework is needed for: where a model's files are, and how much memory is free."""
-    names = ("registry", "base", "model_source", "host_memory")
+    """And by what no framework is needed for: where a model's files are, how much memory is free, and to try something out."""
+    names = ("registry", "base", "model_source", "host_memory", "probing")
     known = {f"backpropagate_backends.{name}" for name in names}
     used = {name for path in modules("runner") for name in reaches(path) if name.startswith("backpropagate_backends")}
     assert {name for name in used if ".".join(name.split(".")[:2]) not in known} <= {"backpropagate_backends"}
@@ -83,13 +83,13 @@ def test_the_runner_knows_backends_by_their_contract_only() -> None:
 def test_the_linter_forbids_the_runner_every_backend_that_there_is() -> None:
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
     (contract,) = (c for c in tool["importlinter"]["contracts"] if c["name"].startswith("the runner knows backends"))
-    known = {"base", "registry", "model_source", "host_memory", "__init__"}
+    known = {"base", "registry", "model_source", "host_memory", "probing", "__init__"}
     there = {path.stem for path in modules("backends")} - known
     assert {f"backpropagate_backends.{name}" for name in there} <= set(contract["forbidden_modules"])
 
 
 def test_what_the_runner_asks_of_backends_loads_no_framework(tmp_path: Path) -> None:
-    program = "import backpropagate_backends.model_source, backpropagate_backends.host_memory"
+    program = "import backpropagate_backends.model_source, backpropagate_backends.host_memory, backpropagate_backends.probing"
     assert loaded_by(program, _HEAVY, tmp_path) <= {"huggingface_hub"}
 
 
@@ -142,6 +142,7 @@ _DOORS: dict[str, set[str]] = {
         "supervisor/backpropagate/doors/environ.py",
         "backends/backpropagate_backends/torch_warm.py",
         "backends/backpropagate_backends/cuda.py",
+        "backends/backpropagate_backends/unsloth.py",
         "runner/backpropagate_runner/export/one_thread.py",
     },
     "os.getenv": set(),
