@@ -63,9 +63,9 @@ def test_the_best_by_its_held_out_loss_stays_while_the_run_may_still_be_made_of_
         save(run, step, 1.0, standing=Standing(step=step, loss=loss[step], best_step=best, best_loss=loss[best]))
     manager = CheckpointManager(run.path, CheckpointPolicy(keep_best_n=0))
     assert [each.validation_loss for each in manager.list()] == [0.9, 1.5, 0.5, 0.7, 0.8]
-    best = manager.best()
-    assert best is not None
-    assert best.step == 3
+    found = manager.best()
+    assert found is not None
+    assert found.step == 3
     manager.prune()
     assert names(run) == {"step-00000003", "step-00000005"}
 
