@@ -269,3 +269,22 @@ def test_a_campaign_names_the_data_of_all_its_runs_and_how_they_were_merged(tmp_
     assert "`week3.jsonl`" in card
     assert "the first 9" not in card
     assert "somewhere" not in card
+
+
+def test_the_card_of_a_full_fine_tune_speaks_of_no_adapter(tmp_path: Path) -> None:
+    spec = _spec(tmp_path, train=TrainSpec(steps=3, seed=7, mode="full"))
+    run_dir = _trained(tmp_path, spec)
+    (run_dir.adapter / "adapter_config.json").unlink()
+    (run_dir.adapter / "config.json").write_text("{}")
+    own = card_for("me/letters", run_dir.adapter, run=run_dir)
+    assert "A full fine-tune of [Qwen/Qwen2.5-3B-Instruct]" in own
+    assert "| Trained | every weight |" in own
+    assert "base_model_relation: finetune" in own
+    assert not any(word in own for word in ("LoRA", "PeftModel", "- lora"))
+
+    # What was exported of it names the run's folder as its base; the card still knows the run.
+    exported = _spec(tmp_path, run_id="e" * 36, kind="export")
+    place = msgspec.structs.replace(exported.model, path=str(run_dir.adapter))
+    made = ExportSpec(format="merged", destination=str(tmp_path), name="letters")
+    export_dir = runs.create(msgspec.structs.replace(exported, model=place, export=made))
+    assert "| Trained | every weight |" in card_for("me/letters", run_dir.adapter, run=export_dir)

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
+
 from backpropagate.doors.environ import environment
 from backpropagate.wishes.export_spec import after_training
 from backpropagate.wishes.mlx import check_wishes
@@ -47,8 +49,8 @@ def build_spec(settings: Settings, *, detached: bool = False, verbose: bool = Fa
     check_backend(settings.text("training.backend"))
     check_together(settings)
     runner_python = check_runner(settings.text_or_none("runner.python"), settings.text("training.backend"))
-    model = model_spec(settings)
     train = _train(settings)
+    model = _held(model_spec(settings), train)
     check_preferences(settings.text("training.backend"), data, train)
     check_rows(data)
     check_order(data, train)
@@ -133,6 +135,13 @@ def model_spec(settings: Settings) -> ModelSpec:
         load_in_4bit=settings.flag_or_none("model.load_in_4bit"),
         dtype=settings.text("model.dtype"),
     )
+
+
+def _held(model: ModelSpec, train: TrainSpec) -> ModelSpec:
+    """Where 4 bit is out of the question it is so said, for whoever loads the model afterwards, too."""
+    if model.load_in_4bit is None and (train.fp8 or train.mode == "full"):
+        return msgspec.structs.replace(model, load_in_4bit=False)
+    return model
 
 
 def data_spec(settings: Settings, source: str) -> DataSpec:

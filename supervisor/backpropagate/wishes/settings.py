@@ -13,7 +13,15 @@ from pathlib import Path
 
 from backpropagate.doors.environ import environment
 from backpropagate.wishes.options import BY_ARGUMENT, BY_KEY, OPTIONS, PREFIX, NotAccepted, Option, Value, parse
-from backpropagate.wishes.presets import FULL_GRACE, LEARNING_RATES, LORA, MODELS, TRACE_LENGTH, TrainingPreset, get_preset
+from backpropagate.wishes.presets import (
+    FULL_GRACE,
+    LEARNING_RATES,
+    LORA,
+    MODELS,
+    TRACE_LENGTH,
+    TrainingPreset,
+    get_preset,
+)
 from backpropagate.wishes.suggest import did_you_mean
 from backpropagate_protocol.errors import InvalidSettingError, UserInputError
 from backpropagate_protocol.mlx_rules import ALLOW_CPU

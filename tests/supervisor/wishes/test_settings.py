@@ -118,8 +118,8 @@ def test_an_adapter_preset_that_was_asked_for_wins_over_a_training_preset(tmp_pa
 
 
 def test_what_a_later_release_brings_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(InvalidSettingError, match="'orpo' is not part of this release yet"):
-        _ = settings(tmp_path, method="orpo")["training.method"]
+    with pytest.raises(InvalidSettingError, match="'pissa' is not part of this release yet"):
+        _ = settings(tmp_path, init_lora_weights="pissa")["lora.init_lora_weights"]
 
 
 def test_an_argument_that_does_not_exist_is_an_error_with_a_suggestion(tmp_path: Path) -> None:
