@@ -97,9 +97,9 @@ def batches_by_length(data: Prepared) -> Iterator[list[int]]:
     """All samples, those of like length together, with their padding never larger than the longest one alone. Hangs on the
     data alone."""
     longest = [_longest(data, index) for index in range(len(data))]
-    batch: list[int] = []
+    most, batch = max(longest, default=0), list[int]()
     for index in sorted(range(len(data)), key=lambda index: (longest[index], index)):
-        if batch and (len(batch) + 1) * longest[index] > max(longest):
+        if batch and (len(batch) + 1) * longest[index] > most:
             yield batch
             batch = []
         batch.append(index)

@@ -40,7 +40,7 @@ _HELD_OUT_ROWS = 2  # as little as any training of kto takes at once
 
 @dataclass(slots=True)
 class Step:
-    """One optimizer step (or all held-out rows), before it is cut into micro-batches."""
+    """One optimizer step, before it is cut into micro-batches."""
 
     ids: list[int]  # of all samples
     tokens: torch.Tensor | int  # of the chosen conversations that are learnt

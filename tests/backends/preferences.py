@@ -26,7 +26,7 @@ def preference_job(
     return msgspec.structs.replace(job, spec=msgspec.structs.replace(job.spec, train=changed, data=data))
 
 
-def make_pairs(folder: Path, pairs: int = 14, vocabulary: int = 400) -> Prepared:
+def make_pairs(folder: Path, pairs: int = 15, vocabulary: int = 400) -> Prepared:
     writer = PreparedWriter(folder, kind=PAIRS)
     for pair in range(pairs):
         writer.add_pair(_row(pair, 1 + pair * 7 % 17, vocabulary), _row(pair, 1 + pair * 11 % 13, vocabulary))
@@ -34,7 +34,7 @@ def make_pairs(folder: Path, pairs: int = 14, vocabulary: int = 400) -> Prepared
     return Prepared(folder)
 
 
-def make_labelled(folder: Path, rows: int = 14, vocabulary: int = 400) -> Prepared:
+def make_labelled(folder: Path, rows: int = 15, vocabulary: int = 400) -> Prepared:
     writer = PreparedWriter(folder, kind=LABELLED)
     for row in range(rows):
         writer.add_labelled(*_row(row, 1 + row * 7 % 17, vocabulary), row * 5 % 3 != 0)

@@ -27,7 +27,7 @@ def test_over_a_four_bit_base_a_resume_is_bit_identical_and_a_halving_exact(
     assert run(cpu, again, data, tmp_path / "again").done.digest == whole.done.digest
     half = run(cpu, halved(again), data, tmp_path / "half")
     assert half.done.order == whole.done.order
-    assert distance(half, whole) < 1e-5
+    assert distance(half, whole) < 2e-5
 
 
 @pytest.mark.parametrize("method", ["orpo", "dpo", "kto"])
@@ -61,6 +61,16 @@ def test_a_model_whose_forward_takes_no_loss_arguments_has_the_same_losses_when_
     assert half.losses() == pytest.approx(whole.losses(), abs=1e-5)
 
 
+def test_pairs_of_similar_length_share_a_step_whatever_the_micro_batch(
+    cpu: CpuBackend, tiny: Path, tmp_path: Path
+) -> None:
+    data, job = make_pairs(tmp_path / "data"), preference_job(tiny, "simpo", {"steps": 4, "group_by_length": True})
+    whole, half = run(cpu, job, data, tmp_path / "whole"), run(cpu, halved(job), data, tmp_path / "half")
+    plain = run(cpu, preference_job(tiny, "simpo", {"steps": 4}), data, tmp_path / "plain")
+    assert half.orders() == whole.orders() != plain.orders()
+    assert distance(half, whole) < 2e-5
+
+
 def test_one_pair_alone_ends_an_epoch(cpu: CpuBackend, tiny: Path, tmp_path: Path) -> None:
     """5 samples are a step of 4 and one of 1, which for KTO has no neighbour in its step."""
     from tests.backends.preferences import make_labelled
@@ -77,10 +87,10 @@ def test_good_and_bad_answers_that_weigh_too_differently_are_told_once(
 ) -> None:
     from tests.backends.preferences import make_labelled
 
-    data = make_labelled(tmp_path / "data")  # 9 good answers, 5 bad ones
+    data = make_labelled(tmp_path / "data")  # 10 good answers, 5 bad ones
     plain = run(cpu, preference_job(tiny, "kto", {"steps": 1}), data, tmp_path / "a", save_at=[1])
-    assert "--kto-undesirable-weight 1.80" in " ".join(plain.session.notices)
-    job = preference_job(tiny, "kto", {"steps": 1, "undesirable_weight": 1.8})
+    assert "--kto-undesirable-weight 2.00" in " ".join(plain.session.notices)
+    job = preference_job(tiny, "kto", {"steps": 1, "undesirable_weight": 2.0})
     weighed = run(cpu, job, data, tmp_path / "b", save_at=[1])
     again = run(cpu, resumed(job, weighed.session.checkpoint(1)), data, tmp_path / "c")
     assert not any("weigh" in notice for notice in (*weighed.session.notices, *again.session.notices))
