@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import assert_never
 
@@ -61,9 +62,9 @@ class Attendant:
         told.save(self._path, self._told)
 
     def _take(self, entry: Entry) -> None:
+        self._ended = None  # if more comes, an earlier supervisor's end was not the run's
         match entry:
             case Values():
-                self._ended = None  # an earlier supervisor's end was not the run's
                 fresh = self._told.fresh(entry)
                 if fresh.values:
                     self._tracker.values(fresh)
@@ -110,11 +111,13 @@ def main() -> None:
     run_dir, owner_gone = RunDir(options.run_dir), threading.Event()
     threading.Thread(target=_wait_for_owner, args=(owner_gone,), daemon=True).start()
     try:
-        Attendant(options.tracker, run_dir, owner_gone).attend()
+        with told.held(run_dir.told(options.tracker), _LAST_SECONDS):
+            Attendant(options.tracker, run_dir, owner_gone).attend()
     except Exception as error:  # noqa: BLE001 - of whatever library: it is this process that fails, and nothing else
         sys.stderr.write(redact(traceback.format_exc()))
         sys.stderr.flush()
-        _give_up(run_dir.told(options.tracker), error)
+        with suppress(OSError):
+            _give_up(run_dir.told(options.tracker), error)
         os._exit(1)  # what its library still has in its threads must not keep it
 
 

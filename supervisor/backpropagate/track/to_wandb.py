@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from typing import Literal
@@ -11,9 +12,10 @@ import wandb
 from backpropagate.track.telling import Ended, Fact, Note, Values
 from backpropagate.track.tracker import Subject
 from backpropagate_protocol import durable
+from backpropagate_protocol.redact import redact
 
 _LINES = 200
-_INIT_SECONDS = 60.0
+_INIT_SECONDS = 20.0  # well within what the end of a run waits for: then there is still time to write it offline
 _STEP = "step"  # curves are drawn over it: the library's own count of calls would not survive a resume
 
 
@@ -63,7 +65,9 @@ def _begin(subject: Subject) -> wandb.Run:
             return _init(subject, "online")
         except wandb.Error as error:
             wandb.teardown()
-            wandb.termwarn(f"{error}; going on offline")
+            sys.stderr.write(
+                redact(f"{error}\nW&B takes no run now: it is kept offline, for `wandb sync` afterwards\n")
+            )
     return _init(subject, "offline")
 
 

@@ -6,9 +6,12 @@ It is written after the tracker has taken it: what a killed process had not note
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+from filelock import FileLock
 
 from backpropagate.track.telling import Values
 from backpropagate_protocol import durable
@@ -28,6 +31,14 @@ class Told(msgspec.Struct, kw_only=True):
         return Values(point.step, point.time, new)
 
 
+@contextmanager
+def held(path: Path, seconds: float) -> Iterator[None]:
+    """One process at a time: that of a killed supervisor has this long to finish. Raises Timeout of filelock."""
+    path.parent.mkdir(exist_ok=True)
+    with FileLock(path.with_name(f".{path.stem}.lock"), timeout=seconds):
+        yield
+
+
 def load(path: Path) -> Told:
     """Nothing where there is no such file, or none that can be read: then all of it is told again."""
     try:
@@ -38,5 +49,4 @@ def load(path: Path) -> Told:
 
 def save(path: Path, told: Told) -> None:
     """Raises OSError if the disk does not take it."""
-    path.parent.mkdir(exist_ok=True)
     durable.write_file(path, msgspec.json.encode(told))

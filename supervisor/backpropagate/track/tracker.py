@@ -72,7 +72,7 @@ def _flat(prefix: str, fields: Mapping[str, object]) -> list[tuple[str, Fact]]:
     for name, value in fields.items():
         if isinstance(value, dict):
             found += _flat(f"{prefix}{name}.", value)
-        elif isinstance(value, list):
+        elif isinstance(value, list | tuple):
             found.append((prefix + name, redact(", ".join(map(str, value)))))
         elif isinstance(value, bool):
             found.append((prefix + name, str(value).lower()))

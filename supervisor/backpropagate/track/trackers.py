@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from backpropagate.doors.attendant import Attendant
+from backpropagate.doors.process import RUN_ID_VARIABLE
 from backpropagate.events import Event, RunCreated, RunEnded, RunResumed
 from backpropagate.track import told
 from backpropagate_protocol.rundir import RunDir
@@ -56,7 +57,8 @@ class Trackers:
     def _start(self, one: _Kept) -> None:
         argv = ["-m", "backpropagate.track.attend", one.name, str(self._run_dir.path)]
         try:
-            one.process = Attendant(argv, self._run_dir.trackers_log, _ENVIRONMENT)
+            variables = {**_ENVIRONMENT, RUN_ID_VARIABLE: self._run_dir.run_id}
+            one.process = Attendant(argv, self._run_dir.trackers_log, variables)
         except OSError as error:
             self._failed(one, str(error))
 

@@ -54,7 +54,7 @@ def to_go_on_with(spec: RunSpec) -> RunDir | None:
 def same_wishes(earlier: RunDir, spec: RunSpec) -> None:
     """Raises ConfigurationError, naming what differs and both ways on, if it was begun with other wishes."""
     differing = differences(runs.load_spec(earlier), spec)
-    differing = [each for each in differing if not each.name.startswith(("faults", "safety."))]
+    differing = [each for each in differing if not each.name.startswith(("faults", "safety.", "report_offline"))]
     if not differing:
         return
     more = f", and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
