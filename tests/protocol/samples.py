@@ -200,6 +200,7 @@ TO_PARENT: dict[str, m.ToParent] = {
     "data": m.DataReady("/output/cache/abc", "d" * 64, "sharegpt", 100, 1, 12_345, 6_789, 2, "e" * 64),
     "started": m.Started("cpu", "cpu", 5, 20, 40, 2, 4, 1_000_000, 2_000_000, "fp32", notes=("a note",)),
     "progress": m.Progress(6, 20, 48, 0xDEADBEEF, 2.5, 1e-4, 0.75, 4_096, 0.25, 0.48, 7_000, 8_000),
+    "evaluated": m.Evaluated(6, 2.625, 10, 1_234, 0.5, True, {"accuracy": 0.5}),
     "checkpoint": m.CheckpointSaved("step-00000005", 5, 40, 0xC0FFEE, 0.5, 10_000_000, 2.75),
     "checkpoint_failed": m.CheckpointFailed(10, "RUNTIME_DISK_FULL", "no space left on the device", 1),
     "notice": m.Notice("warning", "the card is warm"),
