@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from backpropagate_backends.base import ADAPTER_WEIGHTS, Directive, Score
 from backpropagate_backends.cpu import CpuBackend
+from backpropagate_backends.torch_whole import WHOLE
 from backpropagate_protocol.jobs import Candidate, EvaluateJob, TrainJob
 from backpropagate_protocol.messages import Phase, Progress
 from backpropagate_protocol.prepared import Prepared
@@ -155,3 +157,23 @@ def test_a_scoring_that_is_left_says_nothing_and_the_model_trains_on(
     assert session.asked == [(4, 7)] * STEPS
     assert result is not None
     assert result.digest == scored.done.digest
+
+
+def test_of_a_fully_trained_model_the_best_is_its_whole_checkpoint(
+    cpu: CpuBackend, tiny: Path, rows: Prepared, apart: Prepared, tmp_path: Path
+) -> None:
+    plain = make_job(tiny, steps=4)
+    train = msgspec.structs.replace(plain.spec.train, mode="full")
+    whole = msgspec.structs.replace(plain, spec=msgspec.structs.replace(plain.spec, train=train))
+    session = KeepingSession(whole, tmp_path, rows, save_at=(2, 4), held_out=apart, score_at=(2,), best_step=2)
+    result = cpu.train(session, rows)
+    assert result is not None
+    folder = Path(result.adapter)
+    assert (folder / WHOLE).read_bytes() == (session.checkpoint(2) / WHOLE).read_bytes()
+    assert (folder / WHOLE).read_bytes() != (session.checkpoint(4) / WHOLE).read_bytes()
+    assert not [path.name for path in folder.iterdir() if path.suffix in (".pt", ".pth")]
+    owing = KeepingSession(
+        resumed(whole, session.checkpoint(2)), tmp_path / "again", rows, held_out=apart, score_at=(2,)
+    )
+    cpu.train(owing, rows)
+    assert owing.scores == session.scores
