@@ -9,6 +9,7 @@ import pytest
 
 from backpropagate_protocol.data_formats import KINDS
 from backpropagate_protocol.spec import DataSpec
+from backpropagate_runner.dropped import WORDS
 from backpropagate_runner.formats import FORMATS
 from backpropagate_runner.validate import scan
 
@@ -29,3 +30,7 @@ def test_every_format_file_kind_and_code_is_on_the_page() -> None:
     assert all(f"`{suffix}`" in PAGE for suffix in KINDS)
     for code in ("NOT_FOUND", "PARSE_FAILED", "VALIDATION_FAILED", "FORMAT_UNSUPPORTED", "INVALID"):
         assert f"| `INPUT_DATASET_{code}` |" in PAGE
+
+
+def test_every_reason_to_leave_a_row_out_is_on_the_page() -> None:
+    assert all(f"`{reason}`" in PAGE for reason in WORDS)

@@ -72,7 +72,7 @@ def _row(row: ShownRow) -> list[str]:
 
 def _learnt(text: str) -> str:
     """In colour on a terminal, in brackets everywhere."""
-    return "⟦" + click.style(text, fg="green") + "⟧"
+    return "«" + click.style(text, fg="green") + "»"
 
 
 def _plain(text: str) -> str:
