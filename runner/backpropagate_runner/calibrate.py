@@ -20,6 +20,7 @@ from backpropagate_protocol.messages import Phase, Progress, Started
 from backpropagate_protocol.prepared import LABELLED, PAIRS, Prepared, PreparedWriter, View, open_prepared
 from backpropagate_protocol.rundir import Manifest, OutputDir
 from backpropagate_protocol.spec import RunSpec
+from backpropagate_runner.drill import Drill
 from backpropagate_runner.frameworks import Frameworks
 from backpropagate_runner.prepare import prepare
 from backpropagate_runner.validate import needs_frameworks, scan
@@ -29,7 +30,7 @@ _WARM_UP = 2  # first steps, whose time says nothing
 _PARTS = 2  # micro-batches in a step
 
 
-def calibrate(job: CalibrateJob, voice: Voice, frameworks: Frameworks) -> Calibrated:
+def calibrate(job: CalibrateJob, voice: Voice, frameworks: Frameworks, drill: Drill) -> Calibrated:
     """Raises whatever a training would; being out of memory means that this micro-batch does not fit."""
     spec, scratch = job.spec, Path(job.scratch)
     inner = TrainJob(
@@ -56,7 +57,7 @@ def calibrate(job: CalibrateJob, voice: Voice, frameworks: Frameworks) -> Calibr
     voice.phase(Phase.TOKENIZE)
     ready = prepare(spec.data, backend.tokenizer(spec.model), found, OutputDir(Path(spec.output)).cache, phase)
     data = open_prepared(PreparedRef(ready.path, ready.digest))
-    trial = _Trial(inner, scratch / "staging", voice, job.steps)
+    trial = _Trial(inner, scratch / "staging", voice, drill, job.steps)
     voice.phase(Phase.LOAD)
     backend.train(trial, _longest(data, _PARTS * job.micro_batch, scratch / "longest"))
     return trial.told(data)
@@ -75,7 +76,7 @@ def _short(job: CalibrateJob) -> RunSpec:
         group_by_length=False,
     )
     data = msgspec.structs.replace(spec.data, holdout=0, part="train", order="random")
-    return msgspec.structs.replace(spec, train=train, data=data, init_adapter=None, faults=(), export=None)
+    return msgspec.structs.replace(spec, train=train, data=data, init_adapter=None, export=None)
 
 
 def _longest(data: Prepared, count: int, folder: Path) -> Prepared:
@@ -111,9 +112,9 @@ class _Trial:
 
     resume: Manifest | None = None
 
-    def __init__(self, job: TrainJob, staging: Path, voice: Voice, steps: int) -> None:
+    def __init__(self, job: TrainJob, staging: Path, voice: Voice, drill: Drill, steps: int) -> None:
         self.job, self.staging = job, staging
-        self._voice, self._steps = voice, steps
+        self._voice, self._drill, self._steps = voice, drill, steps
         self._started: Started | None = None
         self._progress: list[Progress] = []
         staging.mkdir(parents=True)
@@ -129,7 +130,7 @@ class _Trial:
         self.phase(Phase.FIRST_STEP)
 
     def before_step(self, step: int) -> None:
-        return
+        self._drill.before_step(step)
 
     def step_done(self, progress: Progress, score: Score | None = None) -> Directive:
         if progress.loss is not None and not math.isfinite(progress.loss):

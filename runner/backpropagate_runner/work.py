@@ -158,7 +158,8 @@ class Runner:
             case CalibrateJob():
                 from backpropagate_runner.calibrate import calibrate
 
-                return Done(calibrate(job, self.voice, self.frameworks))
+                self._drill = Drill(job.spec.faults, 1, self.channel, self.control)
+                return Done(calibrate(job, self.voice, self.frameworks, self._drill))
             case ChatJob():
                 from backpropagate_runner.chat import chat
 

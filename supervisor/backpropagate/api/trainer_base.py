@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from backpropagate.api.estimating import estimated
 from backpropagate.api.follow import follow
 from backpropagate.doors.environ import environment
 from backpropagate.doors.launch import start
 from backpropagate.events import RunEnded
+from backpropagate.judge.estimate import Estimate
 from backpropagate.keep import history, runs
 from backpropagate.keep.journal import Follower
 from backpropagate.watch.console import sink_for
 from backpropagate.watch.notebook import NotebookSink, in_notebook
 from backpropagate.watch.sinks import Sink
 from backpropagate.wishes.campaign_again import named_campaign
+from backpropagate.wishes.later import without_later
 from backpropagate.wishes.settings import Settings
 from backpropagate_protocol.errors import BackpropagateError, UserInputError, error_for
 from backpropagate_protocol.rundir import RunDir
@@ -27,6 +31,29 @@ class TrainerBase:
         self._given = dict(given)
         self._progress = progress
         self._newest = "latest"  # the run that is meant if none is named
+
+    def estimate(
+        self,
+        data: str | os.PathLike[str] | None = None,
+        *,
+        gpu: str | None = None,
+        vram_gb: float | None = None,
+        calibrate: bool = False,
+        **more: object,
+    ) -> Estimate:
+        """What a training of `train(data, **more)` will take, before anything is loaded: memory by part, disk, time, energy.
+
+        gpu, vram_gb   a card by its name and its memory in GB; None: the one that is here, if there is one
+        calibrate      train ten real steps on the longest rows first, in a child, and remember what they took: needs `data`, the
+                       main thread, and no running event loop
+
+        Sizes in bytes, times in seconds. Raises InvalidSettingError, UserInputError (INPUT_MODEL_NOT_FOUND where nothing is known of
+        the base), and with `calibrate` whatever a training raises.
+        """
+        given: dict[str, object] = {"data": None if data is None else os.fspath(data), **without_later(more)}
+        said = {name: value for name, value in given.items() if value is not None}
+        settings = Settings({**self._given, **said})
+        return estimated(settings, gpu=gpu, vram_gb=vram_gb, calibrate=calibrate)[1]
 
     def _tell(self, lines: Sequence[str]) -> None:
         if self._progress:

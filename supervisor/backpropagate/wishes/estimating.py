@@ -19,7 +19,8 @@ _LINES = (".jsonl", ".ndjson")
 
 def config_of(model: ModelSpec, environ: Mapping[str, str]) -> Mapping[str, object] | None:
     """Its config.json on this machine, or what is known of a preset's; None if there is neither."""
-    return base_config(model, hub_cache(environ)) or CONFIGS.get(model.path)
+    found = base_config(model, hub_cache(environ))
+    return CONFIGS.get(model.path) if found is None else found
 
 
 def sizing_of(spec: RunSpec, gpu: Gpu, environ: Mapping[str, str]) -> Sizing | None:

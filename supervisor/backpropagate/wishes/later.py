@@ -17,7 +17,7 @@ _OTHER_WORDS = {
     "resume_from_checkpoint": "Say resume=RUN.",
 }
 _METHODS = {
-    "estimate_vram": "`backprop info` shows how much memory each preset takes.",
+    "estimate_vram": "Say Trainer(…).estimate().",
     "load_model": "The model lives in the training process only; `backprop generate RUN` asks it something.",
     "model": "The model lives in the training process only; `backprop generate RUN` asks it something.",
     "tokenizer": "The tokenizer lives in the training process only.",
