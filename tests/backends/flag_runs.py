@@ -24,7 +24,7 @@ from backpropagate_protocol.prepared import Prepared
 from backpropagate_protocol.spec import RunSpec
 from backpropagate_runner.prepare import prepare
 from backpropagate_runner.validate import scan
-from tests.backends.torch_session import KeepingSession
+from tests.backends.torch_session import KeepingSession, Killed
 
 Row = Mapping[str, object]
 
@@ -88,13 +88,24 @@ def wished(backend: CpuBackend, model: Path, folder: Path, *flags: str, rows: It
     return Wished(backend, folder, spec, Prepared(Path(ready.path)))
 
 
-def seen(backend: CpuBackend, model: Path, folder: Path, *flags: str, rows: Iterable[Row] = CHAT) -> Seen:
-    """One step of the training that the flags ask for."""
+def seen(
+    backend: CpuBackend, model: Path, folder: Path, *flags: str, rows: Iterable[Row] = CHAT, steps: int = 1
+) -> Seen:
+    """One step of the training that the flags ask for; or none, up to where the first one begins."""
     what = wished(backend, model, folder, *flags, rows=rows)
     backend.check(what.job)
     found: list[Trainer] = []
-    session = KeepingSession(what.job, folder, what.data, stop_at=1, on_step=lambda step: found.append(_of(session)))
-    assert backend.train(session, what.data) is None
+
+    def keep(step: int) -> None:
+        found.append(_of(session))
+        if not steps:
+            raise Killed
+
+    session = KeepingSession(what.job, folder, what.data, stop_at=1, on_step=keep)
+    try:
+        assert backend.train(session, what.data) is None
+    except Killed:
+        assert not steps
     return Seen(what, found[0], {progress.step: progress.order for progress in session.progress})
 
 

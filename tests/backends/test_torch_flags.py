@@ -7,6 +7,7 @@ that is not wired fails one of the two. `test_every_flag_of_train_has_its_proof`
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 from backpropagate.commands.train import TRAINING_KEYS
 from backpropagate.wishes.options import BY_KEY
 from backpropagate_backends.cpu import CpuBackend
-from backpropagate_protocol.errors import InvalidSettingError
+from backpropagate_protocol.errors import BackpropagateError, InvalidSettingError
 from tests.backends.flag_runs import CHAT, PAIRS, Look, Row, Seen, chat, seen, wished
 from tests.backends.torch_runs import FOREIGN_WARNINGS
 from tests.house.source import ROOT
@@ -330,6 +331,7 @@ HERE = {
     "model.max_seq_length", "data.train_on", "data.format", "data.on_bad_row", "data.dedup", "data.min_tokens",
     "data.max_tokens", "training.fp8", *(proof.key for _, proof in CALM), "data.reasoning_trace",
     "data.min_trace_tokens", "data.max_trace_tokens", "data.eval_split", "training.liger", "training.compile",
+    "training.unsloth",
 }  # fmt: skip
 ELSEWHERE = {
     "training.full_ft_ceiling": "tests/supervisor/wishes/test_together.py",
@@ -374,7 +376,7 @@ def test_layers_are_compiled_if_that_was_asked(cpu: CpuBackend, tiny: Path, tmp_
         return any(module._compiled_call_impl is not None for module in run.trainer.model.modules())
 
     try:
-        made = seen(cpu, tiny, tmp_path, "--compile")
+        made = seen(cpu, tiny, tmp_path, "--compile", steps=0)  # the layers themselves are compiled when they are used
     except InvalidSettingError as error:
         pytest.skip(error.message)
     hold(Proof("training.compile", compiled, True), made, plain)
@@ -383,3 +385,10 @@ def test_layers_are_compiled_if_that_was_asked(cpu: CpuBackend, tiny: Path, tmp_
 def test_kernels_for_cards_are_refused_without_one(cpu: CpuBackend, tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidSettingError, match="--liger"):
         cpu.check(wished(cpu, tiny, tmp_path, "--liger").job)
+
+
+def test_unsloth_is_refused_where_it_is_not(cpu: CpuBackend, tiny: Path, tmp_path: Path) -> None:
+    if find_spec("unsloth") is not None:
+        pytest.skip("Unsloth is installed here")
+    with pytest.raises(BackpropagateError, match="nsloth"):
+        wished(cpu, tiny, tmp_path, "--unsloth")

@@ -39,7 +39,6 @@ def test_a_plain_job_is_granted(cpu: CpuBackend) -> None:
         ("train", {"optim": "magic"}, "magic"),
         ("train", {"scheduler": "reduce_lr_on_plateau"}, "cosine"),
         ("train", {"effective_batch": 6}, "6"),
-        ("data", {"packing": True}, "packing"),
         ("lora", {"r": 0}, "rank"),
         ("lora", {"targets": ()}, "all-linear"),
         ("lora", {"targets": ("all-linear", "q_proj")}, "alone"),
