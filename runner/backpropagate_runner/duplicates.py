@@ -1,7 +1,7 @@
 """Rows that are there twice: the same text, or nearly the same words.
 
 Exact compares digests: about 100 bytes of memory for each row that stays. Near compares MinHash signatures over runs of three
-words, without system turns: about 700 bytes for each row that stays, whatever its length, and no second pass. The first
+words, without system turns: about 900 bytes for each row that stays, whatever its length, and no second pass. The first
 of several stays, so the order of the file decides, and the same file gives the same rows everywhere.
 
 One permutation hashing: every run of words is hashed once and falls into one of the signature's places, which keeps the

@@ -7,6 +7,7 @@ cannot see other data.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from backpropagate_protocol.errors import DatasetError
 from backpropagate_protocol.messages import DataReady
 from backpropagate_protocol.prepared import WIDTH, PreparedManifest, PreparedWriter, verify
 from backpropagate_protocol.spec import DataSpec
-from backpropagate_runner.curriculum import easy_first
+from backpropagate_runner.curriculum import Rows, easy_first
 from backpropagate_runner.dropped import in_words
 from backpropagate_runner.examples import TRAIN
 from backpropagate_runner.formats import kind_of
@@ -129,7 +130,8 @@ class _Preparation:
         tokeniser, curriculum = self._tokeniser, self._data.order == CURRICULUM
         writer = PreparedWriter(self._folder, kind=tokeniser.kind)
         try:
-            self._fill(writer, Ticker(phase))
+            tick = Ticker(phase)
+            self._fill(writer, tick)
             dropped = Counter({"bad_row": self._scan.bad}) + all_dropped(self._scan) + tokeniser.dropped
             dropped["refused"] += self._refused
             self._judge(Path(self._data.source).name, writer, +dropped)
@@ -140,11 +142,19 @@ class _Preparation:
                 format=self._scan.format,
                 source_digest=self._scan.digest,
                 dropped=dict(+dropped),
-                easy=easy_first(writer.written, WIDTH[tokeniser.kind]) if curriculum else None,
+                easy=self._easy_first(writer, tick) if curriculum else None,
             )
         except BaseException:
             writer.abandon()
             raise
+
+    def _easy_first(self, writer: PreparedWriter, tick: Ticker) -> array[int]:
+        def rows() -> Rows:
+            for row in writer.written():
+                tick(self._done, self._scan.taken, "the order from easy to hard")
+                yield row
+
+        return easy_first(rows, WIDTH[self._tokeniser.kind])
 
     def _fill(self, writer: PreparedWriter, tick: Ticker) -> None:
         def told() -> None:
