@@ -46,6 +46,10 @@ class UnslothBackend(TorchBackend):
         """Unsloth has its own opinion of TRL's, and imports with no other."""
 
     def check(self, job: TrainJob) -> None:
+        if job.spec.backend not in ("auto", self.name):
+            raise InvalidSettingError(
+                f"Unsloth trains on {self.name} here, not on {job.spec.backend}", suggestion="Leave --backend to auto."
+            )
         check_unsloth(job)
         super().check(job)
 

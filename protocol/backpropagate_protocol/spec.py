@@ -230,6 +230,11 @@ def is_evaluated(spec: RunSpec) -> bool:
     return spec.kind == "train" and spec.parent is None and spec.data.holdout > 0
 
 
+def rail(spec: RunSpec) -> str:
+    """The backend that a training child imports: Unsloth is one of its own, since it must be imported before all others."""
+    return "unsloth" if spec.train.unsloth else spec.backend
+
+
 # Left out of the digest at their defaults: checkpoints from before there were such choices stay resumable.
 _LATER_OF_DATA = (
     "start", "holdout", "part", "replay", "method", "reasoning_trace", "trace_tokens", "dedup", "min_tokens", "max_tokens",

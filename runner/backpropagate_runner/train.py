@@ -12,7 +12,7 @@ from backpropagate_protocol.jobs import PreparedRef, TrainJob
 from backpropagate_protocol.messages import DataReady, Phase, Stopped, TrainResult
 from backpropagate_protocol.prepared import Prepared, open_prepared
 from backpropagate_protocol.rundir import RunDir
-from backpropagate_protocol.spec import DataSpec, ModelSpec, is_evaluated
+from backpropagate_protocol.spec import DataSpec, ModelSpec, is_evaluated, rail
 from backpropagate_runner.beginning import check_beginning
 from backpropagate_runner.channel import Channel
 from backpropagate_runner.checkpoint import check_data, open_resume
@@ -141,6 +141,6 @@ def _tokenise(data: DataSpec, tokenizer: Tokenizer, found: Scan, job: TrainJob, 
 
 def _backend(job: TrainJob, voice: Voice, frameworks: Frameworks) -> Backend:
     voice.phase(Phase.IMPORT)
-    backend = frameworks.backend(job.spec.backend)
+    backend = frameworks.backend(rail(job.spec))
     backend.check(job)
     return backend

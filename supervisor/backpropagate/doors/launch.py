@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -119,6 +119,30 @@ def answered(arguments: Sequence[str]) -> bytes:
     command = [sys.executable, "-P", "-m", "backpropagate", *arguments]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     return done.stdout
+
+
+def carried_out(command: Sequence[str], heard: Callable[[str], None]) -> int:
+    """Runs a program of others to its end and hands on each line that it says. Its exit code; interrupted, it is ended.
+
+    Raises OSError if it cannot be started.
+    """
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                heard(line.rstrip())
+        except BaseException:
+            process.kill()
+            raise
+    return process.returncode
 
 
 class _Refusal(msgspec.Struct):

@@ -58,7 +58,7 @@ from backpropagate_protocol.jobs import TrainJob
 from backpropagate_protocol.messages import CheckpointSaved, Hello, Ping, RunJob, ToParent
 from backpropagate_protocol.redact import redact
 from backpropagate_protocol.rundir import RunDir
-from backpropagate_protocol.spec import RunSpec
+from backpropagate_protocol.spec import RunSpec, rail
 
 _TICK = 1.0
 _PING_EVERY = 5.0
@@ -149,7 +149,7 @@ class Driver:
         match action:
             case Spawn():
                 self._kill_at_birth = False
-                self._tasks.start_soon(self._child, action.warm or self._spec.backend)
+                self._tasks.start_soon(self._child, action.warm or rail(self._spec))
             case FindCheckpoint():
                 self._tasks.start_soon(self._find_checkpoint)
             case Assign():

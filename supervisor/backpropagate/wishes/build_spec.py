@@ -25,6 +25,7 @@ from backpropagate.wishes.settings import Settings
 from backpropagate.wishes.surroundings import check_backend, check_runner, installed, writable_folder
 from backpropagate.wishes.together import check_size, check_together
 from backpropagate.wishes.trackers import wanted_trackers
+from backpropagate.wishes.unsloth import check_unsloth, unsloth_python
 from backpropagate_protocol.data_formats import may_be_hub_id
 from backpropagate_protocol.errors import (
     ConfigurationError,
@@ -48,7 +49,7 @@ def build_spec(settings: Settings, *, detached: bool = False, verbose: bool = Fa
     data = _data(settings)
     check_backend(settings.text("training.backend"))
     check_together(settings)
-    runner_python = check_runner(settings.text_or_none("runner.python"), settings.text("training.backend"))
+    runner_python = _runner_python(settings)
     train = _train(settings)
     model = _held(model_spec(settings), train)
     check_preferences(settings.text("training.backend"), data, train)
@@ -106,14 +107,32 @@ def hypothetical_spec(settings: Settings) -> RunSpec:
     return spec
 
 
+def _runner_python(settings: Settings) -> str | None:
+    """As `check_runner` has it; for Unsloth the interpreter that it lives in."""
+    if not settings.flag_or_none("training.unsloth"):
+        return check_runner(settings.text_or_none("runner.python"), settings.text("training.backend"))
+    check_unsloth(settings)
+    return unsloth_python(settings)
+
+
 def notices(settings: Settings) -> list[str]:
     """What the user should read once before the run: settings without effect, the model's licence."""
-    said = list(settings.warnings)
+    said = [*settings.warnings, *_another_share(settings.number("data.eval_split"))]
     if settings.text("training.backend") != "toy":
         note = resolve_model(settings.text("model.name")).note
         said += [f"{settings.text('model.name')}: {note}"] if note else []
     said += wanted_trackers(settings, environment()).notices
     return said
+
+
+def _another_share(share: float) -> list[str]:
+    """Every n-th row is held out, so not every share can be had."""
+    had = 1 / _holdout(share) if share else 0.0
+    if abs(had - share) <= 0.05 * share:
+        return []
+    return [
+        f"every {_holdout(share)}. row is held out: a share of {had:.2f}, which is as near to {share:g} as can be had"
+    ]
 
 
 def result_name(model: ModelSpec, run_id: str) -> str:
