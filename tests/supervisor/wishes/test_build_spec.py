@@ -35,6 +35,21 @@ def refusal(tmp_path: Path, **arguments: object) -> str:
     return caught.value.code
 
 
+@pytest.mark.parametrize(
+    ("share", "every", "told"), [(0.1, 10, False), (0.5, 2, False), (0.15, 7, False), (0.4, 2, True)]
+)
+def test_every_nth_row_is_held_out_and_a_share_that_cannot_be_had_is_told(
+    tmp_path: Path, data: Path, share: float, every: int, told: bool
+) -> None:
+    assert build(tmp_path, eval_split=share).data.holdout == every
+    said = notices(Settings({"backend": "toy", "eval_split": share}, environ={}, folder=tmp_path))
+    assert [text for text in said if "a share of" in text] == (
+        [f"every {every}. row is held out: a share of {1 / every:.2f}, which is as near to {share:g} as can be had"]
+        if told
+        else []
+    )
+
+
 def test_what_was_not_asked_for_has_the_documented_defaults(tmp_path: Path, data: Path) -> None:
     spec = build(tmp_path)
 
