@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -56,8 +57,8 @@ def held_out(model: nn.Module, data: Prepared, batch_size: int, go_on: GoOn) -> 
         right = ((mx.argmax(logits, axis=-1) == targets) * flags).sum()
         mx.eval(each, right)
         losses += [float(value) for value in each.tolist()]
-        foreseen += int(right.item())
-        tokens += int(flags.sum().item())
+        foreseen += round(cast(float, right.item()))
+        tokens += round(cast(float, flags.sum().item()))
         if not go_on(len(losses), len(rows)):
             return None
     share = max(1, tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
@@ -38,7 +39,8 @@ class Speaker:
         """Token after token until an end or the limit; the likeliest each time unless temperature > 0."""
         for logits in self.said(ids, limit):
             scaled = logits / temperature if temperature > 0 else logits
-            token = int((mx.random.categorical(scaled) if temperature > 0 else mx.argmax(scaled)).item())
+            chosen = mx.random.categorical(scaled) if temperature > 0 else mx.argmax(scaled)
+            token = cast(int, chosen.item())
             if token in self.ends:
                 return
             yield token

@@ -86,7 +86,7 @@ def _chosen(base: Base, targets: tuple[str, ...], name: str) -> list[str]:
             raise unsupported(
                 name,
                 "its experts are one tensor, on which no PEFT adapter can lie; name the layers of its attention with "
-                "--lora-targets",
+                "--target-modules",
             )
         return sorted(linear)
     missing = [wish for wish in targets if not any(_is(path, wish) for path in linear)]

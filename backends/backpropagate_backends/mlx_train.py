@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -147,14 +148,14 @@ def train(session: Session, data: Prepared, name: str) -> TrainResult | None:
             mx.eval(gradients, total)  # here, so that the activations of one micro-batch are gone before the next
             account.take(batch.consumed)
         assert gradients is not None
-        norm = mx.sqrt(sum(mx.square(value).sum() for value in gradients.values()))
+        norm = mx.sqrt(sum((mx.square(value).sum() for value in gradients.values()), mx.array(0.0)))
         if spec.train.max_grad_norm > 0:
             smaller = mx.minimum(spec.train.max_grad_norm / (norm + 1e-6), 1.0)
             gradients = {key: value * smaller for key, value in gradients.items()}
         optimizer.learning_rate = rate
         weights = optimizer.apply_gradients(gradients, weights)
         mx.eval(weights, optimizer.state, norm)
-        step, loss = step + 1, float(total.item())
+        step, loss = step + 1, cast(float, total.item())
         progress = Progress(
             step=step,
             total_steps=way.total_steps,
@@ -162,7 +163,7 @@ def train(session: Session, data: Prepared, name: str) -> TrainResult | None:
             order=account.order,
             loss=loss,
             learning_rate=rate,
-            grad_norm=float(norm.item()),
+            grad_norm=cast(float, norm.item()),
             tokens=account.tokens,
             step_seconds=perf_counter() - began,
             epoch=account.samples / len(data),
@@ -211,7 +212,8 @@ def _step_function(base: Base, *, compiled: bool) -> Step:
     def loss_of(weights: Gradients, ids: mx.array, flags: mx.array, share: mx.array) -> mx.array:
         model.update(tree_unflatten(list(weights.items())))
         logits = model(ids[:, :-1]).astype(mx.float32)
-        return (nn.losses.cross_entropy(logits, ids[:, 1:]) * flags[:, 1:]).sum() * share
+        part: mx.array = (nn.losses.cross_entropy(logits, ids[:, 1:]) * flags[:, 1:]).sum() * share
+        return part
 
     function = mx.value_and_grad(loss_of)
     if not compiled:

@@ -17,7 +17,7 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
 }
-_SUPPORTED = {"mlx": ((0, 30), (1,)), "mlx-lm": ((0, 31), (1,))}
+_SUPPORTED = {"mlx": ((0, 32), (1,)), "mlx-lm": ((0, 32), (1,))}
 _CACHE = 4 << 30  # bytes of freed buffers that MLX may keep for the next step
 
 

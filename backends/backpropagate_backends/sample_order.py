@@ -19,7 +19,7 @@ def permutation(rows: int, seed: int) -> NDArray[np.int64]:
         raise ValueError(f"{rows} rows are more than can be put into an order here")
     order = list(range(rows))
     bits = np.random.MT19937()
-    bits._legacy_seeding(seed & 0xFFFFFFFF)  # type: ignore[attr-defined]  # as every other Mersenne twister is seeded
+    bits._legacy_seeding(seed & 0xFFFFFFFF)  # as every other Mersenne twister is seeded
     draws = bits.random_raw(max(1, rows - 1)) % np.arange(max(2, rows), 1, -1, dtype=np.uint64)
     for place, step in enumerate(draws[: rows - 1].tolist() if rows else ()):
         order[place], order[place + step] = order[place + step], order[place]

@@ -14,6 +14,7 @@ import msgspec
 from backpropagate_protocol import messages as m
 from backpropagate_protocol.framing import encode
 from backpropagate_protocol.jobs import (
+    CalibrateJob,
     Candidate,
     ChatJob,
     CombineJob,
@@ -21,6 +22,7 @@ from backpropagate_protocol.jobs import (
     ConvertJob,
     EvaluateJob,
     FetchConverterJob,
+    FuseJob,
     GenerateJob,
     MergeJob,
     PlaceJob,
@@ -36,7 +38,7 @@ from backpropagate_protocol.jobs import (
     TrainJob,
     ValidateJob,
 )
-from backpropagate_protocol.measured import Check, Evaluation, Proof, Score
+from backpropagate_protocol.measured import Calibrated, Check, Evaluation, Proof, Score
 from backpropagate_protocol.probes import WORKS, ProbeReport
 from backpropagate_protocol.spec import (
     CampaignSpec,
@@ -130,6 +132,7 @@ TO_CHILD: dict[str, m.ToChild] = {
         ReferenceJob(model=MODEL, adapter="/output/lora", prompts=("Hello!", "世界"), out=f"{WORK}/reference")
     ),
     "run-merge": m.RunJob(MergeJob(model=MODEL, adapter="/output/lora", out=f"{WORK}/merged", memory=256)),
+    "run-fuse": m.RunJob(FuseJob(model=MODEL, adapter="/output/lora", out=f"{WORK}/mlx")),
     "run-convert": m.RunJob(
         ConvertJob(
             model=MODEL,
@@ -187,6 +190,7 @@ TO_CHILD: dict[str, m.ToChild] = {
     ),
     "run-plot": m.RunJob(PlotJob(report=f"{CAMPAIGN}/campaign.json", out=(f"{CAMPAIGN}/campaign.svg",))),
     "run-fetch": m.RunJob(FetchConverterJob()),
+    "run-calibrate": m.RunJob(CalibrateJob(spec=SPEC, micro_batch=4, scratch="/tmp/scratch")),
     "run-probe": m.RunJob(ProbeJob(name="card")),
     "say": m.Say((("user", "Hello!"), ("assistant", "Hi."), ("user", "世界?"))),
     "stop": m.Stop("ctrl-c", save=True),
@@ -245,6 +249,22 @@ TO_PARENT: dict[str, m.ToParent] = {
             (Check("tokens", True, detail="15 prompts"), Check("kl", False, 0.5, 0.01, "nats")),
             15,
             213,
+        )
+    ),
+    "done-calibrated": m.Done(
+        Calibrated(
+            "cuda:0 NVIDIA GeForce RTX 4080",
+            4,
+            10,
+            12_000,
+            12_600,
+            16_376,
+            2_345.5,
+            2_048,
+            1_000,
+            312.5,
+            "nf4+bf16",
+            "paged_adamw_8bit",
         )
     ),
     "done-probed": m.Done(ProbeReport("card", WORKS, "one training step", 1.5)),

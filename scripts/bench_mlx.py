@@ -1,0 +1,102 @@
+"""What supervision costs on MLX: a supervised training against mlx-lm's own trainer, the same data and settings, in turns.
+
+    python scripts/bench_mlx.py [--model DIR] [--steps 40] [--rounds 3] [--rows 64]
+
+Both get the same conversations of equal length (mlx-lm sorts by length and pads to multiples of 32, so that rows of varied
+length would compare the padding), LoRA on every linear layer, AdamW, the same batch, no compiled kernels where there is no
+Metal. On an M-series Mac this is Metal; elsewhere MLX's CPU build. Prints a Markdown table; the exit status is 1 if the goal
+is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from _bench_run import BATCH, MAX_LENGTH, RANK, TINY, Supervised, a_spec
+from backpropagate.events import Step
+from backpropagate_protocol.mlx_rules import ALLOW_CPU
+
+ROOT = Path(__file__).resolve().parent.parent
+GOAL = 0.98
+_SKIPPED = 5  # first steps: caches, and on Metal the compilation of kernels
+
+
+def write_rows(folder: Path, count: int) -> Path:
+    """train.jsonl, every row of the same length in words."""
+    folder.mkdir(parents=True)
+    path = folder / "train.jsonl"
+    with open(path, "w", encoding="utf-8") as file:
+        for row in range(count):
+            turns = [
+                {"role": "user", "content": f"Count on from {row:04}, please, and do not stop before twenty."},
+                {"role": "assistant", "content": " ".join(f"{row + step:04}" for step in range(1, 21))},
+            ]
+            file.write(json.dumps({"messages": turns}) + "\n")
+    return path
+
+
+def plain(model: str, data: Path, steps: int) -> float:
+    """Seconds of a step of mlx-lm alone."""
+    arguments = [model, str(data), str(steps), str(BATCH), str(RANK), str(MAX_LENGTH)]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "plain_mlx.py"), *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=_environment(),
+    )
+    found: list[float] = json.loads(done.stdout.splitlines()[-1])["seconds"]
+    return statistics.mean(found[_SKIPPED:])
+
+
+def supervised(model: str, rows: Path, output: Path, steps: int) -> float:
+    """Seconds of a step under the supervisor, from one to the next by the clock: with all that is said in between."""
+    spec = a_spec(output, rows, backend="mlx", model=model, steps=steps, save_steps=10**6)
+    told = [event for event in Supervised(spec).events(0.5) if isinstance(event, Step) and event.step > _SKIPPED]
+    return (told[-1].time - told[0].time) / (told[-1].step - told[0].step)
+
+
+def _environment() -> dict[str, str]:
+    compiled = {} if platform.system() == "Darwin" else {"MLX_DISABLE_COMPILE": "1"}
+    return {**os.environ, **compiled, ALLOW_CPU: "1", "OMP_NUM_THREADS": "1"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(TINY))
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=64)
+    options = parser.parse_args()
+    os.environ.update(_environment())
+    ratios, ours_all, theirs_all = [], [], []
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        rows = write_rows(home / "data", options.rows)
+        for number in range(options.rounds):
+            theirs = plain(options.model, rows.parent, options.steps)
+            ours = supervised(options.model, rows, home / f"out-{number}", options.steps)
+            ratios.append(theirs / ours)
+            ours_all.append(ours)
+            theirs_all.append(theirs)
+    ratio = statistics.median(ratios)
+    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
+    print("| what | measured | goal | |\n|---|---|---|---|")
+    print(f"| step of mlx-lm's own trainer | {statistics.median(theirs_all) * 1000:.0f} ms |  |  |")
+    print(f"| supervised step | {statistics.median(ours_all) * 1000:.0f} ms |  |  |")
+    spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
+    verdict = "met" if ratio >= GOAL else "**short**"
+    print(f"| speed, supervised : mlx-lm | {ratio:.3f} (median of {len(ratios)}, {spread}) | ≥ {GOAL} | {verdict} |")
+    return 0 if ratio >= GOAL else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
