@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from backpropagate.api.callbacks import Calls, TrainingCallback
 from backpropagate.api.result import Summary, TrainingRun
 from backpropagate.events import AttemptStarted, DataPrepared, Evaluation, Event, FaultSeen, PhaseEntered, Recovering
 from backpropagate.keep import history, journal
@@ -69,6 +70,11 @@ def test_the_outcome_the_row_and_the_result_tell_what_was_chosen(calm: tuple[Out
     )
     assert (row.best_step, row.best_loss, row.stopped_early) == (BEST, scores(story.events)[BEST], True)
     assert (run.best_step, run.best_loss, run.stopped_early, run.completed) == (BEST, row.best_loss, True, True)
+    called: list[tuple[int, float]] = []
+    calls = Calls(TrainingCallback(on_evaluate=lambda step, loss: called.append((step, loss))), None)
+    for event in story.events:
+        calls.event(event)
+    assert called == row.eval_history
     assert [p.phase for p in journal.read(run_dir.events) if isinstance(p, PhaseEntered)].count("evaluate") == 0
 
 

@@ -17,6 +17,7 @@ _OUTCOME = (
     "status", "steps", "total_steps", "samples_seen", "final_loss", "duration_seconds", "recoveries", "backend", "device",
     "dataset_digest",
 )  # fmt: skip
+_HELD_OUT = ("best_loss", "best_step", "stopped_early")
 _SCORES = ("average_accuracy", "average_loss", "backward_transfer", "forgetting", "worst_accuracy")
 
 
@@ -60,6 +61,8 @@ class Comparison:
 def compare(first: Side, second: Side, points: int = 10) -> Comparison:
     """points: at how many steps the losses are set side by side, at most."""
     outcomes = [Outcome(name, getattr(first.row, name), getattr(second.row, name)) for name in _OUTCOME]
+    if first.row.eval_history or second.row.eval_history:
+        outcomes += [Outcome(name, getattr(first.row, name), getattr(second.row, name)) for name in _HELD_OUT]
     scores = [Outcome(name, _score(first, name), _score(second, name)) for name in _SCORES]
     outcomes += [score for score in scores if score.first is not None or score.second is not None]
     names = sorted({*first.row.packages, *second.row.packages})

@@ -78,3 +78,13 @@ def test_equal_orders_of_finished_runs_are_the_same_samples() -> None:
     assert compare(side(7), side(8)).same_samples is False
     assert compare(side(7), side(7, "interrupted")).same_samples is None
     assert compare(side(7), side(8)).packages == (Difference("torch", "7", "8"),)
+
+
+def test_held_out_losses_are_compared_where_there_are_any() -> None:
+    plain = RunRow(run_id="a")
+    chosen = RunRow(run_id="b", eval_history=[(4, 1.5), (8, 1.25)], best_step=8, best_loss=1.25)
+    found = {
+        each.name: (each.first, each.second) for each in compare(Side(spec(), plain), Side(spec(), chosen)).came_out
+    }
+    assert (found["best_loss"], found["best_step"]) == ((None, 1.25), (0, 8))
+    assert "best_loss" not in {each.name for each in compare(Side(spec(), plain), Side(spec(), plain)).came_out}
