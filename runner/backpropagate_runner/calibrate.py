@@ -19,7 +19,7 @@ from backpropagate_protocol.measured import Calibrated
 from backpropagate_protocol.messages import Phase, Progress, Started
 from backpropagate_protocol.prepared import LABELLED, PAIRS, Prepared, PreparedWriter, View, open_prepared
 from backpropagate_protocol.rundir import Manifest, OutputDir
-from backpropagate_protocol.spec import RunSpec
+from backpropagate_protocol.spec import RunSpec, rail
 from backpropagate_runner.drill import Drill
 from backpropagate_runner.frameworks import Frameworks
 from backpropagate_runner.prepare import prepare
@@ -48,11 +48,11 @@ def calibrate(job: CalibrateJob, voice: Voice, frameworks: Frameworks, drill: Dr
 
     if needs_frameworks(spec.data):
         voice.phase(Phase.IMPORT)
-        frameworks.backend(spec.backend)
+        frameworks.backend(rail(spec))
     voice.phase(Phase.VALIDATE)
     found = scan(spec.data, phase)
     voice.phase(Phase.IMPORT)
-    backend = frameworks.backend(spec.backend)
+    backend = frameworks.backend(rail(spec))
     backend.check(inner)
     voice.phase(Phase.TOKENIZE)
     ready = prepare(spec.data, backend.tokenizer(spec.model), found, OutputDir(Path(spec.output)).cache, phase)

@@ -192,7 +192,7 @@ class Sizing:
             rows=micro_batch * (2 if train.method in _PAIRS else 1),
             length=spec.data.max_length,
             adapter=None if full else spec.lora,
-            bytes_per_weight=4 if wide and not full else 2,
+            bytes_per_weight=4 if wide else 2,
             four_bit=four_bit and not full and not train.fp8,
             checkpointing=(self.on_card or full) if checkpointing is None else checkpointing,
             state=_EIGHT_BIT if "8bit" in self._optimizer() else _WIDE_STATE,

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
+
 from backpropagate.judge.estimate import Estimate, Gpu, Measured, Range, Rows, Sizing, estimate
 from backpropagate.keep import calibrations
 from backpropagate.wishes.base_config import base_config, hub_cache
 from backpropagate.wishes.preset_configs import CONFIGS
+from backpropagate.wishes.surroundings import installed
 from backpropagate_protocol.errors import UserInputError
 from backpropagate_protocol.spec import DataSpec, ModelSpec, RunSpec
 
@@ -24,9 +27,23 @@ def config_of(model: ModelSpec, environ: Mapping[str, str]) -> Mapping[str, obje
 
 
 def sizing_of(spec: RunSpec, gpu: Gpu, environ: Mapping[str, str]) -> Sizing | None:
-    """Which micro-batch fits; None where the base's shape is not known on this machine."""
+    """Which micro-batch fits, here and now; None where the base's shape is not known on this machine."""
     config = config_of(spec.model, environ) if spec.backend in ("auto", "cuda") else None
-    return None if config is None else Sizing.of(spec, config, gpu, calibrations.measured(gpu.name, spec))
+    if config is None:
+        return None
+    return Sizing.of(_as_installed(spec), config, gpu, calibrations.measured(gpu.name, spec))
+
+
+def _as_installed(spec: RunSpec) -> RunSpec:
+    """What `auto` comes to without bitsandbytes; of another interpreter's packages nothing is known."""
+    if spec.runner_python is not None or installed("bitsandbytes"):
+        return spec
+    four_bit, optim = bool(spec.model.load_in_4bit), spec.train.optim
+    return msgspec.structs.replace(
+        spec,
+        model=msgspec.structs.replace(spec.model, load_in_4bit=four_bit),
+        train=msgspec.structs.replace(spec.train, optim="adamw_torch_fused" if optim == "auto" else optim),
+    )
 
 
 def told(
