@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 
 import msgspec
 import psutil
@@ -158,17 +160,38 @@ def test_a_campaign_is_one_run_whose_steps_are_counted_on(oracle: Oracle) -> Non
     ]
 
 
-def test_a_tracker_that_fails_is_told_of_once_and_the_run_goes_on(
+def test_a_tracker_that_fails_does_not_fail_the_run(oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://at-all")
+    spec = tracked(toy_spec(oracle.output()), "mlflow")
+    outcome, _ = run_here(spec)
+    assert outcome.status == "completed"
+    assert "nowhere" in told.load(oracle.output().run(spec.run_id).told("mlflow")).problem
+
+
+def test_a_tracker_that_fails_is_told_of_once_and_tried_again_later(
     oracle: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://at-all")
-    spec = tracked(toy_spec(oracle.output(), toy="toy?step_seconds=0.3"), "mlflow")
-    outcome, seen = run_here(spec)
-    assert outcome.status == "completed"
-    (warning,) = [event.text for event in seen.of(Noticed) if "mlflow" in event.text]
-    assert "the run goes on" in warning
-    assert "nowhere" in warning
-    assert told.load(oracle.output().run(spec.run_id).told("mlflow")).problem
+    run_dir = runs.create(tracked(toy_spec(oracle.output()), "mlflow"))
+    now, warnings = [0.0], list[str]()
+    trackers = Trackers(run_dir, ["mlflow"], clock=lambda: now[0])
+    trackers.tell = warnings.append
+    something = Noticed(time=1.0, run_id=run_dir.run_id, level="info", text="it goes on")
+    trackers.event(RunCreated(time=1.0, run_id=run_dir.run_id))
+
+    def failed() -> bool:
+        trackers.event(something)
+        return bool(warnings) and not attended(run_dir)
+
+    eventually(failed, "the tracker failed")
+    assert "the run goes on" in warnings[0]
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    now[0] = 11.0
+    trackers.event(something)
+    trackers.close()
+    trackers.wait()
+    assert len(warnings) == 1
+    assert mlflow_runs(run_dir, PROJECT, LOSS)[0].status == "KILLED"
 
 
 def test_a_tracker_that_hangs_holds_up_nothing(oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,3 +218,37 @@ def test_a_login_that_wandb_does_not_have_is_not_asked_for(oracle: Oracle, monke
     assert outcome.status == "completed"
     (run,) = wandb_runs(oracle.output().run(spec.run_id), LOSS)
     assert run.exit_code == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="opens a pseudo-terminal")
+def test_nobody_at_a_terminal_is_asked_for_a_login(oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NETRC", str(oracle.home / "netrc"))
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    spec = toy_spec(oracle.output())
+    command = ["train", "--data", spec.data.source, "--model", "toy", "--backend", "toy", "--steps", "4"]
+    command += ["--output", str(oracle.output().path), "--report-to", "wandb"]
+    ours, theirs = os.openpty()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "backpropagate", *command], stdin=theirs, stdout=theirs, stderr=theirs
+        )
+        os.close(theirs)
+        shown = _all_of(ours)
+        assert process.wait(timeout=120) == 0
+    finally:
+        os.close(ours)
+    assert "wandb: no login is known; the run is kept offline" in shown
+    (run_dir,) = oracle.output().runs.iterdir()
+    assert [run.exit_code for run in wandb_runs(RunDir(run_dir), LOSS)] == [0]
+
+
+def _all_of(terminal: int) -> str:
+    """What is written to a pseudo-terminal, until nobody has it open any more."""
+    shown = b""
+    try:
+        while piece := os.read(terminal, 1 << 16):
+            shown += piece
+    except OSError:  # so Linux says that the other end is closed
+        pass
+    return shown.decode(errors="replace")

@@ -57,7 +57,7 @@ def mlflow_runs(run_dir: RunDir, project: str, name: str) -> list[InMLflow]:
             status=run.info.status,
             name=run.info.run_name,
             params=run.data.params,
-            description=run.data.tags["mlflow.note.content"],
+            description=run.data.tags.get("mlflow.note.content", ""),
             curve=[(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)],
         )
         for run in found

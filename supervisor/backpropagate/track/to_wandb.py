@@ -61,10 +61,13 @@ class WeightsAndBiases:
 def _begin(subject: Subject) -> wandb.Run:
     """Offline where the service does not take the run: a key that has expired or a network that is down costs nothing."""
     if not subject.spec.report_offline:
+        before = set(subject.run_dir.wandb.glob("run-*"))
         try:
             return _init(subject, "online")
         except wandb.Error as error:
             wandb.teardown()
+            for empty in set(subject.run_dir.wandb.glob("run-*")) - before:
+                durable.discard(empty)
             sys.stderr.write(
                 redact(f"{error}\nW&B takes no run now: it is kept offline, for `wandb sync` afterwards\n")
             )

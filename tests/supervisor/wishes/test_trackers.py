@@ -16,8 +16,13 @@ _ALL = all(map(installed, TRACKERS))
 every_tracker = pytest.mark.skipif(not _ALL, reason="not every tracker is installed")
 
 
-def wanted(folder: Path, watched: bool = False, environ: dict[str, str] | None = None, **arguments: object) -> Wanted:
-    known = {"NETRC": str(folder / "netrc"), **(environ or {})}
+def wanted(folder: Path, **arguments: object) -> Wanted:
+    return wanted_in(folder, {}, arguments)
+
+
+def wanted_in(folder: Path, environ: dict[str, str], arguments: dict[str, object], *, watched: bool = False) -> Wanted:
+    """In this environment, and nobody logged in unless the folder has a netrc."""
+    known = {"NETRC": str(folder / "netrc"), **environ}
     return wanted_trackers(Settings(arguments, environ=known, folder=folder), known, watched=watched)
 
 
@@ -75,7 +80,7 @@ def test_a_tracker_that_is_not_installed_is_refused_with_the_way_to_install_it(t
     ],
 )
 def test_auto_is_what_somebody_has_set_up(tmp_path: Path, environ: dict[str, str], names: tuple[str, ...]) -> None:
-    assert wanted(tmp_path, environ=environ, report_to="auto").names == names
+    assert wanted_in(tmp_path, environ, {"report_to": "auto"}).names == names
 
 
 @every_tracker
@@ -98,7 +103,7 @@ def test_wandb_sends_only_what_somebody_has_allowed(
 ) -> None:
     if login:
         (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
-    found = wanted(tmp_path, watched, environ, report_to="wandb")
+    found = wanted_in(tmp_path, environ, {"report_to": "wandb"}, watched=watched)
     assert found.names == ("wandb",)
     assert found.offline is (why is not None)
     assert [why in notice for notice in found.notices if why] == [True] * found.offline
@@ -106,7 +111,7 @@ def test_wandb_sends_only_what_somebody_has_allowed(
 
 @every_tracker
 def test_a_wandb_that_is_switched_off_is_told_nothing(tmp_path: Path) -> None:
-    found = wanted(tmp_path, environ={"WANDB_MODE": "disabled"}, report_to="wandb,tensorboard")
+    found = wanted_in(tmp_path, {"WANDB_MODE": "disabled"}, {"report_to": "wandb,tensorboard"})
     assert found.names == ("tensorboard",)
     assert "disabled" in found.notices[0]
 
