@@ -39,9 +39,9 @@ class Peak:
     peak: int
 
 
-class _Meter(TorchDispatchMode):
+class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types there
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._seen: set[int] = set()
 
@@ -81,12 +81,12 @@ class _Product(torch.autograd.Function):
         ctx: FunctionCtx, x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, shape: tuple[int, int]
     ) -> torch.Tensor:
         ctx.save_for_backward(packed)
-        ctx.shape = shape
+        ctx.shape = shape  # type: ignore[attr-defined]  # as torch's own functions keep what is no tensor
         return nn.functional.linear(x, torch.empty(shape, dtype=x.dtype), bias)
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return gradient @ torch.empty(ctx.shape, dtype=gradient.dtype), None, None, None
+        return gradient @ torch.empty(ctx.shape, dtype=gradient.dtype), None, None, None  # type: ignore[attr-defined]
 
 
 class _FourBit(nn.Linear):
@@ -102,7 +102,8 @@ class _FourBit(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         bias = None if self.bias is None else self.bias.to(torch.bfloat16)
         shape = (self.out_features, self.in_features)
-        return _Product.apply(x.to(torch.bfloat16), self.weight, bias, shape).clone()
+        product: torch.Tensor = _Product.apply(x.to(torch.bfloat16), self.weight, bias, shape)  # type: ignore[no-untyped-call]
+        return product.clone()
 
 
 @contextmanager
@@ -116,6 +117,10 @@ def _in_place(*changes: tuple[object, str, object]) -> Iterator[None]:
     finally:
         for (owner, name, _), value in zip(changes, before, strict=True):
             setattr(owner, name, value)
+
+
+def _as_it_is(layer: object, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return x
 
 
 def _nothing(*args: object, **kwargs: object) -> None:
@@ -133,9 +138,10 @@ def fake_peak(family: str, fields: Mapping[str, object], setup: Setup) -> Peak:
         (BaseTunerLayer, "_move_adapter_to_device_of_base_layer", _nothing),
         (nn.Module, "to", lambda module, *args, **kwargs: module),
     ]
+    forward: list[tuple[object, str, object]]
     forward = [] if setup.masked else [(masking_utils, "find_packed_sequence_indices", _nothing)]
     if setup.four_bit:
-        forward.append((LoraLayer, "_cast_input_dtype", lambda layer, x, dtype: x))
+        forward.append((LoraLayer, "_cast_input_dtype", _as_it_is))
     with FakeTensorMode(allow_non_fake_inputs=True), _in_place(*kernel, *forward):
         with _in_place(*device):
             model = _model(family, fields, setup)
@@ -165,7 +171,8 @@ def _model(family: str, fields: Mapping[str, object], setup: Setup) -> nn.Module
         whole.gradient_checkpointing_enable({"use_reentrant": False})
         if setup.adapter is not None:
             whole.enable_input_require_grads()
-    return whole.train()
+    trained: nn.Module = whole.train()
+    return trained
 
 
 def _run(model: nn.Module, setup: Setup) -> Peak:
