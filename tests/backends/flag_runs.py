@@ -72,6 +72,13 @@ class Seen:
     orders: dict[int, int] = field(default_factory=dict)
 
 
+def understood(folder: Path, *typed: str) -> RunSpec:
+    """What `backprop train` with these flags comes to. folder: where its files with settings would be."""
+    parsed = command.make_context("train", list(typed)).params
+    given = {name: value for name, value in parsed.items() if name in BY_ARGUMENT}
+    return build_spec(Settings(given, environ={}, folder=folder))
+
+
 def wished(backend: CpuBackend, model: Path, folder: Path, *flags: str, rows: Iterable[Row] = CHAT) -> Wished:
     """As the command line would be understood, and the data made of `rows`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,9 +87,7 @@ def wished(backend: CpuBackend, model: Path, folder: Path, *flags: str, rows: It
     typed = ["--data", str(source), "--model", str(model), "--output", str(folder / "out"), *flags]
     if "--backend" not in typed:
         typed += ["--backend", "cpu"]
-    parsed = command.make_context("train", typed).params
-    given = {name: value for name, value in parsed.items() if name in BY_ARGUMENT}
-    spec = build_spec(Settings(given, environ={}, folder=folder))
+    spec = understood(folder, *typed)
     tokenizer = backend.tokenizer(spec.model)
     ready = prepare(spec.data, tokenizer, scan(spec.data), folder / "cache", lambda done, total, detail: None)
     return Wished(backend, folder, spec, Prepared(Path(ready.path)))

@@ -17,7 +17,8 @@ from backpropagate.commands.train import TRAINING_KEYS
 from backpropagate.wishes.options import BY_KEY
 from backpropagate_backends.cpu import CpuBackend
 from backpropagate_protocol.errors import BackpropagateError, InvalidSettingError
-from tests.backends.flag_runs import CHAT, PAIRS, Look, Row, Seen, chat, seen, wished
+from backpropagate_runner.readers import HubSource, RawRow
+from tests.backends.flag_runs import CHAT, PAIRS, Look, Row, Seen, chat, seen, understood, wished
 from tests.backends.torch_runs import FOREIGN_WARNINGS
 from tests.house.source import ROOT
 
@@ -204,6 +205,17 @@ def test_what_changes_no_sample_but_how_it_is_read_is_seen_in_the_trainer(
     hold(proof, seen(cpu, tiny, tmp_path, *flags), plain)
 
 
+def test_code_that_comes_with_a_model_is_run_only_if_that_was_asked(
+    cpu: CpuBackend, tiny: Path, tmp_path: Path, plain: Seen
+) -> None:
+    """Seen in what every `from_pretrained` is given."""
+    from backpropagate_backends.model_source import find
+
+    trusting = wished(cpu, tiny, tmp_path, "--trust-remote-code").spec.model
+    assert find(trusting).options()["trust_remote_code"] is True
+    assert find(plain.wished.spec.model).options()["trust_remote_code"] is False
+
+
 # --- what is preferred ------------------------------------------------------------------------------------------------
 
 METHODS = (
@@ -321,6 +333,25 @@ def test_rows_are_held_out_of_the_training_as_was_asked(cpu: CpuBackend, tiny: P
     assert len(wished(cpu, tiny, tmp_path, "--eval-split", "0.25").data) == 9
 
 
+def test_the_split_of_a_hub_data_set_is_the_one_that_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's own library takes a folder here for the data set of that name."""
+    pytest.importorskip("datasets")
+    folder = tmp_path / "there" / "me" / "rows"
+    folder.mkdir(parents=True)
+    for split in ("train", "test"):
+        (folder / f"{split}.jsonl").write_text(f'{{"text": "{split}"}}\n')
+
+    def read(*flags: str) -> list[object]:
+        (tmp_path / "here").mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / "here")
+        data = understood(tmp_path / "here", "--data", "me/rows", "--model", "tiny", "--backend", "cpu", *flags).data
+        monkeypatch.chdir(tmp_path / "there")
+        with HubSource(data) as source:
+            return [row.value for row in source.rows() if isinstance(row, RawRow)]
+
+    assert (read(), read("--split", "test")) == ([{"text": "train"}], [{"text": "test"}])
+
+
 # --- the list ---------------------------------------------------------------------------------------------------------
 
 HERE = {
@@ -331,14 +362,12 @@ HERE = {
     "model.max_seq_length", "data.train_on", "data.format", "data.on_bad_row", "data.dedup", "data.min_tokens",
     "data.max_tokens", "training.fp8", *(proof.key for _, proof in CALM), "data.reasoning_trace",
     "data.min_trace_tokens", "data.max_trace_tokens", "data.eval_split", "training.liger", "training.compile",
-    "training.unsloth",
+    "training.unsloth", "model.trust_remote_code", "data.split",
 }  # fmt: skip
 ELSEWHERE = {
     "training.full_ft_ceiling": "tests/supervisor/wishes/test_together.py",
     "model.revision": "tests/backends/test_model_source.py",
-    "model.trust_remote_code": "tests/backends/test_model_source.py",
     "training.backend": "tests/backends/test_torch_cuda.py",
-    "data.split": "tests/runner/test_readers.py",
     "training.eval_steps": "tests/system/test_evaluated.py",
     "training.early_stopping": "tests/system/test_evaluated.py",
     "training.keep_best": "tests/system/test_evaluated.py",

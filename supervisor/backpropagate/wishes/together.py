@@ -6,11 +6,13 @@ was meant for other trainings, too, and is passed over where it does not apply.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from backpropagate.judge.shape import parameters
 from backpropagate.wishes.base_config import base_config, hub_cache
+from backpropagate.wishes.models import TINY
 from backpropagate.wishes.settings import Settings
 from backpropagate_protocol.errors import InvalidSettingError, error_for
 from backpropagate_protocol.spec import ModelSpec, TrainSpec
@@ -28,6 +30,16 @@ class _Needs:
 
 def _full(settings: Settings) -> bool:
     return settings.text("training.mode") == "full"
+
+
+def _data_of_hub(settings: Settings) -> bool:
+    source = settings.text_or_none("data.source")
+    return source is None or not os.path.exists(os.path.expanduser(source))
+
+
+def _model_of_hub(settings: Settings) -> bool:
+    name = settings.text("model.name")
+    return name != TINY and not os.path.isdir(os.path.expanduser(name))
 
 
 def _method(name: str) -> Callable[[Settings], bool]:
@@ -49,6 +61,16 @@ _OF_METHODS = {
     "kto": ("training.kto_beta", "training.kto_desirable_weight", "training.kto_undesirable_weight"),
 }
 _NEEDS = (
+    _Needs(("data.split",), _data_of_hub, "a file has no splits", "Leave it out, or name a file with those rows."),
+    _Needs(
+        ("model.revision",), _model_of_hub, "a folder has no revisions", "Leave it out, or name a model of the hub."
+    ),
+    _Needs(
+        ("training.warmup_steps",),
+        lambda s: s.text("training.scheduler") != "constant" or not s.whole("training.warmup_steps"),
+        "a constant learning rate has no warm-up",
+        "Use --scheduler constant_with_warmup, or leave it out.",
+    ),
     _Needs(_OF_ADAPTERS, lambda s: not _full(s), "mode full trains no adapter", "Leave it out, or use --mode lora."),
     _Needs(("training.full_ft_ceiling",), _full, "only mode full has a ceiling", "Leave it out, or use --mode full."),
     _Needs(
