@@ -42,6 +42,7 @@ LOSS = "train/loss"
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # what is imported to read the trackers' files is not ours to mend
     pytest.mark.skipif(not all(map(find_spec, TRACKERS)), reason="not every tracker is installed"),
 ]
 

@@ -22,7 +22,7 @@ _STEP = "step"  # curves are drawn over it: the library's own count of calls wou
 class WeightsAndBiases:
     """One run of the same id for all supervisors.
 
-    An offline folder cannot be gone on with: a resume writes the whole run into a new one, and the old one goes.
+    An offline folder cannot be gone on with: a resume tells the whole run anew, offline or not, and the old folder goes.
     """
 
     def __init__(self, subject: Subject) -> None:
@@ -30,7 +30,7 @@ class WeightsAndBiases:
         self._lines: list[str] = []
         self._told_lines = 0
         self._run = _begin(subject)
-        self.whole = bool(self._run.offline)
+        self.whole = bool(self._run.offline or earlier)
         self._run.define_metric(_STEP, hidden=True)
         self._run.define_metric("*", step_metric=_STEP)
         if self.whole:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from backpropagate.keep import runs
 from backpropagate.wishes.build_spec import build_spec
+from backpropagate.wishes.campaign_again import same_wishes
 from backpropagate.wishes.settings import Settings
 from backpropagate.wishes.surroundings import installed
 from backpropagate.wishes.trackers import TRACKERS, Wanted, wanted_trackers
 from backpropagate_protocol.errors import DependencyError, InvalidSettingError
+from backpropagate_protocol.rundir import OutputDir
+from tests.system.campaigns import campaign_of
 
 _ALL = all(map(installed, TRACKERS))
 every_tracker = pytest.mark.skipif(not _ALL, reason="not every tracker is installed")
@@ -125,3 +131,8 @@ def test_the_spec_of_a_run_has_its_trackers(tmp_path: Path) -> None:
     }  # fmt: skip
     spec = build_spec(Settings(wishes, environ={}, folder=tmp_path))
     assert (spec.report_to, spec.project, spec.report_offline) == (("tensorboard",), "mine", False)
+
+
+def test_a_campaign_is_gone_on_with_whether_or_not_somebody_watches_it_now(tmp_path: Path) -> None:
+    begun = campaign_of(OutputDir(tmp_path / "out"))
+    same_wishes(runs.create(begun), msgspec.structs.replace(begun, run_id=str(uuid.uuid4()), report_offline=True))
