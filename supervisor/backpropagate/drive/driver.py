@@ -169,7 +169,7 @@ class Driver:
                 checkpoints.quarantine(self._run_dir, action.name)
                 self._emit_quarantined(action.name, action.reason)
             case Emit():
-                if self._card.busy is not None and not self._report.begun:
+                if self._card.turned_away and not self._report.begun:
                     return  # the end of what never began
                 self._report.event(msgspec.structs.replace(action.event, time=time.time()))
             case Finish():

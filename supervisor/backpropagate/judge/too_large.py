@@ -36,8 +36,9 @@ def doubt(sizing: Sizing, gpu: Gpu, micro_batch: int) -> str:
     """What the user should know of a batch that may not fit; empty if it surely does."""
     if sizing.surely_fits(micro_batch, gpu.free):
         return ""
-    span = sizing.vram(micro_batch)
+    span, moved = sizing.vram(micro_batch), sizing.movable
+    low, high = ((bound - moved) / MIB / 1024 for bound in (span.low, span.high))
     return (
-        f"a batch of {micro_batch} rows of {sizing.spec.data.max_length} tokens may take {span.low / MIB / 1024:.1f} to "
-        f"{span.high / MIB / 1024:.1f} GB, and the {gpu.name} has {gpu.free / 1024:.1f} GB free; if it does not fit, it is halved"
+        f"a micro-batch of {micro_batch}, with rows of up to {sizing.spec.data.max_length} tokens, may take {low:.1f} to "
+        f"{high:.1f} GB, and the {gpu.name} has {gpu.free / 1024:.1f} GB free; if it does not fit, it is halved"
     )

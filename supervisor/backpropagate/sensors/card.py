@@ -80,6 +80,11 @@ class Card:
         self._held = reserved or Reservation()
         self._own = reserved is None
 
+    @property
+    def turned_away(self) -> bool:
+        """The run does not get this card."""
+        return self.busy is not None or self.refused is not None
+
     def event(self, event: Event) -> None:
         """A run that turned out to be on a GPU whose sensors are silent says so; on the CPU nobody misses them."""
         if isinstance(event, ModelReady) and event.device.startswith("cuda") and self._lost and self._feed:
