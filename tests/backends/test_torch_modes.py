@@ -84,6 +84,16 @@ def test_a_full_run_that_died_after_its_last_step_does_none_more(
     assert again.done.digest == full.done.digest
 
 
+def test_the_best_checkpoint_is_a_result_without_what_only_a_training_needs(full: Run, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    from backpropagate_backends.torch_whole import copy_trained
+
+    copy_trained(full.session.checkpoint(8), tmp_path / "best")
+    assert {path.name for path in (tmp_path / "best").iterdir()} == {WHOLE, "config.json", "generation_config.json"}
+    assert all(tensor.equal(weights(full)[name]) for name, tensor in load_file(tmp_path / "best" / WHOLE).items())
+
+
 def test_weights_in_bf16_stay_so_in_the_checkpoint_and_after_it(
     cpu: CpuBackend, tiny: Path, rows: Prepared, tmp_path: Path
 ) -> None:
