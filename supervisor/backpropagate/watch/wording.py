@@ -124,7 +124,7 @@ def in_words(event: Event) -> str:
             if event.kind != "train":
                 return f"{event.kind} {event.status} after {duration(event.seconds)}"
             where = f"at step {event.step}/{event.total_steps}" if event.total_steps else "before the first step,"
-            chosen = f", the result is of step {event.best_step}" if event.best_step else ""
+            chosen = f", the result is of step {event.best_step}" if event.best_step not in (0, event.step) else ""
             return f"{event.status} {where} after {duration(event.seconds)}{chosen}"
         case events.Step() | events.CheckpointCommitted():
             return ""
