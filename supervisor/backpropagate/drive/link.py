@@ -18,12 +18,13 @@ from backpropagate.drive.training import Kept, Training, finished
 from backpropagate.events import Event, LinkEnded, RunCreated, RunEnded, RunResumed
 from backpropagate.judge.decisions import Finish
 from backpropagate.judge.telling import completed
-from backpropagate.keep import exports, runs
+from backpropagate.keep import runs
 from backpropagate.keep.changed_data import as_read
 from backpropagate.keep.data_digest import digests
 from backpropagate.keep.journal import OF_ONE_RUN, Journal
 from backpropagate.sensors.card import Reservation
 from backpropagate.watch.sinks import Sink
+from backpropagate_protocol import weights
 from backpropagate_protocol.catalogue import CATALOGUE, ExitCode
 from backpropagate_protocol.redact import redact
 from backpropagate_protocol.rundir import OutputDir
@@ -161,7 +162,7 @@ class LinkRun:
             link_run=self.spec.run_id,
             name=self.spec.name or "",
             adapter=str(self.run_dir.adapter),
-            digest=exports.weights_digest(self.run_dir.adapter),
+            digest=weights.digest_in(self.run_dir.adapter),
             steps=kept.step,
             final_loss=kept.loss,
             recoveries=row.recoveries,

@@ -17,7 +17,7 @@ import msgspec
 from backpropagate.measured import Check
 from backpropagate_protocol import durable
 from backpropagate_protocol.errors import ConfigurationError
-from backpropagate_protocol.rundir import MANIFEST, PARTIAL, ExportDir, Manifest
+from backpropagate_protocol.rundir import PARTIAL, ExportDir
 
 REPORT_SCHEMA = 1
 
@@ -56,20 +56,6 @@ class ExportReport(msgspec.Struct, frozen=True, kw_only=True):
     proof: ProofReport | None
     versions: dict[str, str] = {}
     notes: tuple[str, ...] = ()
-
-
-def weights_digest(folder: Path) -> str:
-    """Over the weight files of an adapter; equal for equal weights. Empty if there are none. Raises OSError."""
-    try:
-        files = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest).files
-    except (OSError, msgspec.DecodeError):
-        files = {name: durable.file_entry(folder / name) for name in durable.files_of(folder) if _weighs(name)}
-    lines = [f"{name} {entry.sha256}" for name, entry in sorted(files.items()) if _weighs(name)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else ""
-
-
-def _weighs(name: str) -> bool:
-    return name.endswith((".safetensors", ".bin"))
 
 
 def inputs_digest(*folders: Path) -> str:
