@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from backpropagate.measured import Check
-from backpropagate_protocol import durable
+from backpropagate_protocol import durable, swap
 from backpropagate_protocol.errors import ConfigurationError
 from backpropagate_protocol.rundir import PARTIAL, ExportDir
 
@@ -121,7 +121,7 @@ def publish(made: Path, result: Path, report: ExportReport) -> None:
     waiting = _waiting(result)
     durable.write_file(waiting, msgspec.json.encode(_Waiting(str(made), report)))
     try:
-        _rename_over(made, result)
+        swap.rename_over(made, result)
     except OSError:
         durable.discard(waiting)
         raise
@@ -131,10 +131,7 @@ def publish(made: Path, result: Path, report: ExportReport) -> None:
 
 def settle(result: Path) -> None:
     """Ends a publication that was cut off, as if it had ended or never begun. Under the result's lock. Raises OSError."""
-    old = _old(result)
-    if old.exists() and not result.exists():
-        durable.rename(old, result)
-    durable.discard(old)
+    swap.settle(result)
     waiting = _waiting(result)
     try:
         found = msgspec.json.decode(waiting.read_bytes(), type=_Waiting)
@@ -151,32 +148,13 @@ def reject(made: Path, result: Path, report: ExportReport) -> Path:
     """Puts aside what was not proven; returns where it is. Raises OSError."""
     aside = ExportDir.rejected(result)
     _write(aside, report)
-    _rename_over(made, aside)
+    swap.rename_over(made, aside)
     return aside
 
 
 def _write(result: Path, report: ExportReport) -> None:
     text = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
     durable.write_file(ExportDir.report(result), text)
-
-
-def _old(result: Path) -> Path:
-    return result.with_name(f".{result.name}.old{PARTIAL}")
-
-
-def _rename_over(source: Path, target: Path) -> None:
-    old = _old(target)
-    if target.is_dir():  # a folder is not replaced by a rename
-        durable.discard(old)
-        durable.rename(target, old)
-    try:
-        durable.rename(source, target)
-    except OSError:
-        if old.exists():
-            durable.rename(old, target)
-        raise
-    durable.DISK.sync_dir(target.parent)
-    durable.discard(old)
 
 
 def sweep(work: Path) -> None:
