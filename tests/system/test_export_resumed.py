@@ -15,10 +15,9 @@ from backpropagate_protocol.rundir import ExportDir
 from backpropagate_protocol.weights import digest_in
 from tests.conftest import Oracle
 from tests.doubles.ollama_server import OllamaDouble
-from tests.system.exported import export_of, result_of, wish
+from tests.system.exported import export_of, is_in, log_of, lora_export, names, result_of, wish
 from tests.system.real import WEIGHTS
 from tests.system.supervised import At, Supervisor, resume_here, run_here
-from tests.system.test_export_chain import is_in, log_of, lora_export, names
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
