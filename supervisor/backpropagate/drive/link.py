@@ -11,11 +11,12 @@ from pathlib import Path
 import anyio.to_thread
 
 from backpropagate import __version__, checkpoints
+from backpropagate.drive.ending import outcome_of, run_ended
 from backpropagate.drive.reporter import Reporter
 from backpropagate.drive.stood import Stood, where_it_stood
 from backpropagate.drive.stops import Stops
 from backpropagate.drive.training import Kept, Training, finished
-from backpropagate.events import Event, LinkEnded, RunCreated, RunEnded, RunResumed
+from backpropagate.events import Event, LinkEnded, RunCreated, RunResumed
 from backpropagate.judge.decisions import Finish
 from backpropagate.judge.telling import completed
 from backpropagate.keep import runs
@@ -26,7 +27,6 @@ from backpropagate.sensors.card import Reservation
 from backpropagate.watch.sinks import Sink
 from backpropagate_protocol import weights
 from backpropagate_protocol.catalogue import CATALOGUE, ExitCode
-from backpropagate_protocol.redact import redact
 from backpropagate_protocol.rundir import OutputDir
 from backpropagate_protocol.spec import RunSpec
 
@@ -120,7 +120,8 @@ class LinkRun:
         else:
             finish, kept = completed(), done
         checkpoints.sweep(self.run_dir)
-        report.event(self._run_ended(finish, kept, time.monotonic() - began))
+        told = outcome_of(self.spec.run_id, finish, kept, training.recoveries)
+        report.event(run_ended(told, self.spec.kind, began))
         ended = self._ended(kept, stood) if finish.exit_code is ExitCode.DONE else None
         return LinkOutcome(finish, kept, ended, training.recoveries)
 
@@ -132,25 +133,6 @@ class LinkRun:
         advice = finish.suggestion or CATALOGUE[finish.code].remedy
         advice = advice.replace("`backprop resume RUN`", f"`{runs.resuming(campaign)}`")
         return Finish(finish.status, finish.exit_code, finish.code, finish.message, advice)
-
-    def _run_ended(self, finish: Finish, kept: Kept, seconds: float) -> RunEnded:
-        return RunEnded(
-            time=time.time(),
-            run_id=self.spec.run_id,
-            kind="train",
-            status=finish.status,
-            exit_code=int(finish.exit_code),
-            code=finish.code,
-            message=redact(finish.message),
-            suggestion=finish.suggestion,
-            step=kept.step,
-            total_steps=kept.total_steps,
-            adapter=kept.adapter,
-            final_loss=kept.loss,
-            samples_seen=kept.samples_seen,
-            order=kept.order,
-            seconds=round(seconds, 3),
-        )
 
     def _ended(self, kept: Kept, stood: Stood) -> LinkEnded:
         """For the campaign's journal. Recoveries and seconds are those of all supervisors."""
