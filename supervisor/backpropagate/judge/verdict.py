@@ -71,7 +71,7 @@ def reported(fault: Fault, attempt: int, trained: bool) -> Cause:
     )
 
 
-def of_death(death: Death, *, mute: bool, who: str = "the training process") -> tuple[Kind, str, str]:
+def of_death(death: Death, *, mute: bool, who: str) -> tuple[Kind, str, str]:
     """Kind, code and message for a child that died unexplained. `mute`: the run's first, and it never said a word."""
     if death.host_oom:
         return Kind.HOST_OOM, "RUNTIME_HOST_OOM", f"{who} {death.text}"

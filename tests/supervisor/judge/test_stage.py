@@ -9,19 +9,19 @@ from hypothesis import strategies as st
 from backpropagate.judge import decisions as d
 from backpropagate.judge.stage import StagePolicy
 from backpropagate.judge.stage_verdict import LATER, LEAST_MEMORY, MORE_TRIES, OTHER_WAYS, SMALLER_TRIES, Anew, judge
-from backpropagate.judge.states import State
 from backpropagate.judge.verdict import Cause, GiveUp, Kind
 from backpropagate_protocol import messages as m
 from backpropagate_protocol.catalogue import CATALOGUE, ExitCode
 from backpropagate_protocol.jobs import ConvertJob, EvaluateJob, ReferenceJob
 from backpropagate_protocol.spec import SafetySpec
+from tests.supervisor.judge.world import HELLO, Happening, World, stories
 from tests.supervisor.transcript import stage
 
 MOST_CHILDREN = 1 + MORE_TRIES + SMALLER_TRIES + OTHER_WAYS
 
 codes = st.sampled_from(sorted(CATALOGUE))
 messages = st.one_of(
-    st.just(m.Hello(m.PROTOCOL_VERSION, 1, "", {})),
+    st.just(HELLO),
     st.builds(m.PhaseChanged, st.sampled_from(m.Phase)),
     st.builds(lambda k, c, t: m.Fault(k, c, t), st.sampled_from(m.FaultKind), codes, st.sampled_from(["x", "y", "z"])),
     st.just(m.Stopped(0, False)),
@@ -30,95 +30,42 @@ messages = st.one_of(
     st.just(m.Notice("info", "x")),
     st.just(m.Progress(1, 2, 3, 4, 1.0)),
 )
-happenings = st.one_of(
-    st.builds(lambda x: ("said", x), messages),
-    st.just(("garbled", None)),
-    st.builds(lambda oom: ("exited", oom), st.booleans()),
-    st.builds(lambda t: ("tick", t), st.floats(0, 4000)),
-    st.builds(lambda t: ("late", t), st.floats(1, 4000)),
-    st.just(("card", None)),
-)
-
-
-class World:
-    """Plays happenings to a policy and watches its actions."""
-
-    def __init__(self, name: str) -> None:
-        self.policy = StagePolicy("run", SafetySpec(), stage(name))
-        self.now, self.alive, self.ended, self.children = 0.0, False, False, 0
-        self.tell(d.Begin(0.0))
-
-    def tell(self, input: d.Input) -> None:
-        for action in self.policy.handle(input):
-            assert not self.ended, "something follows Finish"
-            match action:
-                case d.Spawn():
-                    assert not self.alive, "two children at once"
-                    self.alive = True
-                    self.children += 1
-                    assert self.children <= MOST_CHILDREN
-                case d.Give():
-                    assert self.alive, "a Job without a child"
-                    assert action.job.attempt == self.policy.attempt
-                case d.Finish():
-                    self.ended = True
-                case _:
-                    pass
-        assert self.ended == (self.policy.state is State.ENDED)
-
-    def happen(self, kind: str, value: object) -> None:
-        match kind, value:
-            case "said", message if self.alive:
-                self.tell(d.RunnerSaid(self.now, message))  # type: ignore[arg-type]  # drawn from the union
-            case "garbled", _ if self.alive:
-                self.tell(d.RunnerGarbled(self.now, "noise"))
-            case "exited", oom if self.alive:
-                self.alive = False
-                self.tell(d.RunnerExited(self.now, d.Death(-9, "died", host_oom=bool(oom))))
-            case "tick" | "late", float() as seconds:
-                self.now += seconds
-                self.tell(d.Tick(self.now, seconds if kind == "late" else 0.0))
-            case "card", _:
-                self.tell(d.Temperature(self.now, 99))
-            case _:
-                pass
-
-
 names = st.sampled_from(["preflight", "reference", "convert", "register", "combine", "evaluate"])
 
 
-@given(names, st.lists(happenings, max_size=80))
-@settings(deadline=None)
-def test_any_sequence_of_events_keeps_the_invariants(name: str, story: list[tuple[str, object]]) -> None:
-    world = World(name)
-    for kind, value in story:
-        world.happen(kind, value)
+class Staged(World):
+    """A stage's policy in its world."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(StagePolicy("run", SafetySpec(), stage(name)))
+
+    def watch(self, action: d.Action) -> None:
+        assert self.children <= MOST_CHILDREN
+        if isinstance(action, d.Give):
+            assert action.job.attempt == self.policy.attempt
 
 
-@given(names, st.lists(happenings, max_size=40), st.booleans())
+@given(names, stories(messages, longest=80))
 @settings(deadline=None)
-def test_after_a_stop_every_way_ends(name: str, story: list[tuple[str, object]], kill: bool) -> None:
+def test_any_sequence_of_events_keeps_the_invariants(name: str, story: list[Happening]) -> None:
+    Staged(name).live_through(story)
+
+
+@given(names, stories(messages, longest=40), st.booleans())
+@settings(deadline=None)
+def test_after_a_stop_every_way_ends(name: str, story: list[Happening], kill: bool) -> None:
     """By the ladder's last rung and the kill's patience at the latest, even if the child never goes away."""
-    world = World(name)
-    for kind, value in story:
-        world.happen(kind, value)
-    world.tell(d.StopAsked(world.now, "sigterm", ExitCode.TRY_LATER, kill=kill))
-    for _ in range(20):
-        if world.ended:
-            break
-        wake = world.policy.wake_at
-        assert wake is not None, f"nothing is awaited in state {world.policy.state}"
-        world.now = max(world.now, wake)
-        world.tell(d.Tick(world.now))
-    assert world.ended
+    world = Staged(name)
+    world.live_through(story)
+    world.stop(kill=kill)
 
 
 @given(names, st.lists(st.sampled_from(m.FaultKind), min_size=MOST_CHILDREN, max_size=MOST_CHILDREN), codes)
 @settings(deadline=None)
 def test_a_stage_that_only_fails_ends(name: str, faults: list[m.FaultKind], code: str) -> None:
-    world = World(name)
+    world = Staged(name)
     for number, kind in enumerate(faults):
-        world.happen("said", m.Hello(m.PROTOCOL_VERSION, 1, "", {}))
+        world.happen("said", HELLO)
         world.happen("said", m.Fault(kind, code, f"fault {number}"))
         world.happen("exited", False)
         world.happen("tick", 100.0)
