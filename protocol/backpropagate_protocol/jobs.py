@@ -37,7 +37,9 @@ class TrainJob(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
     held_out: PreparedRef | None = (
         None  # the rows that `holdout` keeps out, if the run is evaluated; made with `prepared`
     )
-    kernels: tuple[str, ...] = ()  # what a probe found to work in this interpreter, on this card: names of `probes.PROBES`
+    kernels: tuple[
+        str, ...
+    ] = ()  # what a probe found to work in this interpreter, on this card: names of `probes.PROBES`
 
 
 class ValidateJob(msgspec.Struct, frozen=True, kw_only=True, tag="validate"):

@@ -8,7 +8,6 @@ The implementation of `backpropagate_backends.base.Session`. Invariants:
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from backpropagate_backends.base import Directive, Score
+from backpropagate_protocol import weights
 from backpropagate_protocol.durable import DISK, Disk, discard, rename
 from backpropagate_protocol.errors import DiskFullError, LossDivergedError
 from backpropagate_protocol.jobs import TrainJob
@@ -31,7 +31,7 @@ from backpropagate_protocol.messages import (
 )
 from backpropagate_protocol.prepared import Prepared
 from backpropagate_protocol.redact import redact
-from backpropagate_protocol.rundir import PARTIAL, FileEntry, Manifest, RunDir
+from backpropagate_protocol.rundir import PARTIAL, Manifest, RunDir
 from backpropagate_protocol.spec import spec_digest
 from backpropagate_runner.cadence import Cadence
 from backpropagate_runner.channel import Channel
@@ -235,10 +235,11 @@ class TrainSession:
             rename(final, old, self._disk)  # of an attempt that died between this and its Done
         _, files = commit(Path(result.adapter), final, manifest, self._disk)
         discard(old)
+        digest = result.digest or weights.digest_of({name: entry.sha256 for name, entry in files.items()})
         return msgspec.structs.replace(
             result,
             adapter=str(final),
-            digest=result.digest or _weights_digest(files),
+            digest=digest,
             best_step=best,
             stopped_early=result.step < self._total_steps and self._evaluations.enough,
         )
@@ -254,9 +255,3 @@ class TrainSession:
             standing=self._evaluations.standing,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-
-
-def _weights_digest(files: dict[str, FileEntry]) -> str:
-    """Equal for equal weights, whatever the text files beside them say."""
-    weights = [f"{name} {e.sha256}" for name, e in sorted(files.items()) if name.endswith((".safetensors", ".bin"))]
-    return hashlib.sha256("\n".join(weights).encode()).hexdigest()

@@ -42,7 +42,13 @@ def _nothing(text: str, level: str) -> None:
 
 @pytest.mark.parametrize(
     ("recorded", "expected"),
-    [("nf4+bf16", ("bf16", True)), ("bf16", ("bf16", False)), ("fp16", ("fp16", False)), ("fp8+bf16", ("bf16", False)), ("", ("auto", None))],
+    [
+        ("nf4+bf16", ("bf16", True)),
+        ("bf16", ("bf16", False)),
+        ("fp16", ("fp16", False)),
+        ("fp8+bf16", ("bf16", False)),
+        ("", ("auto", None)),
+    ],
 )
 def test_the_precision_of_the_beginning_is_kept(
     cpu: CpuBackend, recorded: str, expected: tuple[str, bool | None]

@@ -89,7 +89,9 @@ def test_the_linter_forbids_the_runner_every_backend_that_there_is() -> None:
 
 
 def test_what_the_runner_asks_of_backends_loads_no_framework(tmp_path: Path) -> None:
-    program = "import backpropagate_backends.model_source, backpropagate_backends.host_memory, backpropagate_backends.probing"
+    program = (
+        "import backpropagate_backends.model_source, backpropagate_backends.host_memory, backpropagate_backends.probing"
+    )
     assert loaded_by(program, _HEAVY, tmp_path) <= {"huggingface_hub"}
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from backpropagate.events import LinkMerged
 from backpropagate.judge.campaign import link_id
+from backpropagate.keep import journal
+from backpropagate.outcome import Outcome
 from backpropagate_protocol.durable import verify_dir
 from backpropagate_protocol.rundir import OutputDir, RunDir
 from backpropagate_protocol.spec import CampaignSpec, DataSpec, PlannedFault, RunSpec
@@ -61,3 +65,30 @@ def published(spec: RunSpec) -> bytes:
     assert (home(spec).output.lora / WEIGHTS).read_bytes() == kept
     assert verify_dir(home(spec).adapter).run_id == spec.run_id
     return kept
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What an undisturbed campaign came to."""
+
+    outcome: Outcome
+    weights: bytes
+    digests: tuple[str, ...]  # of every merge
+
+
+def digests(spec: RunSpec) -> tuple[str, ...]:
+    return tuple(event.digest for event in journal.read(home(spec).events) if isinstance(event, LinkMerged))
+
+
+def ended(spec: RunSpec, outcome: Outcome) -> Ended:
+    assert (outcome.status, outcome.exit_code, outcome.code) == ("completed", 0, None), outcome
+    return Ended(outcome, published(spec), digests(spec))
+
+
+def assert_the_same(spec: RunSpec, outcome: Outcome, undisturbed: Ended) -> None:
+    """Every bit of what was merged, and every sample in its order."""
+    now = ended(spec, outcome)
+    assert now.weights == undisturbed.weights
+    assert now.digests == undisturbed.digests
+    one, other = now.outcome, undisturbed.outcome
+    assert (one.step, one.total_steps, one.samples_seen, one.order) == (other.step, other.total_steps, other.samples_seen, other.order)  # fmt: skip

@@ -8,6 +8,7 @@ import pytest
 
 from backpropagate.outcome import Outcome
 from backpropagate_protocol.rundir import OutputDir
+from tests.system.campaigns import Ended, campaign_of, ended
 from tests.system.real import Trained, real_spec, trained
 from tests.system.supervised import run_here, toy_spec
 
@@ -18,6 +19,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     outcome, _ = run_here(toy_spec(OutputDir(Path(tmp_path_factory.mktemp("undisturbed")) / "out")))
     assert outcome.status == "completed"
     return outcome
+
+
+@pytest.fixture(scope="session")
+def undisturbed_campaign(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """What the toy campaign of three runs comes to without any fault."""
+    spec = campaign_of(OutputDir(Path(tmp_path_factory.mktemp("undisturbed")) / "out"))
+    outcome, _ = run_here(spec)
+    return ended(spec, outcome)
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import msgspec
 
+from backpropagate.events import StageEnded, StageStarted
+from backpropagate.keep.past import TRAINED
 from backpropagate.wishes import models
 from backpropagate_protocol.rundir import ExportDir, OutputDir
 from backpropagate_protocol.spec import DataSpec, ExportSpec, ModelSpec, PlannedFault, RunSpec, SafetySpec
+from tests.conftest import Oracle
 from tests.system.real import real_spec
+from tests.system.supervised import Story, Supervisor
 
 NAME = "tiny-talk"
 
@@ -62,3 +66,21 @@ def result_of(spec: RunSpec) -> Path:
     """Where the result has to be."""
     assert spec.export is not None
     return ExportDir(Path(spec.export.destination)).result(NAME, spec.export.format, spec.export.quantization)
+
+
+def lora_export(oracle: Oracle, adapter: str, *faults: str, **safety: object) -> RunSpec:
+    """The shortest chain: an adapter gets a second place."""
+    output = oracle.output()
+    return export_of(adapter, output, *faults, export=wish(output, adapter, "lora"), **safety)
+
+
+def names(story: Story) -> list[str]:
+    return [ended.stage for ended in story.of(StageEnded) if ended.stage != TRAINED]
+
+
+def is_in(running: Supervisor, stage: str) -> bool:
+    return any(started.stage == stage for started in running.of(StageStarted))
+
+
+def log_of(path: Path) -> str:
+    return path.read_text(errors="replace") if path.exists() else ""

@@ -9,37 +9,26 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from backpropagate.drive.supervise import supervise
 from backpropagate.events import (
     AttemptStarted,
-    Exported,
     ExportProved,
     FaultSeen,
-    Noticed,
     Recovering,
-    RunEnded,
     RunResumed,
     StageEnded,
     StageStarted,
 )
-from backpropagate.keep import exports, history, locks, runs
-from backpropagate.keep.past import TRAINED
-from backpropagate.wishes import models
-from backpropagate_protocol.errors import BackpropagateError, BusyError, OllamaRegistrationError
+from backpropagate.keep import exports, history, runs
 from backpropagate_protocol.rundir import ExportDir
-from backpropagate_protocol.spec import PushSpec, RunSpec
+from backpropagate_protocol.spec import PushSpec
 from tests.conftest import Oracle
 from tests.doubles.ollama_server import OllamaDouble
-from tests.system.exported import NAME, export_of, result_of, trained_and_exported, wish
-from tests.system.supervised import STEPS, At, Story, Supervisor, resume_here, run_here, toy_spec
+from tests.system.exported import export_of, is_in, log_of, lora_export, names, result_of, trained_and_exported, wish
+from tests.system.supervised import At, Supervisor, resume_here, run_here
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="a POSIX signal")
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
-
-
-def names(story: Story) -> list[str]:
-    return [ended.stage for ended in story.of(StageEnded) if ended.stage != TRAINED]
 
 
 def test_a_training_and_its_export_are_one_run(oracle: Oracle) -> None:
@@ -89,10 +78,6 @@ def test_a_supervisor_killed_in_any_stage_leaves_what_is_done_and_the_run_goes_o
     assert [stage["stage"] for stage in row.stages] == ["preflight", *stages]
 
 
-def is_in(running: Supervisor, stage: str) -> bool:
-    return any(started.stage == stage for started in running.of(StageStarted))
-
-
 def test_a_merge_whose_every_stage_is_killed_once_is_proven_all_the_same(oracle: Oracle, adapter: str) -> None:
     output = oracle.output()
     faults = ("preflight:sigkill:1", "merge:sigkill:2", "merged-reference:sigkill:1", "prove:segfault:1")
@@ -125,103 +110,12 @@ def test_what_ends_a_stage_after_the_training_costs_only_the_stage(oracle: Oracl
     assert (output.lora / "of-a-newer-run").exists()
 
 
-def no_model(oracle: Oracle, toy: RunSpec) -> RunSpec:
-    """The toy, to be exported over a base that has no file."""
-    empty = oracle.home / "no-model"
-    empty.mkdir()
-    model = msgspec.structs.replace(toy.model, path=str(empty))
-    return msgspec.structs.replace(toy, model=model, export=wish(oracle.output(), None))
-
-
-def test_an_export_that_cannot_work_is_refused_before_the_training_and_leaves_nothing(oracle: Oracle) -> None:
-    output = oracle.output()
-    spec = no_model(oracle, toy_spec(output))
-    run_dir, story = runs.create(spec), Story()
-    with pytest.raises(BackpropagateError) as refused, runs.beginning(run_dir):
-        supervise(run_dir, [story])
-    assert refused.value.exit_code == 1
-    assert not story.of(AttemptStarted)
-    assert not story.of(RunEnded)
-    assert not run_dir.path.exists()
-    assert history.list_rows(output) == []
-
-
-def dead_ollama(oracle: Oracle, toy: RunSpec) -> RunSpec:
-    """The toy, to be registered where nobody listens."""
-    with OllamaDouble() as server:
-        url = server.url
-    empty = no_model(oracle, toy).export
-    assert empty is not None
-    return msgspec.structs.replace(toy, export=msgspec.structs.replace(empty, ollama_name="talk", ollama_host=url))
-
-
-def test_a_server_that_is_away_at_first_is_a_matter_of_time_and_nothing_of_the_run_stays(oracle: Oracle) -> None:
-    output = oracle.output()
-    run_dir = runs.create(dead_ollama(oracle, toy_spec(output)))
-    with pytest.raises(OllamaRegistrationError) as refused, runs.beginning(run_dir):
-        supervise(run_dir)
-    assert refused.value.exit_code == 75
-    assert "run the same command again" in refused.value.suggestion
-    assert not run_dir.path.exists()
-
-
-def test_a_server_that_is_away_at_a_resume_does_not_keep_the_training_from_going_on(oracle: Oracle) -> None:
-    """What only the last stage needs may be there when it comes to it; here it is not, and the training is kept."""
-    output = oracle.output()
-    toy = toy_spec(output, "device_lost:12")
-    run_here(toy)
-    run_dir = output.run(toy.run_id)
-    run_dir.spec.write_bytes(msgspec.json.encode(dead_ollama(oracle, toy)))
-    outcome, story = resume_here(run_dir)
-    assert story.of(AttemptStarted)
-    assert any("the training goes on" in notice.text for notice in story.of(Noticed))
-    assert (outcome.status, outcome.exit_code) == ("partial", 3), outcome
-    assert (outcome.code, outcome.step) == ("DEP_OLLAMA_REGISTRATION_FAILED", STEPS)
-    assert outcome.adapter is not None
-
-
-def test_a_server_that_is_away_when_an_export_goes_on_is_a_matter_of_time(oracle: Oracle, adapter: str) -> None:
-    """Nothing was exported yet, so nothing is partly done."""
-    output = oracle.output()
-    run_dir = runs.create(lora_export(oracle, adapter, "place:hang:1"))
-    with Supervisor(run_dir) as running:
-        running.until(lambda: is_in(running, "place"), "it is in the stage")
-        running.process.kill()
-        running.wait()
-    with OllamaDouble() as server:
-        url = server.url
-    spec = runs.load_spec(run_dir)
-    export = msgspec.structs.replace(wish(output, adapter), ollama_name="talk", ollama_host=url)
-    run_dir.spec.write_bytes(msgspec.json.encode(msgspec.structs.replace(spec, export=export)))
-    outcome, _ = resume_here(run_dir)
-    assert (outcome.status, outcome.exit_code, outcome.code) == ("interrupted", 75, "DEP_OLLAMA_REGISTRATION_FAILED")
-
-
-def test_a_run_whose_preflight_fails_on_a_resume_keeps_everything(oracle: Oracle) -> None:
-    output = oracle.output()
-    toy = toy_spec(output, "device_lost:12")
-    run_here(toy)
-    run_dir = output.run(toy.run_id)
-    run_dir.spec.write_bytes(msgspec.json.encode(no_model(oracle, toy)))
-    outcome, story = resume_here(run_dir)
-    assert (outcome.status, outcome.exit_code) == ("failed", 1), outcome
-    assert not story.of(AttemptStarted)
-    assert run_dir.checkpoint(10).is_dir()
-    assert outcome.step >= 10
-
-
 def test_what_no_framework_loads_cannot_be_exported(oracle: Oracle, adapter: str) -> None:
     """The toy cannot say what a trained model says."""
     output = oracle.output()
     outcome, story = run_here(msgspec.structs.replace(export_of(adapter, output), backend="toy"))
     assert (outcome.status, outcome.exit_code) == ("failed", 1), outcome
     assert [seen.stage for seen in story.of(FaultSeen)] == ["reference"]
-
-
-def lora_export(oracle: Oracle, adapter: str, *faults: str, **safety: object) -> RunSpec:
-    """The shortest chain: an adapter gets a second place."""
-    output = oracle.output()
-    return export_of(adapter, output, *faults, export=wish(output, adapter, "lora"), **safety)
 
 
 @pytest.mark.parametrize(
@@ -292,96 +186,6 @@ def test_ctrl_c_in_the_preflight_of_a_new_run_is_an_interruption(oracle: Oracle,
     assert outcome.status == "completed"
 
 
-def log_of(path: Path) -> str:
-    return path.read_text(errors="replace") if path.exists() else ""
-
-
-def test_an_export_goes_beside_a_training_but_not_beside_another_to_the_same_result(
-    oracle: Oracle, adapter: str
-) -> None:
-    output = oracle.output()
-    spec = lora_export(oracle, adapter)
-    run_dir = runs.create(spec)
-    with locks.hold(output.lock, "a-training", "the output folder"):
-        assert supervise(run_dir).status == "completed"
-    other = lora_export(oracle, adapter)
-    with locks.hold(locks.export_lock(result_of(other)), "another-export", "the export"):
-        refused, story = runs.create(other), Story()
-        with pytest.raises(BusyError, match="another-export"), runs.beginning(refused):
-            supervise(refused, [story])
-    assert names(story) == ["preflight"]
-    assert not refused.path.exists()
-
-
-def test_a_training_does_not_keep_the_name_of_its_export_from_others(oracle: Oracle) -> None:
-    """Only when it comes to the export: then somebody else may be at it, and the command that goes on is told."""
-    output = oracle.output()
-    toy = toy_spec(output, toy=models.resolve_model(models.TINY).path)
-    toy = msgspec.structs.replace(toy, export=wish(output, None, "lora"))
-    with locks.hold(locks.export_lock(result_of(toy)), "another-export", "the export"):
-        outcome, _ = run_here(toy)
-    assert (outcome.status, outcome.exit_code, outcome.code) == ("partial", 3, "STATE_BUSY"), outcome
-    assert outcome.adapter is not None
-    assert runs.resuming(output.run(toy.run_id)) in outcome.suggestion
-
-
-def test_what_nobody_of_us_made_keeps_its_name_whatever_the_result_comes_to_be_called(
-    oracle: Oracle, adapter: str
-) -> None:
-    """The name that was wished for is free; the one that the route leads to is not."""
-    spec = lora_export(oracle, adapter)
-    result = result_of(spec)
-    result.mkdir(parents=True)
-    (result / "precious.txt").write_text("somebody's")
-    run_dir, story = runs.create(spec), Story()
-    with pytest.raises(BackpropagateError) as refused, runs.beginning(run_dir):
-        supervise(run_dir, [story])
-    assert (refused.value.code, refused.value.exit_code) == ("CONFIG_OUTPUT_UNWRITABLE", 1)
-    assert names(story) == ["preflight"]
-    assert (result / "precious.txt").read_text() == "somebody's"
-    assert not run_dir.path.exists()
-
-
-def test_where_ollama_quantizes_the_name_that_counts_is_that_of_the_file_on_the_disk(
-    oracle: Oracle, adapter: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Without llama.cpp what is called Q4_K_M is never made here; what it is instead is known after the preflight."""
-    shim = tmp_path / "without"
-    (shim / "llama_cpp").mkdir(parents=True)
-    (shim / "llama_cpp" / "__init__.py").write_text("raise ImportError('not here')\n")
-    monkeypatch.setenv("PYTHONPATH", str(shim))
-    output = oracle.output()
-    output.exports.mkdir(parents=True)
-    precious = [output.exports / f"{NAME}-{type}.gguf" for type in ("F16", "BF16", "F32")]
-    for path in precious:
-        path.write_text("somebody's")
-    with OllamaDouble() as server:
-        export = wish(output, adapter, quantization="q4_k_m")
-        export = msgspec.structs.replace(export, ollama_name="talk", ollama_host=server.url)
-        spec = export_of(adapter, output, export=export)
-        run_dir, story = runs.create(spec), Story()
-        with pytest.raises(BackpropagateError) as refused, runs.beginning(run_dir):
-            supervise(run_dir, [story])
-    assert refused.value.code == "CONFIG_OUTPUT_UNWRITABLE"
-    assert names(story) == ["preflight"]
-    assert {path.read_text() for path in precious} == {"somebody's"}
-
-
-def test_an_older_result_of_the_same_name_is_replaced_whole(oracle: Oracle, adapter: str) -> None:
-    first = lora_export(oracle, adapter)
-    run_here(first)
-    result = result_of(first)
-    (result / "left-over.txt").write_text("of the first")
-    second = lora_export(oracle, adapter)
-    outcome, story = run_here(second)
-    assert outcome.status == "completed"
-    assert not (result / "left-over.txt").exists()
-    report = exports.read_report(result)
-    assert report is not None
-    assert report.run_id == second.run_id
-    assert [event.path for event in story.of(Exported)] == [str(result)]
-
-
 def test_a_push_that_cannot_be_made_is_a_run_that_failed(oracle: Oracle, adapter: str, tmp_path: Path) -> None:
     output = oracle.output()
     push = PushSpec(folder=str(tmp_path / "nothing-here"), repo="someone/something", dry_run=True)
@@ -420,28 +224,3 @@ def _damage(path: Path) -> None:
     with open(path, "r+b") as file:
         file.seek(path.stat().st_size // 2)
         file.write(b"\x3c" * (path.stat().st_size // 4))
-
-
-def test_a_server_that_goes_away_costs_the_registration_and_one_command_makes_up_for_it(
-    oracle: Oracle, adapter: str
-) -> None:
-    """The proven file has its name and stays; the resume only registers it."""
-    output = oracle.output()
-    with OllamaDouble() as server:
-        export = msgspec.structs.replace(wish(output, adapter), ollama_name="talk", ollama_host=server.url)
-        spec = export_of(adapter, output, "register:sigkill:2:4", export=export)
-        server.faults.error_line = "no space left on device"
-        outcome, story = run_here(spec)
-        assert (outcome.status, outcome.exit_code, outcome.code) == ("partial", 3, "DEP_OLLAMA_REGISTRATION_FAILED")
-        assert [again.delay >= 2 for again in story.of(Recovering)] == [True, True]
-        assert outcome.export == str(result_of(spec))
-        run_dir = output.run(spec.run_id)
-        assert runs.resuming(run_dir) in outcome.suggestion
-        server.faults.error_line = ""
-        again, second = resume_here(run_dir)
-        assert (again.status, again.ollama, again.export) == ("completed", "talk", outcome.export), again
-        assert names(second) == ["register"]
-        assert [seen.kind for seen in second.of(FaultSeen)] == ["died"]
-        assert len(server.models) == 1
-    (row,) = history.list_rows(output)
-    assert (row.ollama_name, row.export_paths) == ("talk", [outcome.export])

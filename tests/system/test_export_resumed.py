@@ -12,12 +12,12 @@ from backpropagate.drive.supervise import supervise
 from backpropagate.events import Exported, StageEnded, StageStarted
 from backpropagate.keep import exports, history, results, runs
 from backpropagate_protocol.rundir import ExportDir
+from backpropagate_protocol.weights import digest_in
 from tests.conftest import Oracle
 from tests.doubles.ollama_server import OllamaDouble
-from tests.system.exported import export_of, result_of, wish
+from tests.system.exported import export_of, is_in, log_of, lora_export, names, result_of, wish
 from tests.system.real import WEIGHTS
 from tests.system.supervised import At, Supervisor, resume_here, run_here
-from tests.system.test_export_chain import is_in, log_of, lora_export, names
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -32,7 +32,7 @@ def changed(folder: Path) -> str:
     path = folder / WEIGHTS
     weights = load(path.read_bytes())
     save_file({name: value * 1.5 for name, value in weights.items()}, path)
-    return exports.weights_digest(folder)
+    return digest_in(folder)
 
 
 def test_an_adapter_that_was_changed_between_two_supervisors_is_exported_as_it_is_now(

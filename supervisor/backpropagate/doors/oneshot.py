@@ -109,7 +109,9 @@ async def _ask(
     )
 
 
-def _react(runner: Runner, job: ValidateJob | GenerateJob | ProbeJob | CalibrateJob | StageJob, message: ToParent) -> object:
+def _react(
+    runner: Runner, job: ValidateJob | GenerateJob | ProbeJob | CalibrateJob | StageJob, message: ToParent
+) -> object:
     """The end of the conversation, if this message is it: a result, or an error."""
     if isinstance(message, Hello):
         if message.protocol != PROTOCOL_VERSION:

@@ -25,7 +25,7 @@ from backpropagate.keep import exports, locks
 from backpropagate.keep.exports import ExportReport, ProofReport
 from backpropagate.keep.past import TRAINED, Past
 from backpropagate.keep.record import iso
-from backpropagate_protocol import durable
+from backpropagate_protocol import durable, weights
 from backpropagate_protocol.catalogue import CATALOGUE
 from backpropagate_protocol.errors import BackpropagateError, BusyError, code_of_write
 from backpropagate_protocol.messages import Pushed
@@ -177,7 +177,7 @@ class Chain:
         if report is None or self._spec.kind != "campaign":
             return report
         _, adapter = plan.subject(self._spec)
-        now = exports.weights_digest(Path(adapter)) if adapter and Path(adapter).is_dir() else ""
+        now = weights.digest_in(Path(adapter)) if adapter and Path(adapter).is_dir() else ""
         return report if report.adapter_digest == now else None
 
     async def _make(self, chain: Plan) -> Finish | None:
@@ -266,7 +266,7 @@ class Chain:
             base_path=model.path,
             base_revision=model.revision,
             adapter=adapter,
-            adapter_digest=exports.weights_digest(Path(adapter)) if adapter else "",
+            adapter_digest=weights.digest_in(Path(adapter)) if adapter else "",
             architecture=route.architecture,
             parameters=route.parameters,
             route={"converter": route.converter, "type": route.type, "quantizer": route.quantizer},

@@ -11,21 +11,22 @@ from pathlib import Path
 import anyio.to_thread
 
 from backpropagate import __version__, checkpoints
+from backpropagate.drive.ending import outcome_of, run_ended
 from backpropagate.drive.reporter import Reporter
 from backpropagate.drive.stood import Stood, where_it_stood
 from backpropagate.drive.stops import Stops
 from backpropagate.drive.training import Kept, Training, finished
-from backpropagate.events import Event, LinkEnded, RunCreated, RunEnded, RunResumed
+from backpropagate.events import Event, LinkEnded, RunCreated, RunResumed
 from backpropagate.judge.decisions import Finish
 from backpropagate.judge.telling import completed
-from backpropagate.keep import exports, runs
+from backpropagate.keep import runs
 from backpropagate.keep.changed_data import as_read
 from backpropagate.keep.data_digest import digests
 from backpropagate.keep.journal import OF_ONE_RUN, Journal
 from backpropagate.sensors.card import Reservation
 from backpropagate.watch.sinks import Sink
+from backpropagate_protocol import weights
 from backpropagate_protocol.catalogue import CATALOGUE, ExitCode
-from backpropagate_protocol.redact import redact
 from backpropagate_protocol.rundir import OutputDir
 from backpropagate_protocol.spec import RunSpec
 
@@ -119,7 +120,8 @@ class LinkRun:
         else:
             finish, kept = completed(), done
         checkpoints.sweep(self.run_dir)
-        report.event(self._run_ended(finish, kept, time.monotonic() - began))
+        told = outcome_of(self.spec.run_id, finish, kept, training.recoveries)
+        report.event(run_ended(told, self.spec.kind, began))
         ended = self._ended(kept, stood) if finish.exit_code is ExitCode.DONE else None
         return LinkOutcome(finish, kept, ended, training.recoveries)
 
@@ -132,25 +134,6 @@ class LinkRun:
         advice = advice.replace("`backprop resume RUN`", f"`{runs.resuming(campaign)}`")
         return Finish(finish.status, finish.exit_code, finish.code, finish.message, advice)
 
-    def _run_ended(self, finish: Finish, kept: Kept, seconds: float) -> RunEnded:
-        return RunEnded(
-            time=time.time(),
-            run_id=self.spec.run_id,
-            kind="train",
-            status=finish.status,
-            exit_code=int(finish.exit_code),
-            code=finish.code,
-            message=redact(finish.message),
-            suggestion=finish.suggestion,
-            step=kept.step,
-            total_steps=kept.total_steps,
-            adapter=kept.adapter,
-            final_loss=kept.loss,
-            samples_seen=kept.samples_seen,
-            order=kept.order,
-            seconds=round(seconds, 3),
-        )
-
     def _ended(self, kept: Kept, stood: Stood) -> LinkEnded:
         """For the campaign's journal. Recoveries and seconds are those of all supervisors."""
         row = stood.record.row()
@@ -161,7 +144,7 @@ class LinkRun:
             link_run=self.spec.run_id,
             name=self.spec.name or "",
             adapter=str(self.run_dir.adapter),
-            digest=exports.weights_digest(self.run_dir.adapter),
+            digest=weights.digest_in(self.run_dir.adapter),
             steps=kept.step,
             final_loss=kept.loss,
             recoveries=row.recoveries,

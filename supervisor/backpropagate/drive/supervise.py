@@ -17,11 +17,12 @@ from backpropagate.doors import process
 from backpropagate.drive import campaign
 from backpropagate.drive.campaign import Campaign
 from backpropagate.drive.chain import Chain
+from backpropagate.drive.ending import outcome_of, run_ended
 from backpropagate.drive.reporter import Reporter
 from backpropagate.drive.stood import Stood, where_it_stood
 from backpropagate.drive.stops import Stops
 from backpropagate.drive.training import Training, finished, from_row, published
-from backpropagate.events import Noticed, RunCreated, RunEnded, RunResumed, StageEnded
+from backpropagate.events import Noticed, RunCreated, RunResumed, StageEnded
 from backpropagate.judge import plan, telling
 from backpropagate.judge.decisions import Finish
 from backpropagate.keep import exports, locks, runs
@@ -174,9 +175,7 @@ class _Supervision:
         finish = anyio.run(self._work)
         _sweep(self._spec, self._run_dir)
         outcome = self._outcome(finish)
-        told = {name: value for name, value in msgspec.structs.asdict(outcome).items() if name != "recoveries"}
-        seconds = round(time.monotonic() - began, 3)
-        self._report.event(RunEnded(time=time.time(), kind=self._spec.kind, seconds=seconds, **told))
+        self._report.event(run_ended(outcome, self._spec.kind, began))
         return outcome
 
     def _begin(self) -> None:
@@ -283,24 +282,7 @@ class _Supervision:
         return Finish(status, exit_code, finish.code, message, advice)
 
     def _outcome(self, finish: Finish) -> Outcome:
-        kept, chain = self._kept, self._chain
-        return Outcome(
-            run_id=self._spec.run_id,
-            status=finish.status,
-            exit_code=int(finish.exit_code),
-            code=finish.code,
-            message=redact(finish.message),
-            suggestion=finish.suggestion,
-            step=kept.step,
-            total_steps=kept.total_steps,
-            adapter=kept.adapter,
-            final_loss=kept.loss,
-            samples_seen=kept.samples_seen,
-            order=kept.order,
-            recoveries=(self._campaign or self._training).recoveries + chain.recoveries,
-            export=chain.export,
-            ollama=chain.ollama,
-            url=chain.url,
-            best_step=kept.best_step,
-            stopped_early=kept.stopped_early,
-        )
+        chain = self._chain
+        recoveries = (self._campaign or self._training).recoveries + chain.recoveries
+        told = outcome_of(self._spec.run_id, finish, self._kept, recoveries)
+        return msgspec.structs.replace(told, export=chain.export, ollama=chain.ollama, url=chain.url)

@@ -30,7 +30,7 @@ from backpropagate_protocol.combined import MERGED as MERGED_FOLDER
 from backpropagate_protocol.combined import NEXT
 from backpropagate_protocol.jobs import Candidate, CombineJob, EvaluateJob, PlotJob
 from backpropagate_protocol.rundir import OutputDir, RunDir
-from backpropagate_protocol.spec import CampaignSpec, DataSpec, PlannedFault, RunSpec
+from backpropagate_protocol.spec import CampaignSpec, DataSpec, ModelSpec, PlannedFault, RunSpec
 
 AUTO = "auto"
 UNMERGED = "none"
@@ -218,6 +218,14 @@ def campaign_dir(spec: RunSpec) -> RunDir:
     return OutputDir(Path(spec.output)).run(spec.run_id)
 
 
+def base_model(spec: RunSpec, facts: Facts) -> ModelSpec:
+    """The base that every run is trained on: at the commit that was wished for, or that the first run got."""
+    first = facts.trained.get(1)
+    if spec.model.revision is None and first is not None and first.model_revision:
+        return msgspec.structs.replace(spec.model, revision=first.model_revision)
+    return spec.model
+
+
 def link_spec(spec: RunSpec, link: Link, facts: Facts) -> RunSpec:
     """A training like any other. Each run shuffles in its own way; the first is what it would be without a campaign.
 
@@ -225,15 +233,11 @@ def link_spec(spec: RunSpec, link: Link, facts: Facts) -> RunSpec:
     """
     number = link.number
     begin = spec.init_adapter if number == 1 else str(campaign_dir(spec).merge(number - 1) / NEXT)
-    model = spec.model
-    first = facts.trained.get(1)
-    if number > 1 and model.revision is None and first is not None and first.model_revision:
-        model = msgspec.structs.replace(model, revision=first.model_revision)
     return msgspec.structs.replace(
         spec,
         run_id=link_id(spec.run_id, number),
         kind="train",
-        model=model,
+        model=base_model(spec, facts) if number > 1 else spec.model,
         data=_unchanged(link.data, facts),
         train=msgspec.structs.replace(spec.train, seed=spec.train.seed + number - 1),
         name=link.name,
@@ -299,12 +303,8 @@ def _evaluation(
     spec: RunSpec, facts: Facts, link: Link, name: str, candidates: tuple[Candidate, ...], *, needed: bool
 ) -> Evaluate:
     wanted = wishes(spec)
-    model = spec.model
-    first = facts.trained.get(1)
-    if model.revision is None and first is not None and first.model_revision:
-        model = msgspec.structs.replace(model, revision=first.model_revision)
     job = EvaluateJob(
-        model=model,
+        model=base_model(spec, facts),
         candidates=candidates,
         tasks=tuple(held_out(each.data, wanted.eval_rows) for each in tasks(facts, link.number)),
         cache=str(OutputDir(Path(spec.output)).cache),

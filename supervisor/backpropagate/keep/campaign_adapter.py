@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
 from pathlib import Path
 
 import msgspec
 
-from backpropagate.keep import exports
 from backpropagate.keep.record import iso
-from backpropagate_protocol import durable
+from backpropagate_protocol import durable, weights
 from backpropagate_protocol.combined import COMBINED, Combined
 from backpropagate_protocol.combined import MERGED as MERGED_FOLDER
 from backpropagate_protocol.rundir import MANIFEST, PARTIAL, FileEntry, Manifest, RunDir
 from backpropagate_protocol.spec import RunSpec, spec_digest
-
-_WEIGHTS = (".safetensors", ".bin")
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,11 +40,11 @@ def take(spec: RunSpec, run_dir: RunDir, merged: Path, newest: Path, totals: Tot
     durable.discard(run_dir.staging)
     try:
         shutil.copytree(merged, staged, ignore=shutil.ignore_patterns(MANIFEST))
-        if exports.weights_digest(staged) != digest:
+        if weights.digest_in(staged) != digest:
             raise DamagedMerge(str(merged))
         for name in durable.files_of(newest):
             target = staged / name
-            if not target.exists() and name != MANIFEST and not name.endswith(_WEIGHTS):
+            if not target.exists() and name != MANIFEST and not weights.weighs(name):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(newest / name, target)
         stamp = msgspec.structs.replace(
@@ -82,8 +78,6 @@ def combined(folder: Path) -> Combined:
 
 
 def merged_digest(about: Combined) -> str:
-    """Of the merged weights, as `exports.weights_digest` would find it, without reading them."""
+    """Of the merged weights, as `weights.digest_in` would find it, without reading them."""
     place = f"{MERGED_FOLDER}/"
-    weights = {name.removeprefix(place): sha for name, sha in about.files.items() if name.startswith(place)}
-    lines = [f"{name} {sha}" for name, sha in sorted(weights.items()) if name.endswith(_WEIGHTS)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else ""
+    return weights.digest_of({n.removeprefix(place): sha for n, sha in about.files.items() if n.startswith(place)})

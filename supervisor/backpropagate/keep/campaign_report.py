@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from backpropagate.events import LinkScored
-from backpropagate.judge.campaign import BY_RULE, Facts, wishes
+from backpropagate.judge.campaign import BY_RULE, Facts, base_model, wishes
 from backpropagate.judge.forgetting import Cell, Forgetting, Matrix, by_candidate, forgetting, matrix, standing
 from backpropagate.keep.record import finite, iso
 from backpropagate_protocol import durable
@@ -42,7 +42,7 @@ def make(spec: RunSpec, facts: Facts, combined: Combined | None = None) -> Campa
         name=spec.name,
         updated=iso(max(event.time for event in told)) if told else "",
         model=spec.model.name,
-        model_revision=spec.model.revision or (facts.trained[1].model_revision if 1 in facts.trained else ""),
+        model_revision=base_model(spec, facts).revision or "",
         merge=wishes(spec).merge,
         rule=last.rule if last else "",
         floor=wishes(spec).floor,

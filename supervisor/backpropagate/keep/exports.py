@@ -15,9 +15,9 @@ from pathlib import Path
 import msgspec
 
 from backpropagate.measured import Check
-from backpropagate_protocol import durable
+from backpropagate_protocol import durable, swap
 from backpropagate_protocol.errors import ConfigurationError
-from backpropagate_protocol.rundir import MANIFEST, PARTIAL, ExportDir, Manifest
+from backpropagate_protocol.rundir import PARTIAL, ExportDir
 
 REPORT_SCHEMA = 1
 
@@ -56,20 +56,6 @@ class ExportReport(msgspec.Struct, frozen=True, kw_only=True):
     proof: ProofReport | None
     versions: dict[str, str] = {}
     notes: tuple[str, ...] = ()
-
-
-def weights_digest(folder: Path) -> str:
-    """Over the weight files of an adapter; equal for equal weights. Empty if there are none. Raises OSError."""
-    try:
-        files = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest).files
-    except (OSError, msgspec.DecodeError):
-        files = {name: durable.file_entry(folder / name) for name in durable.files_of(folder) if _weighs(name)}
-    lines = [f"{name} {entry.sha256}" for name, entry in sorted(files.items()) if _weighs(name)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else ""
-
-
-def _weighs(name: str) -> bool:
-    return name.endswith((".safetensors", ".bin"))
 
 
 def inputs_digest(*folders: Path) -> str:
@@ -135,7 +121,7 @@ def publish(made: Path, result: Path, report: ExportReport) -> None:
     waiting = _waiting(result)
     durable.write_file(waiting, msgspec.json.encode(_Waiting(str(made), report)))
     try:
-        _rename_over(made, result)
+        swap.rename_over(made, result)
     except OSError:
         durable.discard(waiting)
         raise
@@ -145,10 +131,7 @@ def publish(made: Path, result: Path, report: ExportReport) -> None:
 
 def settle(result: Path) -> None:
     """Ends a publication that was cut off, as if it had ended or never begun. Under the result's lock. Raises OSError."""
-    old = _old(result)
-    if old.exists() and not result.exists():
-        durable.rename(old, result)
-    durable.discard(old)
+    swap.settle(result)
     waiting = _waiting(result)
     try:
         found = msgspec.json.decode(waiting.read_bytes(), type=_Waiting)
@@ -165,32 +148,13 @@ def reject(made: Path, result: Path, report: ExportReport) -> Path:
     """Puts aside what was not proven; returns where it is. Raises OSError."""
     aside = ExportDir.rejected(result)
     _write(aside, report)
-    _rename_over(made, aside)
+    swap.rename_over(made, aside)
     return aside
 
 
 def _write(result: Path, report: ExportReport) -> None:
     text = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
     durable.write_file(ExportDir.report(result), text)
-
-
-def _old(result: Path) -> Path:
-    return result.with_name(f".{result.name}.old{PARTIAL}")
-
-
-def _rename_over(source: Path, target: Path) -> None:
-    old = _old(target)
-    if target.is_dir():  # a folder is not replaced by a rename
-        durable.discard(old)
-        durable.rename(target, old)
-    try:
-        durable.rename(source, target)
-    except OSError:
-        if old.exists():
-            durable.rename(old, target)
-        raise
-    durable.DISK.sync_dir(target.parent)
-    durable.discard(old)
 
 
 def sweep(work: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from backpropagate_protocol import durable
+from backpropagate_protocol import durable, swap
 from backpropagate_protocol.errors import ConfigurationError
 from backpropagate_protocol.rundir import MANIFEST, PARTIAL, Manifest, OutputDir
 
@@ -27,22 +27,13 @@ def publish_adapter(adapter: Path, output: OutputDir) -> Path:
     Raises OSError; the old one then stands.
     """
     recover(output)
-    new, old = _new(output), _old(output)
+    new = _new(output)
     try:
         _copied(adapter, new)
-        if output.lora.exists():
-            durable.rename(output.lora, old)
-        try:
-            durable.rename(new, output.lora)
-        except OSError:
-            if old.exists():
-                durable.rename(old, output.lora)
-            raise
+        swap.rename_over(new, output.lora)
     except OSError:
         durable.discard(new)
         raise
-    durable.DISK.sync_dir(output.path)
-    durable.discard(old)
     return output.lora
 
 
@@ -82,13 +73,7 @@ def _new(output: OutputDir) -> Path:
     return output.lora.with_name(f".lora.new{PARTIAL}")
 
 
-def _old(output: OutputDir) -> Path:
-    return output.lora.with_name(f".lora.old{PARTIAL}")
-
-
 def recover(output: OutputDir) -> None:
-    """Ends a swap that was cut off: the old adapter comes back if it had no successor yet; nothing half-made stays."""
-    if _old(output).exists() and not output.lora.exists():
-        durable.rename(_old(output), output.lora)
-    durable.discard(_old(output))
+    """Ends a publication that was cut off: the old adapter comes back if it had no successor yet; nothing half-made stays."""
+    swap.settle(output.lora)
     durable.discard(_new(output))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from backpropagate.doors.environ import environment
+from backpropagate.judge.campaign import AUTO
 from backpropagate.wishes import campaign_room
 from backpropagate.wishes.build_spec import build_spec, data_spec
 from backpropagate.wishes.campaign_data import (
@@ -130,7 +131,7 @@ def numbers_that_count(settings: Settings, rule: str) -> None:
 def _decided_without(settings: Settings, why: str, advice: str) -> None:
     """Raises for a wish that only an evaluation could serve."""
     for wish, asked in (
-        ("--merge auto", settings.text("campaign.merge") == "auto"),
+        ("--merge auto", settings.text("campaign.merge") == AUTO),
         ("--early-stop", settings.whole("campaign.early_stop") > 0),
     ):
         if asked:

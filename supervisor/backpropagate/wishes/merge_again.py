@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
-from backpropagate.judge.campaign import BY_RULE, RULES, UNMERGED, Facts, Link, held_out, tasks
+from backpropagate.judge.campaign import AUTO, BY_RULE, RULES, UNMERGED, Facts, Link, base_model, held_out, tasks
 from backpropagate.judge.forgetting import by_candidate, pick
 from backpropagate.keep import journal, runs
 from backpropagate.keep.changed_data import Files, changed
@@ -25,8 +23,6 @@ from backpropagate_protocol.jobs import Candidate, CombineJob, EvaluateJob
 from backpropagate_protocol.measured import Score
 from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import RunSpec
-
-AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +98,8 @@ def _evaluation(
             run_id=run_dir.run_id,
         )
     assert spec.campaign is not None
-    model, revision = spec.model, facts.trained[1].model_revision
-    if model.revision is None and revision:
-        model = msgspec.structs.replace(model, revision=revision)
     return EvaluateJob(
-        model=model,
+        model=base_model(spec, facts),
         candidates=tuple(Candidate(BY_RULE + job.rule, str(Path(job.out) / MERGED)) for job in jobs),
         tasks=tuple(held_out(link.data, spec.campaign.eval_rows) for link in asked),
         cache=str(run_dir.output.cache),

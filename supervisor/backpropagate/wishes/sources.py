@@ -15,6 +15,7 @@ from backpropagate.wishes.build_spec import model_spec
 from backpropagate.wishes.models import TINY, adapter_base, last_part
 from backpropagate.wishes.presets import MODELS
 from backpropagate.wishes.settings import Settings
+from backpropagate_protocol import weights
 from backpropagate_protocol.errors import RunNotFoundError, UserInputError
 from backpropagate_protocol.rundir import MANIFEST, OutputDir, RunDir
 from backpropagate_protocol.spec import DataSpec, ModelSpec, RunSpec
@@ -179,9 +180,9 @@ def _newest_of(home: OutputDir) -> RunDir | None:
     made = [home.run(run_id) for run_id in runs.run_ids(home)]
     made = [run for run in made if (run.adapter / MANIFEST).is_file()]
     try:
-        wanted = exports.weights_digest(home.lora) if made else ""
+        wanted = weights.digest_in(home.lora) if made else ""
         made.sort(key=lambda run: run.adapter.stat().st_mtime_ns, reverse=True)
-        return next((run for run in made if wanted and exports.weights_digest(run.adapter) == wanted), None)
+        return next((run for run in made if wanted and weights.digest_in(run.adapter) == wanted), None)
     except OSError:
         return None
 

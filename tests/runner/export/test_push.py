@@ -9,52 +9,21 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from backpropagate_protocol.errors import BackpropagateError, UserInputError
+from backpropagate_protocol.errors import BackpropagateError
 from backpropagate_protocol.framing import encode
 from backpropagate_protocol.jobs import PushJob
 from backpropagate_protocol.messages import Done, Fault, Phase, Pushed
 from backpropagate_protocol.spec import PushSpec
-from backpropagate_runner.export.gguf_write import Head, write
 from backpropagate_runner.export.push import push
 from backpropagate_runner.export.push_errors import check_repo, without
-from backpropagate_runner.export.push_files import choose
-from backpropagate_runner.export.tensor_file import header_of
 from tests.doubles.http_double import unused_port
 from tests.doubles.hub_server import HubDouble, client_settings
 from tests.runner.child import Child
 from tests.runner.export.heard import Heard
-from tests.runner.export.test_adapter import finished, lora_adapter
+from tests.runner.export.pushed import CARD, PUSHED, filled, gguf
 
 # Of the hub's client, about its HTTP library.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-
-_CARD = "---\nlicense: mit\n---\n\n# A model\n"
-_SAFETENSORS = header_of([("w", "F32", (50,))]) + b"four" * 50
-_PUSHED = {
-    "README.md": b"---\nlicense: mit\n---\nthe folder's own",
-    "adapter_config.json": b"{}",
-    "adapter_model.safetensors": _SAFETENSORS,
-    "chat_template.jinja": b"{{ messages }}",
-    "tokenizer.json": b"{}",
-}
-_KEPT = (
-    "manifest.json",
-    "runner.log",
-    "events.jsonl",
-    "spec.json",
-    "optimizer.pt",
-    "trainer_state.json",
-    "model.gguf.partial",
-    "model-Q4_K_M.gguf.export.json",
-    "model-Q4_K_M.gguf.rejected",
-    ".env",
-    "token",
-    ".token.gguf",
-    "hf_token.txt",
-    "pytorch_model.bin",
-    "checkpoint-10/model.safetensors",
-    "step-00000010/adapter_model.safetensors",
-)
 
 
 @pytest.fixture(autouse=True)
@@ -72,25 +41,9 @@ def hub() -> Iterator[HubDouble]:
         yield running
 
 
-def gguf(path: Path, kind: str = "model") -> Path:
-    head = Head("llama", "m")
-    head.say("general.type", kind)
-    write(path, head, [], lambda *sign: None, 1)
-    return path
-
-
-def chosen(folder: Path, card: str = "", only: tuple[str, ...] = ()) -> list[str]:
-    return [file.name for file in choose(folder, card, only).files]
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "adapter"
-    for name, content in {**_PUSHED, **dict.fromkeys(_KEPT, b"private")}.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return folder
+    return filled(tmp_path / "adapter")
 
 
 def _push(
@@ -113,13 +66,13 @@ def test_exactly_the_files_of_the_model_go_to_a_private_repository(hub: HubDoubl
     heard = Heard(Phase.PUSH)
     pushed = _push(hub, folder, heard, message="First")
     repo = hub.repos["me/my-model"]
-    assert repo.branches["main"] == _PUSHED
+    assert repo.branches["main"] == PUSHED
     assert repo.private
     assert repo.messages == ["First"]
     assert pushed.url == f"{hub.url}/me/my-model"
     assert len(pushed.commit) == 40
-    assert dict(pushed.files) == {name: len(content) for name, content in _PUSHED.items()}
-    total = sum(map(len, _PUSHED.values()))
+    assert dict(pushed.files) == {name: len(content) for name, content in PUSHED.items()}
+    total = sum(map(len, PUSHED.values()))
     assert (heard.phases[-1].done, heard.phases[-1].total) == (total, total)
     (told,) = heard.notices
     assert all(name in told for name in ("runner.log", "token", "checkpoint-10/"))
@@ -127,8 +80,8 @@ def test_exactly_the_files_of_the_model_go_to_a_private_repository(hub: HubDoubl
 
 
 def test_a_card_takes_the_place_of_the_folders_own(hub: HubDouble, folder: Path) -> None:
-    _push(hub, folder, card=_CARD)
-    assert hub.repos["me/my-model"].branches["main"]["README.md"] == _CARD.encode()
+    _push(hub, folder, card=CARD)
+    assert hub.repos["me/my-model"].branches["main"]["README.md"] == CARD.encode()
 
 
 def test_a_public_repository_is_public_only_when_asked(hub: HubDouble, folder: Path) -> None:
@@ -146,7 +99,7 @@ def test_a_private_push_to_a_public_repository_is_told(hub: HubDouble, folder: P
 def test_another_revision_is_made_if_it_is_not_there(hub: HubDouble, folder: Path) -> None:
     _push(hub, folder, revision="v1.0/rc")
     repo = hub.repos["me/my-model"]
-    assert repo.branches["v1.0/rc"] == _PUSHED
+    assert repo.branches["v1.0/rc"] == PUSHED
     assert repo.branches["main"] == {}
     _push(hub, folder, revision="v1.0/rc")
 
@@ -163,110 +116,19 @@ def test_a_large_file_is_told_by_name_while_it_goes(hub: HubDouble, tmp_path: Pa
     with open(gguf(folder / "m-Q4_K_M.gguf"), "ab") as file:
         file.write(bytes(9 << 20))
     heard = Heard(Phase.PUSH)
-    _push(hub, folder, heard, card=_CARD)
+    _push(hub, folder, heard, card=CARD)
     assert set(hub.repos["me/my-model"].branches["main"]) == {"README.md", "m-Q4_K_M.gguf"}
     assert heard.signs >= 5
     assert heard.phases[-1].detail == "committed"
 
 
 def test_a_dry_run_lists_files_and_asks_nobody(hub: HubDouble, folder: Path) -> None:
-    spec = PushSpec(folder=str(folder), repo="me/my-model", dry_run=True, card=_CARD)
+    spec = PushSpec(folder=str(folder), repo="me/my-model", dry_run=True, card=CARD)
     pushed = push(PushJob(push=spec), Heard(Phase.PUSH).stage, hub.url)
-    assert dict(pushed.files)["README.md"] == len(_CARD)
-    assert {name for name, _ in pushed.files} == set(_PUSHED)
+    assert dict(pushed.files)["README.md"] == len(CARD)
+    assert {name for name, _ in pushed.files} == set(PUSHED)
     assert pushed.commit == ""
     assert hub.requests == []
-
-
-def test_one_gguf_file_can_be_pushed_by_itself(tmp_path: Path) -> None:
-    assert chosen(gguf(tmp_path / "m-F16.gguf")) == ["m-F16.gguf"]
-
-
-def test_a_link_is_not_followed(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text("secret")
-    try:
-        (folder / "LICENSE").symlink_to(tmp_path / "secret")
-    except OSError:
-        pytest.skip("links need a privilege here")
-    assert "LICENSE" not in chosen(folder)
-
-
-def test_of_several_files_only_the_named_go(tmp_path: Path) -> None:
-    for name in ("a-F16.gguf", "b-F16.gguf", "README.md", "notes.txt"):
-        gguf(tmp_path / name)
-    assert chosen(tmp_path, "", ("b-F16.gguf",)) == ["b-F16.gguf"]
-    assert set(chosen(tmp_path, _CARD, ("b-F16.gguf",))) == {"b-F16.gguf", "README.md"}
-    for missing in ("c-F16.gguf", "notes.txt"):
-        with pytest.raises(BackpropagateError, match=missing):
-            choose(tmp_path, "", ("a-F16.gguf", missing))
-
-
-def test_shards_and_their_index_belong_to_a_model(tmp_path: Path) -> None:
-    names = {"config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}
-    names |= {"model.safetensors.index.json"}
-    for name in (*names, "model-1-of-2.safetensors"):
-        (tmp_path / name).write_bytes(_SAFETENSORS)
-    assert set(chosen(tmp_path)) == names
-
-
-def test_every_file_that_an_export_writes_for_a_model_goes_with_it(tmp_path: Path) -> None:
-    names = {
-        "vocab.txt", "qwen.tiktoken", "tekken.json", "spiece.model", "NOTICE.txt", "LICENSE-APACHE",
-        "additional_chat_templates/tool_use.jinja", "modeling_x.py",
-    }  # fmt: skip
-    for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(_SAFETENSORS)
-    (tmp_path / "config.json").write_text('{"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}')
-    assert set(chosen(tmp_path)) == names | {"config.json", "model.safetensors"}
-    (tmp_path / "config.json").write_text("{}")  # programs that no model asks for are somebody's own
-    choice = choose(tmp_path, "")
-    assert choice.left_out == ("modeling_x.py",)
-
-
-def test_quantizations_of_one_model_go_together_and_its_adapter_stays(tmp_path: Path) -> None:
-    for name in ("m-Q4_K_M.gguf", "m-F16.gguf"):
-        gguf(tmp_path / name)
-    gguf(tmp_path / "m-lora-F16.gguf", "adapter")
-    (tmp_path / "m-merged").mkdir()
-    (tmp_path / "m-F16.gguf.export.json").write_text("{}")
-    choice = choose(tmp_path, "")
-    assert {file.name for file in choice.files} == {"m-Q4_K_M.gguf", "m-F16.gguf"}
-    assert choice.left_out == ("m-lora-F16.gguf", "m-merged/")
-    assert chosen(tmp_path, "", ("m-lora-F16.gguf",)) == ["m-lora-F16.gguf"]
-
-
-def test_two_models_are_not_pushed_as_one(tmp_path: Path) -> None:
-    for name in ("one-Q4_K_M.gguf", "other-Q4_K_M.gguf"):
-        gguf(tmp_path / name)
-    with pytest.raises(UserInputError, match="2 models: one, other"):
-        choose(tmp_path, "")
-
-
-@pytest.mark.parametrize("name", ["m-F16.gguf", "model.safetensors"])
-@pytest.mark.parametrize("size", [0, 40])
-def test_a_file_without_its_end_is_not_pushed_also_in_a_dry_run(tmp_path: Path, name: str, size: int) -> None:
-    path = tmp_path / name
-    if name.endswith(".gguf"):
-        gguf(path)
-    else:
-        path.write_bytes(_SAFETENSORS)
-    path.write_bytes(path.read_bytes()[:size])
-    spec = PushSpec(folder=str(tmp_path), repo="me/m", dry_run=True)
-    with pytest.raises(UserInputError, match=name):
-        push(PushJob(push=spec), Heard(Phase.PUSH).stage)
-
-
-def test_an_adapter_that_is_not_what_its_training_wrote_is_not_pushed(tmp_path: Path) -> None:
-    folder = finished(lora_adapter(tmp_path / "a"), tmp_path / "adapter")
-    assert "adapter_model.safetensors" in chosen(folder)
-    with open(folder / "adapter_model.safetensors", "r+b") as file:
-        file.seek(-2, 2)
-        file.write(b"!!")
-    with pytest.raises(UserInputError, match="other content") as told:
-        choose(folder, "")
-    assert told.value.code == "INPUT_ADAPTER_INVALID"
 
 
 @pytest.mark.parametrize("name", ["nothing", "adapter"])
@@ -392,7 +254,7 @@ def test_a_real_child_never_says_the_token(
         monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
         log = tmp_path / "runner.log"
         with Child(log, warm="none") as child:
-            child.do(PushJob(push=PushSpec(folder=str(folder), repo="me/m", card=_CARD)))
+            child.do(PushJob(push=PushSpec(folder=str(folder), repo="me/m", card=CARD)))
             last = child.finish()
     assert isinstance(last, Done if good else Fault)
     assert b"[redacted]" in encode(last) or good

@@ -132,16 +132,6 @@ def test_a_sweep_takes_what_is_half_made_and_leaves_what_is_complete(tmp_path: P
     assert [path.name for path in work.iterdir()] == ["f16.gguf"]
 
 
-def test_the_digest_of_an_adapter_is_that_of_its_weights(tmp_path: Path) -> None:
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
-    first = exports.weights_digest(tmp_path)
-    (tmp_path / "README.md").write_text("words")
-    assert exports.weights_digest(tmp_path) == first != ""
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"other weights")
-    assert exports.weights_digest(tmp_path) != first
-    assert exports.weights_digest(tmp_path / "nothing") == ""
-
-
 def test_a_report_of_a_newer_version_can_be_read(tmp_path: Path) -> None:
     told = {**msgspec.to_builtins(report()), "something_new": 1}
     ExportDir.report(tmp_path / "x").write_bytes(msgspec.json.encode(told))
