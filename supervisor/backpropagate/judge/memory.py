@@ -94,8 +94,9 @@ def memory(shape: Shape, setup: Setup) -> Memory:
     copies = 0 if whole or setup.bytes_per_weight == _WIDE else setup.bytes_per_weight * trained
     if setup.checkpointing:
         kept = len(shape.blocks) * setup.bytes_per_weight * shape.hidden * setup.tokens
-        layer = max(block.kept + block.work for block in blocks.values())
-        # While the head looks forward, the 16-bit copies of the adapters are still there.
+        # While the last layers and the head look forward, the 16-bit copies of all adapters are still there.
+        forward = copies + 4 * setup.bytes_per_weight * shape.intermediate * setup.tokens
+        layer = max(forward, *(block.kept + block.work for block in blocks.values()))
         head = _head(shape, setup, forward=copies)
     else:
         kept = sum(blocks[block].kept for block in shape.blocks)

@@ -26,6 +26,7 @@ QWEN_4B = {"vocab_size": 151936, "hidden_size": 2560, "intermediate_size": 9728,
 SMALL = LoraSpec(r=16)
 CASES = {
     "4-bit, the headline": ("Qwen2", QWEN_7B, Setup(rows=1, length=2048, adapter=LoraSpec(), four_bit=True, masked=False)),
+    "4-bit, as deep as it is": ("Qwen2", {**QWEN_7B, "num_hidden_layers": 28}, Setup(rows=2, length=2048, adapter=LoraSpec(), four_bit=True)),
     "4-bit, a large batch": ("Qwen2", QWEN_7B, Setup(rows=4, length=2048, adapter=SMALL, four_bit=True)),
     "16-bit": ("Llama", LLAMA_3B, Setup(rows=2, length=2048, adapter=SMALL)),
     "16-bit, fused layers": ("Phi3", PHI_4, Setup(rows=2, length=1024, adapter=LoraSpec(r=64))),
@@ -50,7 +51,7 @@ def test_the_peak_is_told_within_a_tenth_of_what_the_modules_take(name: str) -> 
     from tests.supervisor.judge.fake_peak import fake_peak
 
     family, sizes, setup = CASES[name]
-    fields = {**sizes, "num_hidden_layers": LAYERS}
+    fields = {"num_hidden_layers": LAYERS, **sizes}
     told, real = memory(_shape(family, fields), setup), fake_peak(family, fields, setup)
     assert told.held == pytest.approx(real.held, rel=0.02)
     assert told.peak == pytest.approx(real.peak, rel=0.05)
