@@ -36,8 +36,8 @@ def write_rows(folder: Path, count: int) -> Path:
     with open(path, "w", encoding="utf-8") as file:
         for row in range(count):
             turns = [
-                {"role": "user", "content": f"Count on from {row:04}, please, and do not stop before twenty."},
-                {"role": "assistant", "content": " ".join(f"{row + step:04}" for step in range(1, 21))},
+                {"role": "user", "content": f"Count on from {row:04}, please, four numbers."},
+                {"role": "assistant", "content": " ".join(f"{row + step:04}" for step in range(1, 5))},
             ]
             file.write(json.dumps({"messages": turns}) + "\n")
     return path

@@ -74,7 +74,7 @@ def test_the_protocol_and_the_runner_load_without_any_framework(tmp_path: Path) 
 
 def test_the_runner_knows_backends_by_their_contract_only() -> None:
     """And by what no framework is needed for: where a model's files are, how much memory is free, and to try something out."""
-    names = ("registry", "base", "model_source", "host_memory", "probing")
+    names = ("registry", "base", "model_source", "host_memory", "probing", "rope_styles")
     known = {f"backpropagate_backends.{name}" for name in names}
     used = {name for path in modules("runner") for name in reaches(path) if name.startswith("backpropagate_backends")}
     assert {name for name in used if ".".join(name.split(".")[:2]) not in known} <= {"backpropagate_backends"}
@@ -83,14 +83,15 @@ def test_the_runner_knows_backends_by_their_contract_only() -> None:
 def test_the_linter_forbids_the_runner_every_backend_that_there_is() -> None:
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
     (contract,) = (c for c in tool["importlinter"]["contracts"] if c["name"].startswith("the runner knows backends"))
-    known = {"base", "registry", "model_source", "host_memory", "probing", "__init__"}
+    known = {"base", "registry", "model_source", "host_memory", "probing", "rope_styles", "__init__"}
     there = {path.stem for path in modules("backends")} - known
     assert {f"backpropagate_backends.{name}" for name in there} <= set(contract["forbidden_modules"])
 
 
 def test_what_the_runner_asks_of_backends_loads_no_framework(tmp_path: Path) -> None:
     program = (
-        "import backpropagate_backends.model_source, backpropagate_backends.host_memory, backpropagate_backends.probing"
+        "import backpropagate_backends.model_source, backpropagate_backends.host_memory, backpropagate_backends.probing, "
+        "backpropagate_backends.rope_styles"
     )
     assert loaded_by(program, _HEAVY, tmp_path) <= {"huggingface_hub"}
 
@@ -142,6 +143,7 @@ _DOORS: dict[str, set[str]] = {
     "os.dup2": {"runner/backpropagate_runner/channel.py"},
     "os.environ": {
         "supervisor/backpropagate/doors/environ.py",
+        "backends/backpropagate_backends/mlx_warm.py",
         "backends/backpropagate_backends/torch_warm.py",
         "backends/backpropagate_backends/cuda.py",
         "backends/backpropagate_backends/unsloth.py",
@@ -156,6 +158,7 @@ _DOORS: dict[str, set[str]] = {
     "urllib.request": {"backends/backpropagate_backends/model_source.py"},
     "socket": {"runner/backpropagate_runner/export/ollama.py"},
     "huggingface_hub": {
+        "backends/backpropagate_backends/mlx_model.py",
         "backends/backpropagate_backends/model_source.py",
         "runner/backpropagate_runner/export/hub_files.py",
         "runner/backpropagate_runner/export/push.py",
