@@ -147,3 +147,33 @@ def changed(job: TrainJob, part: str, **changes: object) -> TrainJob:
     """The same with other values in `part` of its spec."""
     new = msgspec.structs.replace(getattr(job.spec, part), **changes)
     return msgspec.structs.replace(job, spec=msgspec.structs.replace(job.spec, **{part: new}))
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@FOREIGN_WARNINGS
+def test_on_a_gpu_rows_side_by_side_are_the_training_that_padding_is(
+    cpu: CpuBackend, tiny: Path, rows: Prepared, tmp_path: Path
+) -> None:
+    """By torch's variable-length kernel, where the card has it."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU")
+    from backpropagate_backends.torch_attention import varlen_available
+    from tests.backends.test_torch_kernels import wished
+
+    cuda = CudaBackend()
+    cuda.warm()
+
+    def trained(packing: bool) -> list[float | None]:
+        job = wished(tiny, packing=packing)
+        spec = msgspec.structs.replace(job.spec, backend="cuda")
+        done = run(cuda, msgspec.structs.replace(job, spec=spec), rows, tmp_path / str(packing))
+        begun = done.session.begun
+        assert begun is not None
+        if packing and varlen_available("cuda"):
+            assert "attention: torch's variable-length flash attention" in begun.notes
+        return list(done.losses().values())
+
+    assert trained(packing=True) == pytest.approx(trained(packing=False), abs=2e-2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -105,9 +106,7 @@ def test_rows_of_a_length_go_together_and_a_halved_batch_sees_the_same(
 @pytest.mark.parametrize(
     ("wish", "word"), [({"attention": "flash_attention_2"}, "CUDA card"), ({"liger": True}, "CUDA card")]
 )
-def test_what_needs_a_card_is_refused_without_one(
-    cpu: CpuBackend, tiny: Path, wish: dict[str, object], word: str
-) -> None:
+def test_what_needs_a_card_is_refused_without_one(cpu: CpuBackend, tiny: Path, wish: dict[str, Any], word: str) -> None:
     with pytest.raises(InvalidSettingError, match=word):
         cpu.check(wished(tiny, **wish))
 
