@@ -207,6 +207,7 @@ _SHARED: dict[str, type[BackpropagateError]] = {
     "HUB_PUSH_NETWORK": HubPushError,
     "DEP_EXPORT_TOOL_MISSING": DependencyError,
     "DEP_PLOT_TOOL_MISSING": DependencyError,
+    "DEP_TRACKER_MISSING": DependencyError,
     "INPUT_RUN_AMBIGUOUS": RunNotFoundError,
     "CONFIG_OUTPUT_UNWRITABLE": ConfigurationError,
     "DEP_MLX_UNAVAILABLE": DependencyError,

@@ -57,7 +57,7 @@ def calibrate(job: CalibrateJob, voice: Voice, frameworks: Frameworks, drill: Dr
     voice.phase(Phase.TOKENIZE)
     ready = prepare(spec.data, backend.tokenizer(spec.model), found, OutputDir(Path(spec.output)).cache, phase)
     data = open_prepared(PreparedRef(ready.path, ready.digest))
-    trial = _Trial(inner, scratch / "staging", voice, drill, job.steps)
+    trial = _Trial(inner, scratch / "trial", voice, drill, job.steps)
     voice.phase(Phase.LOAD)
     backend.train(trial, _longest(data, _PARTS * job.micro_batch, scratch / "longest"))
     return trial.told(data)
