@@ -303,7 +303,9 @@ def test_a_training_works_while_an_event_loop_is_running(tmp_path: Path, data: P
 
 
 _ENDLESS = (
+    "import signal\n"
     "from backpropagate import Trainer\n"
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs are born deaf to it
     "first = lambda step, loss: step_once() \n"
     "done = []\n"
     "def step_once():\n"
