@@ -42,7 +42,10 @@ def _after_real_steps(spec: RunSpec, before: Estimate) -> Estimate:
 
     found = calibrated(spec, before.micro_batch)
     measured = Measured(
-        micro_batch=found.micro_batch, peak=found.memory_peak * MIB, tokens_per_second=found.tokens_per_second
+        micro_batch=found.micro_batch,
+        peak=found.memory_peak * MIB,
+        longest=found.longest,
+        tokens_per_second=found.tokens_per_second,
     )
     if before.gpu is not None and found.memory_peak:
         calibrations.remember(before.gpu.name, spec, measured)

@@ -23,6 +23,7 @@ _SLACK = (1.0, 1.06)  # what the allocator holds, of what tensors need
 _UNSURE = (0.85, 1.20)  # of a family whose layers are guessed at
 _EFFICIENCY = (0.15, 0.45)  # of a card's matrix products, in a training
 _MEASURED = (0.9, 1.15)  # a run's time by that of ten of its longest steps
+_LOADING = 1.05  # a peak within this of what the load takes may be the load's own
 _DRAW = (0.55, 1.0)  # of the power limit
 _ROOM = 0.95  # of the free memory; the rest is for what others do meanwhile
 _MOST = 16  # samples in a micro-batch; more is no faster
@@ -55,10 +56,11 @@ class Gpu:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """What ten real steps took: the peak of tensors in bytes with this micro-batch (0: the device does not say), and tokens per
-    second."""
+    second. longest: tokens of their longest sample; of a pair, of both its rows."""
 
     micro_batch: int
     peak: int
+    longest: int
     tokens_per_second: float
 
 
@@ -181,8 +183,8 @@ class Sizing:
         """The optimizer's state can be moved to the host's memory when the card has none left."""
         return self._optimizer().startswith("paged")
 
-    def setup(self, micro_batch: int) -> Setup:
-        """What `auto` stands for, as the backends choose it."""
+    def setup(self, micro_batch: int, length: int | None = None) -> Setup:
+        """What `auto` stands for, as the backends choose it. length: tokens of the longest row; None: as many as are allowed."""
         spec, train = self.spec, self.spec.train
         full = train.mode == "full"
         wide = spec.model.dtype in ("fp32", "float32") or (spec.model.dtype == "auto" and not self.on_card)
@@ -190,7 +192,7 @@ class Sizing:
         checkpointing = train.gradient_checkpointing
         return Setup(
             rows=micro_batch * (2 if train.method in _PAIRS else 1),
-            length=spec.data.max_length,
+            length=spec.data.max_length if length is None else min(length, spec.data.max_length),
             adapter=None if full else spec.lora,
             bytes_per_weight=4 if wide else 2,
             four_bit=four_bit and not full and not train.fp8,
@@ -211,14 +213,17 @@ class Sizing:
 
     def peak(self, micro_batch: int) -> int:
         """Bytes of tensors at the worst moment, as torch counts them."""
-        told = memory(self.shape, self.setup(micro_batch)).peak
-        if self.measured is None or not self.measured.peak:
-            return told
-        # What stays is what it was; what grows with the batch is off by the same share in another batch.
-        then = memory(self.shape, self.setup(self.measured.micro_batch))
         now = memory(self.shape, self.setup(micro_batch))
-        share = max(0.1, (self.measured.peak - then.held) / max(1, then.peak - then.held))
-        return round(now.held + (now.peak - now.held) * share)
+        if self.measured is None or not self.measured.peak:
+            return now.peak
+        # What stays is what it was; what grows with the batch is off by the same share in another batch, or with longer rows.
+        rows = 2 if self.spec.train.method in _PAIRS else 1
+        longest = -(-self.measured.longest // rows)
+        then = memory(self.shape, self.setup(self.measured.micro_batch, longest))
+        if self.measured.peak <= _LOADING * then.load:
+            return now.peak  # it was the load's: of the steps it says nothing
+        share = max(0.1, (self.measured.peak - then.held) / max(1, then.in_a_step - then.held))
+        return max(now.load, round(now.held + (now.in_a_step - now.held) * share))
 
     def vram(self, micro_batch: int) -> Range:
         """Bytes on the card, with the driver's own."""
@@ -236,7 +241,9 @@ class Sizing:
 
     def surely_fits(self, micro_batch: int, free: int) -> bool:
         """In `free` MiB, with some room for what others do meanwhile."""
-        return self.vram(micro_batch).high - self.movable <= _ROOM * free * MIB
+        # While the weights are loaded there is nothing yet that could be moved.
+        load = memory(self.shape, self.setup(micro_batch)).load
+        return max(self.vram(micro_batch).high - self.movable, load) <= _ROOM * free * MIB
 
     def largest(self, free: int) -> int:
         """The largest micro-batch that divides the effective one and surely fits in `free` MiB; 0 if none does."""
@@ -252,7 +259,8 @@ class Sizing:
         setup = self.setup(smallest)
         least = memory(self.shape, setup)
         # Rows may all be shorter than the longest allowed: only what is held whatever the data are is certain.
-        return self.vram(smallest) if least.held - self.movable > total * MIB else None
+        certain = max(least.held - self.movable, least.load)
+        return self.vram(smallest) if certain > total * MIB else None
 
 
 def disk(spec: RunSpec, sizing: Sizing) -> Disk:

@@ -61,7 +61,7 @@ class Setup:
 @dataclass(frozen=True, slots=True)
 class Memory:
     """Bytes. `kept`: activations that stay from the forward to the backward pass. At the worst moment there is `layer`, one
-    layer at work, or `head`, the output head at work."""
+    layer at work, or `head`, the output head at work. `load`: what is there while the weights are brought, before any step."""
 
     weights: int
     adapter: int
@@ -70,6 +70,7 @@ class Memory:
     kept: int
     layer: int
     head: int
+    load: int = 0
 
     @property
     def held(self) -> int:
@@ -81,8 +82,13 @@ class Memory:
         return self.kept + self.layer
 
     @property
-    def peak(self) -> int:
+    def in_a_step(self) -> int:
+        """The worst moment of an optimizer step."""
         return self.held + self.kept + max(self.layer, self.head)
+
+    @property
+    def peak(self) -> int:
+        return max(self.load, self.in_a_step)
 
 
 def memory(shape: Shape, setup: Setup) -> Memory:
@@ -110,6 +116,8 @@ def memory(shape: Shape, setup: Setup) -> Memory:
         kept=kept,
         layer=layer,
         head=head,
+        # For FP8 the whole base is on the card in 16 bits before its layers are turned; other weights come as they stay.
+        load=shape.parameters * setup.bytes_per_weight if setup.fp8 else 0,
     )
 
 

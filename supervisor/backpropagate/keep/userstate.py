@@ -55,6 +55,11 @@ def fit_key(gpu: str, spec: RunSpec) -> str:
     more = [",".join(spec.lora.targets)] if spec.lora.targets != ("all-linear",) else []
     more += ["dora"] * spec.lora.use_dora + ["fp8"] * train.fp8 + ([train.optim] if train.optim != "auto" else [])
     more += [train.attention] if train.attention != "auto" else []
+    more += ["unsloth"] * bool(train.unsloth) + ["compile"] * train.compile
+    more += ["no-liger", "liger"][train.liger : train.liger + 1] if train.liger is not None else []
+    more += (
+        ["no-packing", "packing"][spec.data.packing : spec.data.packing + 1] if spec.data.packing is not None else []
+    )
     return "|".join([key, *more])
 
 

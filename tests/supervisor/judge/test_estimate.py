@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from backpropagate.judge.cards import power_of
 from backpropagate.judge.estimate import MIB, Estimate, Gpu, Measured, Range, Rows, Sizing, estimate
+from backpropagate.judge.memory import memory
 from backpropagate.judge.plan import first_micro_batch
 from backpropagate.judge.too_large import doubt, refusal
 from backpropagate.wishes.preset_configs import CONFIGS
@@ -125,15 +126,39 @@ def test_what_was_asked_for_wins_over_what_fitted_and_that_over_the_estimate() -
 def test_what_was_measured_is_what_is_told_for_the_same_batch() -> None:
     gpu = Gpu("RTX 4090", 24_000)
     peak = round(1.2 * sized(wish(), gpu).peak(2))
-    measured = Measured(micro_batch=2, peak=peak, tokens_per_second=1000.0)
+    measured = Measured(micro_batch=2, peak=peak, longest=2048, tokens_per_second=1000.0)
     assert sized(wish(), gpu, measured).peak(2) == pytest.approx(peak, rel=1e-6)
     assert sized(wish(), gpu, measured).peak(4) > sized(wish(), gpu).peak(4)
+
+
+@pytest.mark.parametrize("method", ["sft", "orpo"])
+@pytest.mark.parametrize("share", [0.8, 1.0, 1.3])
+def test_steps_on_short_rows_correct_what_is_told_of_long_ones_by_their_share_alone(method: str, share: float) -> None:
+    gpu, both = Gpu("RTX 4090", 24_000), 2 if method == "orpo" else 1
+    told, short = sized(wish(method=method), gpu), sized(wish(method=method, length=200), gpu)
+    held = memory(told.shape, told.setup(2)).held
+    peak = round(held + share * (short.peak(2) - held))
+    measured = Measured(micro_batch=2, peak=peak, longest=200 * both, tokens_per_second=1000.0)
+    corrected = sized(wish(method=method), gpu, measured)
+    assert corrected.peak(4) - held == pytest.approx(share * (told.peak(4) - held), rel=1e-3)
+    assert (corrected.largest(gpu.free) > told.largest(gpu.free)) <= (share < 1)
+
+
+def test_a_base_that_is_turned_to_fp8_must_first_fit_in_16_bits() -> None:
+    spec, small = wish(fp8=True, r=16), Gpu("RTX 4080", 12 << 10)
+    found = told(spec, small)
+    assert found.peak >= 2 * found.parameters > small.total * MIB
+    assert found.fits is False
+    assert sized(spec, small).impossible(small.total) is not None
+    assert sized(spec, small).impossible(24 << 10) is None
 
 
 def test_a_device_that_does_not_say_its_memory_still_gives_the_time() -> None:
     rows = Rows(800, Range(100.0, 100.0))
     found = told(
-        wish(epochs=1.0, steps=None), rows=rows, measured=Measured(micro_batch=1, peak=0, tokens_per_second=1000.0)
+        wish(epochs=1.0, steps=None),
+        rows=rows,
+        measured=Measured(micro_batch=1, peak=0, longest=99, tokens_per_second=1000.0),
     )
     assert found.peak == found.memory.peak
     assert found.steps == 100
