@@ -41,6 +41,7 @@ class AttemptStarted(_Event, frozen=True, kw_only=True, tag="attempt_started"):
     resume_step: int = 0
     versions: dict[str, str] = {}  # of the packages that the child will use
     gradient_checkpointing: bool | None = None  # None: the backend's own choice
+    standby: bool = False  # it had been waiting, its frameworks imported
 
 
 class PhaseEntered(_Event, frozen=True, kw_only=True, tag="phase"):
