@@ -104,6 +104,37 @@ class Step(_Event, frozen=True, kw_only=True, tag="step"):
     extra: dict[str, float] = {}
 
 
+class Rehearsal(_Event, frozen=True, kw_only=True, tag="rehearsal"):
+    """The longest samples were tried before step 1, and fit. `tokens`: of the longest; `memory`: MiB, at the peak."""
+
+    micro_batch: int
+    tokens: int
+    seconds: float
+    memory: int = 0
+
+
+class BatchHalved(_Event, frozen=True, kw_only=True, tag="batch_halved"):
+    """The memory ran out in forward or backward of `step`, and the same child did the same samples again in smaller
+    micro-batches: no step was lost. `step` 0: in the rehearsal."""
+
+    attempt: int
+    step: int
+    micro_batch: int
+    accumulation: int
+    reason: str
+    needed: int = 0
+    free: int = 0
+
+
+class MemoryAwaited(_Event, frozen=True, kw_only=True, tag="memory_awaited"):
+    """Other processes hold memory of the card without which the training does not fit: it goes on when that is free again,
+    unchanged. `holders`: who they are, for people; `seconds`: how long is waited at most."""
+
+    holders: str
+    memory: int  # MiB
+    seconds: float
+
+
 class Evaluation(_Event, frozen=True, kw_only=True, tag="evaluation"):
     """The held-out rows were scored, from the child's Evaluated."""
 
@@ -331,6 +362,9 @@ Event = (
     | DataPrepared
     | ModelReady
     | Step
+    | Rehearsal
+    | BatchHalved
+    | MemoryAwaited
     | Evaluation
     | CheckpointCommitted
     | CheckpointMissed

@@ -26,7 +26,14 @@ from backpropagate_protocol.spec import SafetySpec
 
 # What a policy is told of the world around the child.
 Surroundings = (
-    d.CheckpointFound | d.SearchFailed | d.CardKnown | d.CardLimits | d.Temperature | d.SensorLost | d.MemoryShort
+    d.CheckpointFound
+    | d.SearchFailed
+    | d.CardKnown
+    | d.CardLimits
+    | d.Temperature
+    | d.SensorLost
+    | d.MemoryShort
+    | d.MemoryHeld
 )
 # What a child says of its work while it goes on.
 Report = (
@@ -39,6 +46,8 @@ Report = (
     | m.Said
     | m.Turn
     | m.Evaluated
+    | m.Rehearsed
+    | m.Halved
 )
 
 

@@ -145,6 +145,15 @@ class MemoryShort:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryHeld:
+    """Other processes hold so much of the card's memory, in MiB. `holders`: who they are, for people."""
+
+    now: float
+    memory: int
+    holders: str
+
+
 Input = (
     Begin
     | RunnerSaid
@@ -160,6 +169,7 @@ Input = (
     | Temperature
     | SensorLost
     | MemoryShort
+    | MemoryHeld
 )
 
 # --- what it answers ------------------------------------------------------------------------------------------------
@@ -192,6 +202,7 @@ class Assign:
     checkpoint: Found | None
     prepared: PreparedRef | None
     held_out: PreparedRef | None = None
+    smaller: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

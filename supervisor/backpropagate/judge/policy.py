@@ -17,6 +17,7 @@ from backpropagate.judge import ladder, telling
 from backpropagate.judge.budget import Budget
 from backpropagate.judge.child import ChildPolicy, Report, Surroundings
 from backpropagate.judge.halving import least_batch
+from backpropagate.judge.others import PATIENCE, Others
 from backpropagate.judge.plan import Start
 from backpropagate.judge.states import (
     BEFORE_TRAINING,
@@ -58,6 +59,7 @@ class Policy(ChildPolicy):
         self._slowest_save = 0.0
         self._thermal = Thermal(spec.safety)
         self._blind = False
+        self._others = Others()
 
     def _forget_attempt(self) -> None:
         super()._forget_attempt()
@@ -81,6 +83,8 @@ class Policy(ChildPolicy):
                 self._temperature(now, input.celsius)
             case d.SensorLost():
                 self._sensor_lost(now, input.text)
+            case d.MemoryHeld():
+                self._memory_held(now, input)
             case d.MemoryShort():
                 if self.state is State.WORKING:
                     self._fault(now, self._own_cause(Kind.OOM, "RUNTIME_GPU_OOM", f"memory is short: {input.text}"))
@@ -140,9 +144,15 @@ class Policy(ChildPolicy):
         self._enter(now, Phase.IMPORT)
         accumulation = self.effective // self.micro
         checkpointing, data = self.gradient_checkpointing, (self.prepared, self.held_out)
-        self._out.append(d.Assign(self.attempt, self.micro, accumulation, checkpointing, self.committed, *data))
+        smaller = self._budget.smaller(self.micro, self.effective)
+        self._out.append(
+            d.Assign(self.attempt, self.micro, accumulation, checkpointing, self.committed, *data, smaller)
+        )
 
     def _judge(self, now: float, cause: Cause) -> None:
+        if self._others.are_to_blame(cause):
+            self._await_memory(now, cause)
+            return
         unknown = self.gradient_checkpointing is None and not self.device.startswith("cuda")
         can_help = unknown or self.gradient_checkpointing is False
         resuming = self.committed is not None
@@ -159,15 +169,16 @@ class Policy(ChildPolicy):
         else:
             self._respawn(now, cause, verdict)
 
-    def _respawn(self, now: float, cause: Cause, verdict: Again) -> None:
+    def _respawn(self, now: float, cause: Cause, verdict: Again, wait: float | None = None) -> None:
+        """`wait`: until then, whatever the budget says."""
         self._forget_attempt()
         self.recoveries += 1
         self.micro = verdict.micro
-        if cause.kind in (Kind.OOM, Kind.HOST_OOM):
+        if cause.kind in (Kind.OOM, Kind.HOST_OOM) and wait is None:
             self.fit = verdict.micro
         if verdict.gradient_checkpointing:
             self.gradient_checkpointing = True
-        delay = self._budget.spend(verdict)
+        delay = self._budget.spend(verdict) if wait is None else wait
         self._announce = cause.message
         if verdict.cool_first and not self._thermal.is_cool:
             self.state = State.COOLING
@@ -194,7 +205,9 @@ class Policy(ChildPolicy):
                 self._said_saved(now, message)
             case m.CheckpointFailed():
                 self._said_not_saved(now, message)
-            case m.Notice() | m.Said() | m.Turn() | m.Evaluated():
+            case m.Halved():
+                self._said_halved(now, message)
+            case m.Notice() | m.Said() | m.Turn() | m.Evaluated() | m.Rehearsed():
                 pass  # for people
             case _:
                 assert_never(message)
@@ -207,7 +220,19 @@ class Policy(ChildPolicy):
             text = f"the runner began with (micro-batch, accumulation, step) {got} instead of {asked}"
             self._fault(now, self._own_cause(Kind.MISMATCH, "RUNTIME_PROTOCOL", text))
             return
+        self._others.begun()
         self._enter(now, Phase.FIRST_STEP)
+
+    def _said_halved(self, now: float, halved: m.Halved) -> None:
+        """It did by itself what a verdict would have come to, and lost nothing by it."""
+        allowed = self._budget.smaller(self.micro, self.effective)[:1]
+        if (halved.micro_batch,) != allowed or halved.micro_batch * halved.accumulation != self.effective:
+            text = f"the runner went on with a micro-batch of {halved.micro_batch}, and was allowed {allowed}"
+            self._fault(now, self._own_cause(Kind.MISMATCH, "RUNTIME_PROTOCOL", text))
+            return
+        self._budget.halved_in_place()
+        self.micro = self.fit = halved.micro_batch
+        self._enter(now, self._phase)
 
     def _said_progress(self, now: float, progress: m.Progress) -> None:
         (self._steps.add if self._trained else self._steps.first)(progress.step_seconds)
@@ -218,6 +243,7 @@ class Policy(ChildPolicy):
     def _said_saved(self, now: float, saved: m.CheckpointSaved) -> None:
         if self.committed is None or saved.step > self.committed.step:
             self._budget.progress()
+            self._others.progress()
         self._slowest_save = max(self._slowest_save, saved.seconds)
         self.committed = d.Found(saved.name, saved.step, saved.samples_seen, saved.order, self.total_steps, saved.loss)
         self.last_step = max(self.last_step, saved.step)
@@ -255,12 +281,38 @@ class Policy(ChildPolicy):
 
     def _due(self, now: float, timer: Timer) -> None:
         match timer:
+            case Timer.RESPAWN if self._others.awaited and self._others.are_there:
+                self._look_again(now)
             case Timer.SEARCH:
                 self._out.append(d.FindCheckpoint())
             case Timer.COOL:
                 self._not_cooling(now)
             case _:
                 super()._due(now, timer)
+
+    # --- memory that others hold ------------------------------------------------------------------------------------
+
+    def _await_memory(self, now: float, cause: Cause) -> None:
+        """Goes on unchanged when they are gone: a smaller batch would stay small for the rest of the run."""
+        delay = self._others.wait(now)
+        if delay is None:
+            self._finish(telling.memory_held(self._others.holders, PATIENCE / 60))
+            return
+        memory = max(cause.others, self._others.memory)
+        self._emit(self._tell.memory_awaited(memory, self._others.holders, PATIENCE))
+        self._respawn(now, cause, Again(self.micro, counts=False), delay)
+
+    def _look_again(self, now: float) -> None:
+        delay = self._others.wait(now)
+        if delay is None:
+            self._finish(telling.memory_held(self._others.holders, PATIENCE / 60))
+        else:
+            self._timers.set(Timer.RESPAWN, now + delay)
+
+    def _memory_held(self, now: float, held: d.MemoryHeld) -> None:
+        self._others.read(held.memory, held.holders)
+        if self.state is State.WAITING and self._others.awaited and not self._others.are_there:
+            self._spawn(now)
 
     # --- heat -------------------------------------------------------------------------------------------------------
 

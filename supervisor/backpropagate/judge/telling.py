@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backpropagate.events import DataPrepared, FaultSeen, Heat, Noticed, Recovering, StopRequested
+from backpropagate.events import DataPrepared, FaultSeen, Heat, MemoryAwaited, Noticed, Recovering, StopRequested
 from backpropagate.judge.decisions import Finish, Found, StopAsked
 from backpropagate.judge.verdict import Cause, GiveUp
 from backpropagate_protocol.catalogue import CATALOGUE, ExitCode
@@ -52,6 +52,10 @@ class Telling:
             steps_lost=max(0, last_step - resume_step),
             stage=self._stage,
         )
+
+    def memory_awaited(self, memory: int, holders: str, seconds: float) -> MemoryAwaited:
+        held = holders or "other processes"
+        return MemoryAwaited(time=0.0, run_id=self._run_id, holders=held, memory=memory, seconds=seconds)
 
     def heat(self, level: str, celsius: int) -> Heat:
         return Heat(time=0.0, run_id=self._run_id, level=level, celsius=celsius)
@@ -107,6 +111,13 @@ def unkillable() -> Finish:
     return Finish(
         "failed", info.exit, info.code, "the training process cannot be killed: the driver holds it", info.remedy
     )
+
+
+def memory_held(holders: str, minutes: float) -> Finish:
+    info = CATALOGUE["STATE_BUSY"]
+    text = f"the GPU's memory is still held by {holders or 'other processes'} after {minutes:.0f} minutes"
+    remedy = "End them, or wait until they are done; then `backprop resume RUN`."
+    return Finish("interrupted", info.exit, info.code, text, remedy)
 
 
 def still_hot(celsius: int, minutes: float) -> Finish:

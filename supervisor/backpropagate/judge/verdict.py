@@ -52,6 +52,7 @@ class Cause:
     free: int = 0
     trained: bool = False
     phase: Phase = Phase.TRAIN
+    others: int = 0  # MiB that other processes took since the training began
 
 
 def reported(fault: Fault, attempt: int, trained: bool) -> Cause:
@@ -68,6 +69,7 @@ def reported(fault: Fault, attempt: int, trained: bool) -> Cause:
         free=fault.free,
         trained=trained,
         phase=fault.phase,
+        others=fault.others,
     )
 
 
@@ -188,6 +190,8 @@ def _out_of_memory(cause: Cause, at: Standing, rules: Rules) -> Verdict:
         if at.loaded and rules.oom_recovery:
             return _budgeted(cause, at, rules)  # it did fit: somebody else has the memory at this moment
         return _give_up(cause, f"the model itself does not fit into the GPU's memory{figures}")
+    if cause.phase is Phase.EVALUATE and rules.oom_recovery:
+        return _budgeted(cause, at, rules)  # the training fits; the scoring went down to single rows by itself
     if rules.oom_recovery:
         smaller = _smaller(at, rules)
         if smaller is not None:

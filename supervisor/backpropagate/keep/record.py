@@ -10,6 +10,7 @@ import msgspec
 
 from backpropagate.events import (
     AttemptStarted,
+    BatchHalved,
     CheckpointCommitted,
     DataPrepared,
     Event,
@@ -172,6 +173,9 @@ class Record:
                 used = {**row.hyperparameters, "gradient_checkpointing": event.gradient_checkpointing}
                 row = msgspec.structs.replace(row, hyperparameters=used)
             self._forget_after(event.resume_step)
+        elif isinstance(event, BatchHalved):
+            sizes = [*row.micro_batch_history, (max(0, event.step - 1), event.micro_batch)]
+            row = msgspec.structs.replace(row, micro_batch_history=sizes)
         elif isinstance(event, DataPrepared):
             row = msgspec.structs.replace(row, dataset_digest=event.source_digest or event.digest)
         elif isinstance(event, ModelReady):

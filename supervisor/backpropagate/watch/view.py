@@ -77,6 +77,11 @@ class RunView:
                 self.device, self.device_memory = event.device, event.device_memory
                 self.step, self.total_steps = event.step, event.total_steps
                 self.micro_batch, self.accumulation = event.micro_batch, event.accumulation
+            case events.BatchHalved():
+                self.micro_batch, self.accumulation = event.micro_batch, event.accumulation
+                self.recoveries.append(in_place(event))
+            case events.MemoryAwaited():
+                self.phase = "waiting for memory"
             case events.CheckpointCommitted():
                 self.checkpoint_step, self.checkpoint_time = event.step, event.time
             case events.FaultSeen():
@@ -144,6 +149,11 @@ class RunView:
     @property
     def losses(self) -> list[float]:
         return [loss for _, loss in list(self._losses)]  # copied first: another thread may be drawing
+
+
+def in_place(event: events.BatchHalved) -> str:
+    where = f"at step {event.step}" if event.step else "before the first step"
+    return f"RUNTIME_GPU_OOM {where} → went on there, batch {event.micro_batch} × {event.accumulation}"
 
 
 def _recovery(event: events.Recovering, fault: str) -> str:

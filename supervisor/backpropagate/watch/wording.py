@@ -96,6 +96,13 @@ def in_words(event: Event) -> str:
                 f"training on {event.device} in {event.precision}, batch {event.micro_batch} × {event.accumulation}, "
                 f"{event.trainable_parameters:,} of {event.parameters:,} parameters"
             )
+        case events.Rehearsal():
+            return f"the longest rows fit: {event.micro_batch} at once, of up to {event.tokens:,} tokens"
+        case events.BatchHalved():
+            where = f"step {event.step} is done anew" if event.step else "tried again"
+            return f"out of memory: {where} in smaller parts, batch {event.micro_batch} × {event.accumulation}"
+        case events.MemoryAwaited():
+            return f"{event.memory:,} MiB of the GPU's memory are held by {event.holders}: waiting until they are free"
         case events.Evaluation():
             best = ", the best so far" if event.best else ""
             return f"step {event.step}: loss {event.loss:.4f} on {event.rows} held-out rows{best}"
