@@ -42,6 +42,13 @@ _REPORTED = {
 _DEADLY = {"segfault": "SIGSEGV", "abort": "SIGABRT", "sigkill": "SIGKILL"}
 _IN_SAVE = {"sigkill_in_save", "sigkill_before_manifest"}
 _IN_EVALUATION = {"sigkill_in_evaluation", "oom_in_evaluation", "hang_in_evaluation", "hold_in_evaluation"}
+_WITHIN = {
+    "oom_in_forward",
+    "oom_in_backward",
+    "oom_in_optimizer",
+    "oom_by_others",
+    "thrash",
+}  # tests/runner/test_shrinking.py
 _OTHERS = {
     "sigterm_self",
     "sigstop",
@@ -61,7 +68,7 @@ _OTHERS = {
 
 
 def test_every_kind_is_tried_in_this_file() -> None:
-    assert set(_REPORTED) | set(_DEADLY) | _IN_SAVE | _IN_EVALUATION | _OTHERS == KINDS
+    assert set(_REPORTED) | set(_DEADLY) | _IN_SAVE | _IN_EVALUATION | _WITHIN | _OTHERS == KINDS
 
 
 @pytest.mark.parametrize("kind", _REPORTED)

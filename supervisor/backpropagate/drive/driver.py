@@ -57,7 +57,7 @@ from backpropagate.sensors.card import Card
 from backpropagate_protocol.catalogue import ExitCode
 from backpropagate_protocol.framing import ProtocolError
 from backpropagate_protocol.jobs import TrainJob
-from backpropagate_protocol.messages import CheckpointSaved, Hello, Ping, Progress, RunJob, ToParent
+from backpropagate_protocol.messages import CheckpointSaved, Hello, Ping, Progress, Rehearsed, RunJob, ToParent
 from backpropagate_protocol.redact import redact
 from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import RunSpec
@@ -107,9 +107,11 @@ class Driver:
     ) -> None:
         self._spec, self._run_dir, self._policy, self._report = spec, run_dir, policy, report
         self._card, self._stops, self._clock = card, stops, clock
+        card.child = lambda: self._runner.pid if self._runner is not None else None
         self._runner: process.Runner | None = None
         self._kill_at_birth = False
         self._standby = Standby(standby, spec.backend, self._warn, clock)
+        self._plain = True  # the newest Job computes as the spec says: what fits it fits the next run
         self._stood_by = False  # the newest child did
         self.packages: dict[str, str] = {}  # that the newest child has
         self._finish: Finish | None = None
@@ -202,6 +204,7 @@ class Driver:
     def _assign(self, job: Assign) -> None:
         if self._runner is None:
             return  # it died this very moment; its exit is on the way
+        self._plain = job.gradient_checkpointing == self._spec.train.gradient_checkpointing
         folder = str(self._run_dir.checkpoints / job.checkpoint.name) if job.checkpoint else None
         self._report.event(
             AttemptStarted(
@@ -229,6 +232,8 @@ class Driver:
             prepared=job.prepared,
             held_out=job.held_out,
             kernels=probed.working(self._spec.runner_python, self.packages),
+            smaller=job.smaller,
+            rehearse=self._card.rehearsal(job.micro_batch),
         )
         self._tasks.start_soon(self._send_when_free, self._runner, train)
 
@@ -311,6 +316,9 @@ class Driver:
         fit = self._policy.fit if self._spec.train.batch_size is None else None
         if isinstance(message, CheckpointSaved) and self._card.fit_key and fit is not None:
             userstate.remember(self._card.fit_key, fit)
+
+        if isinstance(message, Rehearsed) and self._card.fit_key and self._plain:
+            userstate.remember_rehearsed(self._card.fit_key, message.micro_batch, message.tokens)
 
     def _warn(self, text: str) -> None:
         self._report.event(Noticed(time=time.time(), run_id=self._spec.run_id, level="warning", text=redact(text)))

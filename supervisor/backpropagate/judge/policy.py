@@ -235,6 +235,8 @@ class Policy(ChildPolicy):
         self._enter(now, self._phase)
 
     def _said_progress(self, now: float, progress: m.Progress) -> None:
+        if progress.step <= self.last_step:
+            return  # who says the same again has got no further, and its deadline stands
         (self._steps.add if self._trained else self._steps.first)(progress.step_seconds)
         self._trained = True
         self.last_step, self.total_steps = progress.step, progress.total_steps
@@ -311,7 +313,11 @@ class Policy(ChildPolicy):
 
     def _memory_held(self, now: float, held: d.MemoryHeld) -> None:
         self._others.read(held.memory, held.holders)
-        if self.state is State.WAITING and self._others.awaited and not self._others.are_there:
+        if self.state is not State.WAITING or not self._others.awaited:
+            return
+        if self._others.are_there:
+            self._emit(self._tell.memory_awaited(held.memory, held.holders, PATIENCE))
+        else:
             self._spawn(now)
 
     # --- heat -------------------------------------------------------------------------------------------------------

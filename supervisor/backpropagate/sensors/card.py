@@ -13,11 +13,12 @@ from backpropagate.doors.environ import environment
 from backpropagate.doors.process import visible_device
 from backpropagate.events import Event, ModelReady
 from backpropagate.judge import plan
-from backpropagate.judge.decisions import CardKnown, CardLimits, Input, SensorLost, StopAsked, Temperature
+from backpropagate.judge.decisions import CardKnown, CardLimits, Input, MemoryHeld, SensorLost, StopAsked, Temperature
 from backpropagate.judge.estimate import Gpu, Sizing
 from backpropagate.judge.too_large import doubt, refusal
 from backpropagate.keep import locks, userstate
 from backpropagate.sensors import gpu
+from backpropagate.sensors.holders import in_words, others
 from backpropagate_protocol.catalogue import ExitCode
 from backpropagate_protocol.errors import BackpropagateError, BusyError
 from backpropagate_protocol.spec import RunSpec
@@ -77,6 +78,8 @@ class Card:
         self._news = anyio.Event()
         self._lost: str | None = None
         self._feed: Callable[[Input], None] | None = None
+        self.child: Callable[[], int | None] = lambda: None  # the process that trains, if one lives
+        self._others: tuple[int, str] | None = None
         self._held = reserved or Reservation()
         self._own = reserved is None
 
@@ -102,6 +105,7 @@ class Card:
                         if not known:
                             return
                         self._seen(sample)
+                        self._tell_others(sample, feed, self.child())
                         feed(Temperature(self._clock(), sample.celsius))
             except gpu.SensorError as error:
                 self.latest = None
@@ -117,6 +121,19 @@ class Card:
         self.latest = sample
         self._news.set()
         self._news = anyio.Event()
+
+    def _tell_others(self, sample: gpu.Sample, feed: Callable[[Input], None], child: int | None) -> None:
+        found = others(sample.holders, child) if sample.holders is not None else None
+        if found is None:
+            return
+        told = sum(holder.memory for holder in found), in_words(found)
+        if told != self._others:
+            self._others = told
+            feed(MemoryHeld(self._clock(), *told))
+
+    def rehearsal(self, micro_batch: int) -> int | None:
+        """TrainJob.rehearse for it; None where no card is watched."""
+        return None if self.fit_key is None else userstate.rehearsed(self.fit_key, micro_batch)
 
     async def memory_back(self) -> None:
         """Returns when a dead child's memory is back, or gets no freer since others have it; within 30 s in any case."""
@@ -139,6 +156,7 @@ class Card:
         except OSError as error:
             warn(f"the GPU cannot be reserved for this run ({error.strerror or error}); other runs may use it too")
         self._idle = sample.memory_used
+        self._tell_others(sample, feed, None)  # a child, if there is one, has no Job yet
         feed(CardLimits(self._clock(), sample.slowdown, sample.shutdown))
         self.fit_key = userstate.fit_key(sample.name, self._spec)
         micro = self._known

@@ -10,6 +10,7 @@ import msgspec
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from backpropagate.doors import process
+from backpropagate.sensors.holders import Holder
 
 FIRST_SAMPLE_SECONDS = 15.0  # a cold driver loads for seconds
 SILENCE_SECONDS = 20.0
@@ -31,6 +32,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     power_limit: float = 0.0
     utilization: int = 0
     error: str = ""
+    holders: tuple[Holder, ...] | None = None  # processes that compute on it; None: the driver does not say
 
 
 class SensorError(Exception):

@@ -7,12 +7,13 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import msgspec
 import pynvml
 
 from backpropagate.sensors.gpu import Sample
+from backpropagate.sensors.holders import Holder
 
 _MIB = 1 << 20
 
@@ -51,8 +52,26 @@ def read(handle: object) -> Sample:
         memory_total=int(memory.total) // _MIB,
         power=_known(lambda: pynvml.nvmlDeviceGetPowerUsage(handle)) / 1000,
         power_limit=_known(lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle)) / 1000,
+        holders=_holders(handle),
         utilization=_known(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu),
     )
+
+
+def _holders(handle: object) -> tuple[Holder, ...] | None:
+    try:
+        listed = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    except pynvml.NVMLError:
+        return None
+    # On Windows the driver knows who is there, and not how much they have.
+    return tuple(Holder(int(one.pid), _name(int(one.pid)), int(one.usedGpuMemory or 0) // _MIB) for one in listed)
+
+
+def _name(pid: int) -> str:
+    """The program's own name, without where it lies; empty for a process of another container."""
+    try:
+        return PurePath(_text(pynvml.nvmlSystemGetProcessName(pid))).name
+    except pynvml.NVMLError:
+        return ""
 
 
 def _say(sample: Sample) -> None:

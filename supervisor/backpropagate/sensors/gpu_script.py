@@ -4,14 +4,14 @@ pynvml calls functions of a loaded C library and hands them ctypes pointers to f
 library's place whose functions fill them from a file; all of pynvml's own code runs as it does on a real card.
 
 The file is JSON: {"celsius": [60, 91, ...], "interval": 0.05, ...}; the last temperature stays. A temperature of null is a
-card that no longer answers. With "begin": PATH the first temperature stays until that file exists, so that the series can
+card that no longer answers. With "begin": PATH the first temperature (and list of processes) stays until that file exists, so that the series can
 be played at an exact moment of a run.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -33,12 +33,22 @@ class Script(msgspec.Struct, frozen=True):
     slowdown: int = 0
     shutdown: int = 0
     begin: str = ""
+    holders: tuple[
+        tuple[tuple[int, str, int], ...], ...
+    ] = ()  # pid, path, MiB of all; reading by reading, the last one stays
 
 
 class _Reference(Protocol):
     """What ctypes.byref gives."""
 
     _obj: ctypes.c_uint
+
+
+class _Process(Protocol):
+    """nvmlProcessInfo_t."""
+
+    pid: int
+    usedGpuMemory: int
 
 
 def _fill(reference: object, value: int) -> int:
@@ -53,6 +63,7 @@ class ScriptedLibrary:
         self._script = script
         self._reads = 0
         self._looks = 0  # at the memory
+        self._lists = 0  # of processes
 
     def nvmlInitWithFlags(self, flags: int) -> int:
         return int(pynvml.NVML_SUCCESS)
@@ -87,6 +98,25 @@ class ScriptedLibrary:
         self._looks += 1
         for field, value in (("total", total), ("used", used), ("free", total - used)):
             setattr(memory, field, value)
+        return int(pynvml.NVML_SUCCESS)
+
+    def nvmlDeviceGetComputeRunningProcesses_v3(self, handle: object, count: object, out: object) -> int:
+        if not self._script.holders:
+            return int(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        listed = self._script.holders[min(self._lists, len(self._script.holders) - 1)]
+        if out is None:  # how many there are is asked first
+            _fill(count, len(listed))
+            if listed:
+                return int(pynvml.NVML_ERROR_INSUFFICIENT_SIZE)
+        if self._lists or not self._script.begin or Path(self._script.begin).exists():
+            self._lists += 1
+        for slot, (pid, _, memory) in zip(cast(Sequence[_Process], out or ()), listed, strict=False):
+            slot.pid, slot.usedGpuMemory = pid, memory << 20
+        return _fill(count, len(listed))
+
+    def nvmlSystemGetProcessName(self, pid: ctypes.c_uint, buffer: ctypes.Array[ctypes.c_char], size: object) -> int:
+        names = {number: path for listed in self._script.holders for number, path, _ in listed}
+        buffer.value = names[pid.value].encode()
         return int(pynvml.NVML_SUCCESS)
 
     def nvmlDeviceGetUUID(self, handle: object, buffer: ctypes.Array[ctypes.c_char], size: object) -> int:
