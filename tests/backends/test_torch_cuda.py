@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -36,6 +38,27 @@ def test_one_gpu_is_seen_of_many(visible: str | None, expected: str, monkeypatch
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     see_one_gpu()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+
+
+# Imports what a runner imports while it has no Job, then asks the driver: 3 is "not even initialised".
+_WAITING = """
+import ctypes
+from backpropagate_runner.frameworks import Frameworks
+Frameworks("auto").backend("auto")
+flags, active = ctypes.c_uint(), ctypes.c_int()
+answer = ctypes.CDLL("libcuda.so.1").cuDevicePrimaryCtxGetState(0, ctypes.byref(flags), ctypes.byref(active))
+assert answer == 3 or (answer == 0 and not active.value), (answer, active.value)
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_on_a_gpu_imports_alone_take_nothing_of_the_card() -> None:
+    import torch
+
+    if not torch.cuda.is_available() or sys.platform == "win32":
+        pytest.skip("needs an NVIDIA GPU on Linux")
+    subprocess.run([sys.executable, "-P", "-c", _WAITING], check=True, timeout=300)
 
 
 @pytest.mark.gpu

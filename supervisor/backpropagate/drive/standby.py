@@ -15,7 +15,7 @@ from anyio.abc import TaskGroup
 
 from backpropagate.doors.process import Runner
 from backpropagate.judge.decisions import Death
-from backpropagate.judge.standby import LOOK, Readiness
+from backpropagate.judge.standby import LOOK, Memory, Readiness
 from backpropagate.sensors.host_memory import host_memory
 
 
@@ -72,10 +72,18 @@ class Standby:
     """Keeps one ready while a training goes on, as `wish` (on, off, auto) says."""
 
     def __init__(
-        self, wish: str, backend: str, warn: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+        self,
+        wish: str,
+        backend: str,
+        warn: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        memory: Callable[[], Memory | None] = host_memory,
+        look: float = LOOK,
     ) -> None:
+        """`look`: seconds between two looks at the memory."""
         self._rules, self._backend = Readiness(wish, backend), backend
-        self._warn, self._clock = warn, clock
+        self._warn, self._clock, self._memory, self._look = warn, clock, memory, look
         self._turn: Turn | None = None
         self._trains = False
         self._began = anyio.Event()
@@ -91,6 +99,7 @@ class Standby:
         """A child is wanted. True: the standby is it. Another one is made ready once that has made a step."""
         if self._trains:
             self._trains, self._began = False, anyio.Event()
+            self._rules.failed()
         turn = self._turn
         if turn is None or turn.warm != warm or not turn.can_come:
             return False
@@ -107,11 +116,11 @@ class Standby:
         """For as long as the driver lasts. `killed` is told when the kernel has taken one for its memory."""
         while True:
             await self._began.wait()
-            delay = self._rules.delay(self._clock(), host_memory())
+            delay = self._rules.delay(self._clock(), self._memory())
             if delay is None:
                 return
             if delay > 0:
-                await anyio.sleep(min(delay, LOOK))
+                await anyio.sleep(min(delay, self._look))
                 continue
             turn = self._turn = Turn(self._backend)
             tasks.start_soon(start, self._backend, turn)
@@ -121,17 +130,15 @@ class Standby:
 
     async def _wait(self, turn: Turn) -> None:
         while turn.end is None:
-            with anyio.move_on_after(LOOK):
+            with anyio.move_on_after(self._look):
                 await turn.over.wait()
-            if not self._rules.is_kept(host_memory()):
+            if not self._rules.is_kept(self._memory()):
                 turn.decide(End.LET_GO)
 
     def _after(self, turn: Turn, killed: Callable[[], None]) -> None:
-        if turn.end is End.TAKEN:
-            self._rules.taken()
-        elif turn.end is End.LET_GO:
+        if turn.end is End.LET_GO:
             self._rules.let_go(self._clock())
-        else:
+        elif turn.end is End.DIED:
             how = turn.death.text if turn.death else "could not be started"
             if turn.death is not None and turn.death.host_oom:
                 killed()

@@ -53,8 +53,8 @@ class Readiness:
         """Whether the one that waits may go on waiting."""
         return self._forced or memory is None or memory.available >= SHORT
 
-    def taken(self) -> None:
-        """It took over."""
+    def failed(self) -> None:
+        """A training was cut off by a fault."""
         self._faults += 1
 
     def died(self, now: float) -> bool:

@@ -14,10 +14,10 @@ def test_a_run_of_a_minute_gets_none_and_a_longer_one_does() -> None:
     assert rules.delay(100.0 + FIRST_AFTER, PLENTY) == 0.0
 
 
-def test_after_a_takeover_the_next_one_is_made_ready_at_once() -> None:
+def test_after_a_fault_the_next_one_is_made_ready_at_once() -> None:
     rules = Readiness("auto", "cuda")
     rules.advanced(0.0)
-    rules.taken()
+    rules.failed()
     rules.advanced(100.0)
     assert rules.delay(100.0, PLENTY) == 0.0
 
