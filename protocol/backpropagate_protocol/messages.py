@@ -205,6 +205,7 @@ class CheckpointSaved(msgspec.Struct, frozen=True, array_like=True, tag="checkpo
     seconds: float
     bytes: int
     loss: float | None = None
+    blocked: float = 0.0  # of the seconds, those that the training stood still for it
 
 
 class CheckpointFailed(msgspec.Struct, frozen=True, array_like=True, tag="checkpoint_failed"):
