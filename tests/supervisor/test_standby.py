@@ -6,6 +6,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -49,6 +50,10 @@ class Waiting:
                 await turn.comes(runner)
         finally:
             os.close(log)
+
+    def died(self, number: int) -> bool:
+        """Whether as many have died as were ever started."""
+        return len(self.turns) == number and self.turns[-1].end is End.DIED
 
     async def until(self, fact: Callable[[], object]) -> None:
         with anyio.fail_after(60):
@@ -99,7 +104,7 @@ def test_those_that_die_are_replaced_until_it_is_enough_and_that_is_told_once(tm
             tasks.start_soon(standby.keep, waiting.life, pytest.fail, tasks)
             standby.advanced()
             for n, pause in enumerate((*PATIENCE, 0.0), start=1):
-                await waiting.until(lambda n=n: len(waiting.turns) == n and waiting.turns[-1].end is End.DIED)
+                await waiting.until(partial(waiting.died, n))
                 clock.now += pause
             await waiting.until(lambda: told)
             assert not standby.take("cpu")
