@@ -5,7 +5,7 @@ from __future__ import annotations
 from backpropagate import events
 from backpropagate.events import Event
 from backpropagate.watch import campaigns, stages
-from backpropagate.watch.view import RunView, duration, heat_in_words, held_out, learning_rate, measured, memory, span
+from backpropagate.watch.view import RunView, duration, heat_in_words, held_out, learning_rate, measured, memory, span, trouble_in_words
 
 
 def progress_line(view: RunView) -> str:
@@ -65,7 +65,8 @@ def in_words(event: Event) -> str:
         case events.AttemptStarted():
             start = f" from step {event.resume_step}" if event.checkpoint else ""
             saving = ", with gradient checkpointing" if event.gradient_checkpointing else ""
-            return f"attempt {event.attempt}{start}, batch {event.micro_batch} × {event.accumulation}{saving}" if event.attempt > 1 else ""  # fmt: skip
+            standby = ", by the standby" if event.standby else ""
+            return f"attempt {event.attempt}{start}, batch {event.micro_batch} × {event.accumulation}{saving}{standby}" if event.attempt > 1 else ""  # fmt: skip
         case (
             events.CampaignExtended()
             | events.LinkStarted()
@@ -125,6 +126,8 @@ def in_words(event: Event) -> str:
             return f"recovering{wait}: from {where}, batch {event.micro_batch} × {event.accumulation}"
         case events.Heat():
             return heat_in_words(event)
+        case events.CardTrouble():
+            return trouble_in_words(event)
         case events.StopRequested():
             return f"stopping {_REASONS.get(event.reason, f'({event.reason})')}{', saving first' if event.save else ''}"
         case events.RunEnded():
