@@ -36,28 +36,29 @@ class Memory:
 
     def __init__(self, cuda: bool) -> None:
         self._cuda = cuda
-        self._before = 0
+        self._before: int | None = None
 
     def allocated(self) -> int:
         """Bytes."""
         return torch.cuda.memory_allocated() if self._cuda else 0
 
     def begun(self) -> None:
-        """Who is on the device now is no news later."""
-        self._before = self._foreign()
+        """A step is done, and with it the driver has loaded what it needs for us: the rest of what is taken is others'."""
+        if self._before is None:
+            self._before = self._foreign()
 
     def taken(self) -> int:
         """MiB that others took since then."""
-        return max(0, self._foreign() - self._before) >> 20
+        return 0 if self._before is None else max(0, self._foreign() - self._before) >> 20
 
     def _foreign(self) -> int:
-        """Bytes that are not free, and not our allocator's. Beside others' memory it is what the driver needs for us."""
+        """Bytes that are not free, and not our allocator's: others' memory, and what the driver needs for us."""
         if not self._cuda:
             return 0
         try:
             free, total = torch.cuda.mem_get_info()
         except RuntimeError:
-            return self._before  # a device that no longer answers has a worse fault
+            return 0  # a device that no longer answers has a worse fault
         return total - free - torch.cuda.memory_reserved()
 
     def give_back(self, level: int) -> bool:
@@ -158,7 +159,7 @@ def _let_go(error: BaseException) -> None:
 
 def random_state() -> list[torch.Tensor]:
     state = [torch.get_rng_state()]
-    return [*state, torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else state
+    return [*state, torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else state  # type: ignore[no-untyped-call]
 
 
 def restore(state: Sequence[torch.Tensor]) -> None:

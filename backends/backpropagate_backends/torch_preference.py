@@ -97,7 +97,7 @@ class PreferenceTrainer(ExactTrainer):
     ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
         """All micro-batches of one optimizer step, and the samples in them."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        ids = [index for batch in batches for index in ids_of(batch[CONSUMED])]
+        ids = [index for batch in batches for index in ids_of(batch[CONSUMED])]  # type: ignore[arg-type]  # our collator put it there
         self._step = Step(ids, sum(_learnt(batch) for batch in batches) if self.preference.learns_chosen else 0)
         return batches, torch.tensor(len(ids))
 
@@ -148,17 +148,17 @@ class PreferenceTrainer(ExactTrainer):
                 try:
                     if not go_on(done, len(data)):
                         return None
-                    batch = self._prepare_inputs(collator.batch(ids))
-                    judged, said = self._judged(model, batch, divergence)
+                    scored = self._scored(model, collator, ids, divergence)
                 except torch.OutOfMemoryError:
                     if len(ids) == 1:
                         raise
-                    judged = said = batch = None
-                if judged is None or said is None or batch is None:
+                    scored = None
+                if scored is None:
                     self._scored_at_most = len(ids) // 2
                     torch.cuda.empty_cache()
                     waiting.appendleft(ids)
                     continue
+                batch, judged, said = scored
                 losses.append(float(judged.losses.double().sum()))
                 tally.add(judged.measures)
                 if self.preference.learns_chosen:
@@ -171,6 +171,16 @@ class PreferenceTrainer(ExactTrainer):
             extra["nll"] = math.fsum(unlikely) / learnt
             loss += extra["nll"]
         return HeldOut(loss, done, tokens, extra)
+
+    def _scored(
+        self,
+        model: PeftModel,
+        collator: PairCollator | LabelCollator,
+        ids: list[int],
+        divergence: torch.Tensor | None,
+    ) -> tuple[Batch, Judged, Answers]:
+        batch = self._prepare_inputs(collator.batch(ids))
+        return batch, *self._judged(model, batch, divergence)
 
     # --- what the model, and what it was before, say of answers -----------------------------------------------------
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from backpropagate_backends.torch_data import SAMPLE_ID
 from backpropagate_backends.torch_micro import random_state, restore
 from backpropagate_protocol.prepared import Prepared
 
@@ -32,8 +33,8 @@ def rehearse(trainer: ExactTrainer, data: Prepared) -> None:
     cuda = trainer.args.device.type == "cuda"
     moments = _moments(trainer) if cuda else 0
     with session.rehearsal():
-        batch = trainer.data_collator([{"sample_id": index} for index in longest])
-        batches, count = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
+        batch = trainer.data_collator([{SAMPLE_ID: index} for index in longest])
+        _, count = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
         trainer.cut_into(1)
 
         def one(batch: dict[str, object]) -> torch.Tensor:

@@ -65,6 +65,7 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         tools = Tools(self.batch_of, self.cut_into, self.forget_step)
         self.micro = MicroBatches(session, tools, self.args.per_device_train_batch_size, memory)
         boundary.rehearse = lambda: rehearse(self, data)
+        boundary.stepped = memory.begun
         if session.job.spec.faults:
             trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
             trained[len(trained) // 2].register_post_accumulate_grad_hook(lambda _: session.within("backward"))
@@ -227,6 +228,7 @@ class Boundary(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
         self.measured: Callable[[], dict[str, float]] = dict
         self.score: Score | None = None
         self.rehearse: Callable[[], None] = lambda: None
+        self.stepped: Callable[[], None] = lambda: None
         self._session = session
         self._header = header
         self._began = 0.0
@@ -279,6 +281,7 @@ class Boundary(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
         # made it, before it can reach a checkpoint.
         control.should_log = True
         control.should_save = False
+        self.stepped()
 
     def on_log(
         self,

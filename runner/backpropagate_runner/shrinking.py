@@ -17,7 +17,7 @@ from backpropagate_runner.voice import Voice
 
 SOON = 20  # steps
 THRASHING = 2  # steps in a row with retried allocations
-NOTICEABLE = 256  # MiB that others took: it is they who have to go, not half of the batch
+NOTICEABLE = 512  # MiB that others took: it is they who have to go, not half of the batch
 
 
 class Shrinking:
@@ -32,7 +32,8 @@ class Shrinking:
         self._last: int | None = None  # the step of the newest halving of a training step
         self._rehearsing = False
         self._short: Fault | None = None
-        self._retries = self._retried = 0
+        self._retries: int | None = None
+        self._retried = 0
 
     def before_step(self, step: int) -> None:
         self.step = step
@@ -62,7 +63,8 @@ class Shrinking:
 
     def thrashes(self, progress: Progress) -> bool:
         """Whether the allocator has been finding memory only by giving some back, steps in a row."""
-        self._retried = self._retried + 1 if progress.retries > self._retries else 0
+        more = self._retries is not None and progress.retries > self._retries
+        self._retried = self._retried + 1 if more else 0
         self._retries = progress.retries
         return self._retried >= THRASHING
 

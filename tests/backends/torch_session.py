@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -50,9 +51,9 @@ class KeepingSession:
         score_at: Iterable[int] = (),
         best_step: int | None = None,
         finish_at: int | None = None,
-        short_at: Iterable[tuple[str, int]] = (),
+        short_at: Iterable[tuple[str, int, int]] = (),
     ) -> None:
-        """`short_at`: (place, step) of a shortage of memory, each once."""
+        """`short_at`: shortages of memory: the place, the step, and at which visit to it."""
         self.job = job
         self.resume: Manifest | None = verify_dir(Path(job.resume_from)) if job.resume_from else None
         self.staging = folder / "staging"
@@ -71,8 +72,8 @@ class KeepingSession:
         self.held_out, self._score_at = held_out, set(score_at)
         self._best_step, self._finish_at = best_step, finish_at
         self._step = 0
-        self._short_at, self._smaller = list(short_at), list(job.smaller)
-        self.entered: list[tuple[str, int]] = []
+        self._short_at, self._smaller = set(short_at), list(job.smaller)
+        self._entered: Counter[tuple[str, int]] = Counter()
         self.sizes: list[tuple[int, int]] = []
         self.rehearsals: list[int] = []
 
@@ -107,9 +108,8 @@ class KeepingSession:
         self.scores[step] = found
 
     def within(self, place: str) -> None:
-        self.entered.append((place, self._step))
-        if (place, self._step) in self._short_at:
-            self._short_at.remove((place, self._step))
+        self._entered[place, self._step] += 1
+        if (place, self._step, self._entered[place, self._step]) in self._short_at:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     def smaller(self, error: BaseException, others: int = 0) -> int | None:

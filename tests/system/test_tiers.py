@@ -15,7 +15,6 @@ from backpropagate.events import (
     MemoryAwaited,
     Recovering,
     Rehearsal,
-    Step,
 )
 from backpropagate.keep import userstate
 from backpropagate.outcome import Outcome
