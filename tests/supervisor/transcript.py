@@ -11,7 +11,7 @@ from typing import assert_never
 
 import msgspec
 
-from backpropagate.events import FaultSeen, Heat, Noticed, Recovering, StopRequested
+from backpropagate.events import FaultSeen, Heat, MemoryAwaited, Noticed, Recovering, StopRequested
 from backpropagate.judge import decisions as d
 from backpropagate.judge.plan import Stage, Start
 from backpropagate.judge.policy import Policy
@@ -140,6 +140,8 @@ def _heard(line: str) -> d.Input:
             return d.Temperature(now, int(words[0]))
         case "sensor-lost":
             return d.SensorLost(now, "no answer")
+        case "held":
+            return d.MemoryHeld(now, int(words[0]), f"blender (pid 4711, {words[0]} MiB)" if words[0] != "0" else "")
         case "memory-short":
             return d.MemoryShort(now, "macOS calls its memory pressure critical")
         case _:
@@ -160,6 +162,11 @@ def _message(verb: str, words: list[str], number: dict[str, int], options: dict[
             return m.Started("toy", "toy", step, 100, 8 * step, micro, accumulation, 1, 1, "fp32")
         case "progress":
             return m.Progress(step, 100, 8 * step, step, 1.0, step_seconds=float(number.get("seconds", 1)))
+        case "rehearsed":
+            return m.Rehearsed(number.get("micro", 8), 512, 1.0)
+        case "halved":
+            micro = number["micro"]
+            return m.Halved(step, micro, number.get("accumulation", 8 // micro), "out of memory")
         case "saved":
             return m.CheckpointSaved(f"step-{step:08d}", step, 8 * step, step, float(number.get("seconds", 1)), 1000)
         case "not-saved":
@@ -169,7 +176,7 @@ def _message(verb: str, words: list[str], number: dict[str, int], options: dict[
             needed, free = number.get("needed", 0), number.get("free", 0)
             phase = m.Phase(options.get("phase", "train"))
             code, text = options.get("code", _CODES[kind]), options.get("says", f"a fault: {words[0]}")
-            return m.Fault(kind, code, text, "", "", phase, step, needed, free)
+            return m.Fault(kind, code, text, "", "", phase, step, needed, free, number.get("others", 0))
         case "stopped":
             return m.Stopped(step, saved=True)
         case "done" if words == ["made"]:
@@ -249,6 +256,8 @@ def _event(emit: d.Emit) -> str:
         case Recovering() as e:
             begin = e.checkpoint or "the start"
             return f"recovering in {e.delay:g} s with {e.micro_batch} x {e.accumulation} from {begin}: {e.reason}"
+        case MemoryAwaited() as e:
+            return f"memory awaited for at most {e.seconds:g} s: {e.memory} MiB, held by {e.holders}"
         case Heat() as e:
             return f"heat {e.level} at {e.celsius}"
         case StopRequested() as e:

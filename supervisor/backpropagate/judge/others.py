@@ -24,6 +24,7 @@ class Others:
         self._before = 0  # when the training began: it was sized beside them
         self._since: float | None = None
         self._tries = 0
+        self.awaited = False  # no child lives until they are gone, or a look is due
 
     def read(self, memory: int, holders: str) -> None:
         self.memory, self.holders, self._seen = memory, holders, True
@@ -49,6 +50,7 @@ class Others:
         if now - self._since >= PATIENCE:
             return None
         self._tries += 1
+        self.awaited = True
         return _LOOKS[min(self._tries, len(_LOOKS)) - 1]
 
     @property
@@ -57,5 +59,6 @@ class Others:
         return self._seen and self.memory - self._before >= NOTICEABLE
 
     @property
-    def awaited(self) -> bool:
-        return self._since is not None
+    def culprits(self) -> str:
+        """Who they are, for people."""
+        return self.holders if self.are_there and self.holders else "other processes"

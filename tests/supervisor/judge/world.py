@@ -32,6 +32,7 @@ def stories(messages: st.SearchStrategy[m.ToParent], longest: int) -> st.SearchS
         st.just(("lost", None)),
         st.just(("short", None)),
         st.just(("limits", None)),
+        st.builds(lambda memory: ("held", memory), st.sampled_from((0, 300, 9_000))),
     )
     return st.lists(happenings, max_size=longest)
 
@@ -91,6 +92,8 @@ class World:
                 self.tell(d.SensorLost(now, "gone"))
             case "short", _:
                 self.tell(d.MemoryShort(now, "it is"))
+            case "held", int() as memory:
+                self.tell(d.MemoryHeld(now, memory, "blender (pid 4711)"))
             case "limits", _:
                 self.tell(d.CardLimits(now, 85, 92))
             case _:
