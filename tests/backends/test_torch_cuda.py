@@ -15,7 +15,8 @@ from backpropagate_backends.cuda import CudaBackend, see_one_gpu
 from backpropagate_protocol.errors import GPUNotAvailableError
 from backpropagate_protocol.jobs import Candidate, EvaluateJob, TrainJob
 from backpropagate_protocol.prepared import Prepared
-from tests.backends.torch_runs import FOREIGN_WARNINGS, halved, resumed, run
+from backpropagate_protocol.spec import PlannedFault
+from tests.backends.torch_runs import FOREIGN_WARNINGS, distance, halved, resumed, run
 from tests.backends.torch_session import KeepingSession, make_job
 
 
@@ -170,3 +171,27 @@ def changed(job: TrainJob, part: str, **changes: object) -> TrainJob:
     """The same with other values in `part` of its spec."""
     new = msgspec.structs.replace(getattr(job.spec, part), **changes)
     return msgspec.structs.replace(job, spec=msgspec.structs.replace(job.spec, **{part: new}))
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@FOREIGN_WARNINGS
+def test_on_a_gpu_a_step_done_anew_gets_its_memory_back_and_sees_the_same_samples(
+    cpu: CpuBackend, tiny: Path, rows: Prepared, tmp_path: Path
+) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU")
+    cuda = CudaBackend()
+    cuda.warm()
+    job = make_job(tiny, micro_batch=4, backend="cuda")
+    cuda.check(job)
+    whole = run(cuda, job, rows, tmp_path / "whole")
+    faults = (PlannedFault("hang", 99),)  # planned, so that shortages in the backward pass are looked for
+    planned = msgspec.structs.replace(job, spec=msgspec.structs.replace(job.spec, faults=faults), rehearse=0)
+    short = msgspec.structs.replace(planned, smaller=(2, 1))
+    again = run(cuda, short, rows, tmp_path / "short", short_at=[("backward", 0, 1), ("backward", 5, 1)])
+    assert again.session.sizes == [(0, 2), (5, 1)]
+    assert again.orders() == whole.orders()
+    assert distance(again, whole) < 1e-2
