@@ -155,6 +155,7 @@ class CheckpointCommitted(_Event, frozen=True, kw_only=True, tag="checkpoint"):
     seconds: float
     bytes: int
     loss: float | None = None
+    blocked: float = 0.0  # of the seconds, those that the training stood still for it
 
 
 class CheckpointMissed(_Event, frozen=True, kw_only=True, tag="checkpoint_failed"):
@@ -208,6 +209,17 @@ class Heat(_Event, frozen=True, kw_only=True, tag="heat"):
 
     level: str
     celsius: int
+
+
+class CardTrouble(_Event, frozen=True, kw_only=True, tag="card_trouble"):
+    """The GPU or its driver reported something of its health. source: xid, recovery, throttle, memory; `code`: the driver's
+    number; deed: note, advise, restart, link, save, reset, reboot: what follows for the run."""
+
+    source: str
+    code: int
+    text: str
+    deed: str
+    advice: str = ""
 
 
 class StopRequested(_Event, frozen=True, kw_only=True, tag="stop_requested"):
@@ -373,6 +385,7 @@ Event = (
     | FaultSeen
     | Recovering
     | Heat
+    | CardTrouble
     | StopRequested
     | StageStarted
     | StageEnded

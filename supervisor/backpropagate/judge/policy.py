@@ -15,19 +15,17 @@ from typing import assert_never
 from backpropagate.judge import decisions as d
 from backpropagate.judge import ladder, telling
 from backpropagate.judge.budget import Budget
-from backpropagate.judge.child import ChildPolicy, Report, Surroundings
+from backpropagate.judge.child import Report, Surroundings
 from backpropagate.judge.halving import least_batch
+from backpropagate.judge.on_card import OnCard
 from backpropagate.judge.others import PATIENCE, Others
 from backpropagate.judge.plan import Start
 from backpropagate.judge.states import (
     BEFORE_TRAINING,
-    BLIND_COOLING,
-    COOLING_PATIENCE,
     DISK_PATIENCE,
     WITHOUT_CHILD,
     State,
 )
-from backpropagate.judge.thermal import HeatLevel, Thermal
 from backpropagate.judge.timers import Timer
 from backpropagate.judge.verdict import Again, Cause, GiveUp, Kind
 from backpropagate_protocol import messages as m
@@ -36,7 +34,7 @@ from backpropagate_protocol.messages import Phase
 from backpropagate_protocol.spec import RunSpec
 
 
-class Policy(ChildPolicy):
+class Policy(OnCard):
     """One training's judgement."""
 
     _who = "the training process"
@@ -57,8 +55,6 @@ class Policy(ChildPolicy):
         self.device = ""
         self._card_pending = start.wait_for_card
         self._slowest_save = 0.0
-        self._thermal = Thermal(spec.safety)
-        self._blind = False
         self._others = Others()
 
     def _forget_attempt(self) -> None:
@@ -77,19 +73,13 @@ class Policy(ChildPolicy):
                 self._card_pending = False
                 self.micro = self.micro if input.micro_batch is None else input.micro_batch
                 self._assign_if_ready(now)
-            case d.CardLimits():
-                self._thermal.limits(input.slowdown, input.shutdown)
-            case d.Temperature():
-                self._temperature(now, input.celsius)
-            case d.SensorLost():
-                self._sensor_lost(now, input.text)
             case d.MemoryHeld():
                 self._memory_held(now, input)
             case d.MemoryShort():
                 if self.state is State.WORKING:
                     self._fault(now, self._own_cause(Kind.OOM, "RUNTIME_GPU_OOM", f"memory is short: {input.text}"))
             case _:
-                assert_never(input)
+                self._card_said(now, input)
 
     # --- from one child to the next ---------------------------------------------------------------------------------
 
@@ -180,10 +170,7 @@ class Policy(ChildPolicy):
             self.gradient_checkpointing = True
         delay = self._budget.spend(verdict) if wait is None else wait
         self._announce = cause.message
-        if verdict.cool_first and not self._thermal.is_cool:
-            self.state = State.COOLING
-            self._timers.set(Timer.COOL, now + (BLIND_COOLING if self._blind else COOLING_PATIENCE))
-        else:
+        if not (verdict.cool_first and self._cool_down(now)):
             self._spawn_after(now, delay)
         self._search()
 
@@ -225,9 +212,9 @@ class Policy(ChildPolicy):
 
     def _said_halved(self, now: float, halved: m.Halved) -> None:
         """It did by itself what a verdict would have come to, and lost nothing by it."""
-        allowed = self._budget.smaller(self.micro, self.effective)[:1]
-        if (halved.micro_batch,) != allowed or halved.micro_batch * halved.accumulation != self.effective:
-            text = f"the runner went on with a micro-batch of {halved.micro_batch}, and was allowed {allowed}"
+        allowed = next(iter(self._budget.smaller(self.micro, self.effective)), None)
+        if halved.micro_batch != allowed or halved.micro_batch * halved.accumulation != self.effective:
+            text = f"the runner went on with a micro-batch of {halved.micro_batch}, and was allowed {allowed or 'none'}"
             self._fault(now, self._own_cause(Kind.MISMATCH, "RUNTIME_PROTOCOL", text))
             return
         self._budget.halved_in_place()
@@ -247,15 +234,21 @@ class Policy(ChildPolicy):
             self._budget.progress()
             self._others.progress()
         self._slowest_save = max(self._slowest_save, saved.seconds)
+        self._steps.saved(saved.seconds)
         self.committed = d.Found(saved.name, saved.step, saved.samples_seen, saved.order, self.total_steps, saved.loss)
         self.last_step = max(self.last_step, saved.step)
-        self._enter(now, Phase.TRAIN)
+        self._save_ended(now)
 
     def _said_not_saved(self, now: float, failed: m.CheckpointFailed) -> None:
-        self._enter(now, Phase.TRAIN)
+        self._save_ended(now)
         if failed.failures >= DISK_PATIENCE and self.state is State.WORKING:
             text = f"{failed.failures} checkpoints in a row could not be written: {failed.message}"
             self._pause(now, self._own_cause(Kind.DISK, "RUNTIME_DISK_FULL", text), "disk", None)
+
+    def _save_ended(self, now: float) -> None:
+        """One that is written beside the training says nothing of the training's own progress."""
+        if self._phase is Phase.CHECKPOINT:
+            self._enter(now, Phase.TRAIN)
 
     def _said_done(self, now: float, done: m.Done) -> None:
         if isinstance(done.result, m.TrainResult) and self.state is not State.KILLING:
@@ -269,11 +262,6 @@ class Policy(ChildPolicy):
         super()._blame(cause)
         if cause.kind is Kind.CHECKPOINT and self.committed is not None:
             self._out.append(d.Quarantine(self.committed.name, cause.message))
-
-    def _pause(self, now: float, cause: Cause, reason: str, to_save: float | None) -> None:
-        """Ends the child politely for a cause of ours; `_exited` then judges the cause."""
-        self._blame(cause)
-        self._ask(now, reason, to_save)
 
     @property
     def _time_to_save(self) -> float | None:
@@ -298,18 +286,22 @@ class Policy(ChildPolicy):
         """Goes on unchanged when they are gone: a smaller batch would stay small for the rest of the run."""
         delay = self._others.wait(now)
         if delay is None:
-            self._finish(telling.memory_held(self._others.holders, PATIENCE / 60))
+            self._finish(telling.memory_held(self._others.culprits, PATIENCE / 60))
             return
         memory = max(cause.others, self._others.memory)
-        self._emit(self._tell.memory_awaited(memory, self._others.holders, PATIENCE))
+        self._emit(self._tell.memory_awaited(memory, self._others.culprits, PATIENCE))
         self._respawn(now, cause, Again(self.micro, counts=False), delay)
 
     def _look_again(self, now: float) -> None:
         delay = self._others.wait(now)
         if delay is None:
-            self._finish(telling.memory_held(self._others.holders, PATIENCE / 60))
+            self._finish(telling.memory_held(self._others.culprits, PATIENCE / 60))
         else:
             self._timers.set(Timer.RESPAWN, now + delay)
+
+    def _spawn(self, now: float) -> None:
+        self._others.awaited = False
+        super()._spawn(now)
 
     def _memory_held(self, now: float, held: d.MemoryHeld) -> None:
         self._others.read(held.memory, held.holders)
@@ -319,37 +311,3 @@ class Policy(ChildPolicy):
             self._emit(self._tell.memory_awaited(held.memory, held.holders, PATIENCE))
         else:
             self._spawn(now)
-
-    # --- heat -------------------------------------------------------------------------------------------------------
-
-    def _temperature(self, now: float, celsius: int) -> None:
-        self._blind = False
-        level = self._thermal.read(celsius)
-        if self.state is State.COOLING and self._thermal.is_cool:
-            self._emit(self._tell.heat(HeatLevel.COOL, celsius))
-            self._spawn(now)
-            return
-        if level is None or self.state not in (State.READYING, State.WORKING, State.STOPPING):
-            return
-        if self.state is State.STOPPING and level is HeatLevel.PAUSE:
-            return
-        self._emit(self._tell.heat(level, celsius))
-        text = f"the GPU reached {celsius} °C"
-        cause = self._own_cause(Kind.OVERHEAT, "RUNTIME_GPU_TEMPERATURE_CRITICAL", text)
-        if level is HeatLevel.KILL:
-            self._fault(now, cause)
-        elif level is HeatLevel.PAUSE:
-            self._pause(now, cause, "heat", self._time_to_save)
-
-    def _sensor_lost(self, now: float, text: str) -> None:
-        if not self._blind:
-            self._blind = True
-            self._emit(self._tell.blind(text))
-        if self.state is State.COOLING:
-            self._timers.set(Timer.COOL, now + BLIND_COOLING)
-
-    def _not_cooling(self, now: float) -> None:
-        if self._blind:
-            self._spawn(now)
-        else:
-            self._finish(telling.still_hot(self._thermal.celsius, COOLING_PATIENCE / 60))

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from backpropagate.events import DataPrepared, FaultSeen, Heat, MemoryAwaited, Noticed, Recovering, StopRequested
+from backpropagate.events import (
+    CardTrouble,
+    DataPrepared,
+    FaultSeen,
+    Heat,
+    MemoryAwaited,
+    Noticed,
+    Recovering,
+    StopRequested,
+)
 from backpropagate.judge.decisions import Finish, Found, StopAsked
+from backpropagate.judge.health import Finding
 from backpropagate.judge.verdict import Cause, GiveUp
 from backpropagate_protocol.catalogue import CATALOGUE, ExitCode
 from backpropagate_protocol.errors import BackpropagateError
@@ -54,8 +64,18 @@ class Telling:
         )
 
     def memory_awaited(self, memory: int, holders: str, seconds: float) -> MemoryAwaited:
-        held = holders or "other processes"
-        return MemoryAwaited(time=0.0, run_id=self._run_id, holders=held, memory=memory, seconds=seconds)
+        return MemoryAwaited(time=0.0, run_id=self._run_id, holders=holders, memory=memory, seconds=seconds)
+
+    def card(self, finding: Finding) -> CardTrouble:
+        return CardTrouble(
+            time=0.0,
+            run_id=self._run_id,
+            source=finding.source,
+            code=finding.code,
+            text=finding.text,
+            deed=finding.deed.value,
+            advice=finding.advice,
+        )
 
     def heat(self, level: str, celsius: int) -> Heat:
         return Heat(time=0.0, run_id=self._run_id, level=level, celsius=celsius)
@@ -115,7 +135,7 @@ def unkillable() -> Finish:
 
 def memory_held(holders: str, minutes: float) -> Finish:
     info = CATALOGUE["STATE_BUSY"]
-    text = f"the GPU's memory is still held by {holders or 'other processes'} after {minutes:.0f} minutes"
+    text = f"the GPU's memory is still held by {holders} after {minutes:.0f} minutes"
     remedy = "End them, or wait until they are done; then `backprop resume RUN`."
     return Finish("interrupted", info.exit, info.code, text, remedy)
 

@@ -53,6 +53,7 @@ class Cause:
     trained: bool = False
     phase: Phase = Phase.TRAIN
     others: int = 0  # MiB that other processes took since the training began
+    xid: int = 0  # the driver's number for it, if it reported one
 
 
 def reported(fault: Fault, attempt: int, trained: bool) -> Cause:
@@ -157,7 +158,8 @@ def judge(cause: Cause, at: Standing, rules: Rules) -> Verdict:
             smaller = _smaller(at, rules)
             return Again(smaller, counts=False, halving=True) if smaller else _give_up(cause)
         case Kind.CUDA:
-            return _twice(cause, at) or _budgeted(cause, at, rules, _smaller(at, rules))
+            # With a number of the driver's it is known to be no want of memory.
+            return _twice(cause, at) or _budgeted(cause, at, rules, None if cause.xid else _smaller(at, rules))
         case Kind.OVERHEAT:
             return _budgeted(cause, at, rules, halved(at.micro, at.effective, rules.least_batch), cool_first=True)
         case Kind.INTERNAL:

@@ -91,6 +91,8 @@ class RunView:
             case events.Heat():
                 self.celsius = event.celsius
                 self.notices.append(heat_in_words(event))
+            case events.CardTrouble():
+                self.notices.append(trouble_in_words(event))
             case events.Noticed():
                 self.notices.append(event.text)
             case events.LinkStarted():
@@ -171,6 +173,11 @@ def heat_in_words(event: events.Heat) -> str:
         "cool": "the GPU is cool again: {} °C",
     }
     return words.get(event.level, event.level + ": {} °C").format(event.celsius)
+
+
+def trouble_in_words(event: events.CardTrouble) -> str:
+    text = f"the GPU's driver reported {event.text}" if event.source == "xid" else event.text
+    return f"{text}. {event.advice}" if event.advice else text
 
 
 def sparkline(values: Sequence[float], width: int = 24, bars: str = BARS) -> str:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from backpropagate import events
 from backpropagate.events import Event
 from backpropagate.watch import campaigns, stages
-from backpropagate.watch.view import RunView, duration, heat_in_words, held_out, learning_rate, measured, memory, span, trouble_in_words
+from backpropagate.watch.view import (
+    RunView,
+    duration,
+    heat_in_words,
+    held_out,
+    learning_rate,
+    measured,
+    memory,
+    span,
+    trouble_in_words,
+)
 
 
 def progress_line(view: RunView) -> str:
