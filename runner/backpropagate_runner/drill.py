@@ -14,6 +14,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ from backpropagate_runner.control import Control
 FLOOD = 100_000
 OTHERS = 4_096  # MiB
 _ANNOUNCE_SECONDS = 5.0
+_BESIDE_SECONDS = 60.0
 
 
 class Drill:
@@ -50,6 +52,7 @@ class Drill:
             (self._saves if fault.kind in SAVE else self._steps).setdefault(fault.step, []).append(fault.kind)
         self._channel, self._control = channel, control
         self._poisoned = False
+        self._awaited, self._trained_on = sys.maxsize, threading.Event()
         self._retries = 0
         self._within = [(f.kind, f.step) for f in mine if f.kind in WITHIN]
         self.others = 0
@@ -75,6 +78,8 @@ class Drill:
                 STEP[kind](self)
 
     def after_step(self, progress: Progress) -> Progress:
+        if progress.step >= self._awaited:
+            self._trained_on.set()
         if "thrash" in self._steps.get(progress.step, ()):
             self._retries += 1
         if self._retries:
@@ -92,10 +97,15 @@ class Drill:
 
     def disk_for(self, step: int, disk: Disk) -> Disk:
         for kind in self._saves.get(step, ()):
-            if kind in DISKS:
+            if kind in DISKS or kind == BESIDE:
                 self._announce(f"in the save of step {step}", kind)
-                return DISKS[kind]()
+                return DISKS[kind]() if kind in DISKS else _KilledBeside(self.trained_on(step))
         return disk
+
+    def trained_on(self, step: int) -> threading.Event:
+        """Is set when the step after `step` is done."""
+        self._awaited, self._trained_on = step + 1, threading.Event()
+        return self._trained_on
 
     def after_save(self, step: int, folder: Path) -> None:
         for kind in self._saves.get(step, ()):
@@ -266,6 +276,20 @@ class _KilledBeforeManifest(Disk):
         os.kill(os.getpid(), 9)
 
 
+class _KilledBeside(Disk):
+    """Dies when the training has gone on by a step, and the manifest is not written yet."""
+
+    def __init__(self, trained_on: threading.Event) -> None:
+        self._trained_on = trained_on
+
+    def write(self, path: Path, data: bytes) -> None:
+        if self._trained_on.wait(_BESIDE_SECONDS):
+            os.kill(os.getpid(), 9)
+        super().write(path, data)
+
+
+BESIDE = "sigkill_beside_save"  # not at the last step, which is saved when the training is over
+
 DISKS: dict[str, type[Disk]] = {
     "disk_full": _FullDisk,
     "disk_error": _FailingDisk,
@@ -312,7 +336,7 @@ PLACES = {
     "optimizer": ("oom_in_optimizer",),
 }
 
-SAVE = frozenset(DISKS) | frozenset(DAMAGE)
+SAVE = frozenset(DISKS) | frozenset(DAMAGE) | {BESIDE}
 # The allocator has to try again in that step and gives memory back; steps in a row of it are a fault.
 _TOLD = {"thrash", "hang_teardown"}
 KINDS = frozenset(STEP) | SAVE | frozenset(SCORING) | frozenset(WITHIN) | _TOLD

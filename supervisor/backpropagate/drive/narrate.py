@@ -130,6 +130,7 @@ def narrate(message: ToParent, *, time: float, run_id: str, attempt: int) -> Eve
                 seconds=message.seconds,
                 bytes=message.bytes,
                 loss=message.loss,
+                blocked=message.blocked,
             )
         case CheckpointFailed():
             return CheckpointMissed(
