@@ -30,6 +30,7 @@ _REAL_PATIENCE = 300.0  # besides five times what the undisturbed run took
 _FIRST_PATIENCE = 7200.0  # a download may be in it
 _SLOW_STEP = 0.05
 _UNMOVED_FLOOR = 30.0
+_HOLDOUT = 10  # every tenth row: evaluations are where faults fall, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +72,16 @@ class Drill:
         self._weights: dict[str, bytes] = {}
 
     def undisturbed(self) -> None:
-        """The run that all others are held against. Raises TrainingError with its words if it does not come to its end."""
+        """The run that all others are held against.
+
+        Raises TrainingError if it does not come to its end, or what kept it from beginning: a card that is taken, say.
+        """
         began = time.monotonic()
         row = Row("undisturbed", "nothing", end=End.UNMOVED, slow=True)  # so that every step is told
         scene = self._scene(row)
         scene.play()
+        if scene.refused is not None:
+            raise scene.refused
         self._truth = drill_reading.truth(scene.events)
         if self._truth is None:
             wrong = [*scene.problems, *drill_reading.not_as_expected(row, scene.events)]
@@ -136,10 +142,12 @@ class Drill:
             backend=self._backend,
             output=str(OutputDir(self._folder / row.key).path),
             model=model,
-            data=DataSpec(source=str(self._rows), max_length=128),
+            data=DataSpec(source=str(self._rows), max_length=128, holdout=_HOLDOUT),
             lora=LoraSpec(r=8, alpha=16),
             # The micro-batch is said, so that nothing of this is remembered for the user's own runs.
-            train=TrainSpec(steps=pace.steps, effective_batch=pace.batch, batch_size=pace.batch, warmup_steps=0),
+            train=TrainSpec(
+                steps=pace.steps, effective_batch=pace.batch, batch_size=pace.batch, warmup_steps=0, eval_steps=pace.at
+            ),
             safety=SafetySpec(
                 save_steps=pace.save_steps,
                 hang_floor=pace.hang_floor if row.hangs else _UNMOVED_FLOOR,
@@ -151,12 +159,13 @@ class Drill:
 
 
 def drilled(drill: Drill, rows: Sequence[Row], say: Callable[[str], None]) -> list[Result]:
-    """All rows, one after the other: side by side they would spoil each other's times."""
+    """All rows, one after the other: side by side they would spoil each other's times. `say` hears of each as it ends."""
     drill.undisturbed()
     results = []
     for number, row in enumerate(rows, start=1):
-        say(f"{number}/{len(rows)} {row.name} …")
-        results.append(drill.drill(row))
+        result = drill.drill(row)
+        say(f"{number}/{len(rows)} {row.name}: {'holds' if result.holds else 'does not hold'}")
+        results.append(result)
     return results
 
 

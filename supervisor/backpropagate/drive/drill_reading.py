@@ -150,7 +150,7 @@ def not_as_expected(row: Row, events: Sequence[Event]) -> list[str]:
     """In what the run ended otherwise than the row says."""
     ended = _ended(events)
     if ended is None:
-        return ["the journal has no last word"]
+        return ["its journal has no last word"]
     faults = [event for event in events if isinstance(event, FaultSeen)]
     told = f"{ended.status}, {ended.code or 'no code'}: {ended.message or 'no message'}"
     wrong = []

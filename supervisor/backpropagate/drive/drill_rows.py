@@ -76,6 +76,10 @@ def toy_rows(*, quick: bool) -> Sequence[Row]:
     held = (PlannedFault("hold", at),)
     rows = [
         Row("oom", "GPU out of memory", _once("oom"), code=_OOM, quick=True),
+        Row("oom_in_backward", "GPU out of memory, given back", _once("oom_in_backward"), code=_OOM),
+        Row("oom_in_optimizer", "GPU out of memory in the optimizer", _once("oom_in_optimizer"), code=_OOM),
+        Row("oom_in_evaluation", "GPU out of memory in an evaluation", _once("oom_in_evaluation"), code=_OOM),
+        Row("sigkill_in_evaluation", "child killed in an evaluation", _once("sigkill_in_evaluation"), code=_DIED),
         Row("cuda_fault", "CUDA fault", _once("cuda_fault"), code=_GPU),
         Row("host_oom", "machine out of memory", _once("host_oom"), code=_HOST_OOM),
         Row("sigkill", "child killed (kill -9)", _once("sigkill"), code=_DIED, quick=True),
@@ -119,6 +123,7 @@ def real_rows(*, quick: bool) -> Sequence[Row]:
     at, saved = REAL.at, REAL.saved
     rows = [
         Row("real_oom", "GPU out of memory", (PlannedFault("oom", at),), code=_OOM, quick=True),
+        Row("real_oom_in_backward", "GPU out of memory, given back", (PlannedFault("oom_in_backward", at),), code=_OOM),
         Row("real_sigkill", "child killed (kill -9)", (PlannedFault("sigkill", at),), code=_DIED, quick=True),
         Row("real_hang", "hang in C code", (PlannedFault("hang_gil", at),), code=_HANG, hangs=True),
         Row("real_torn_save", "torn checkpoint", (PlannedFault("torn_save", saved), PlannedFault("sigkill", at)), code=_DIED),

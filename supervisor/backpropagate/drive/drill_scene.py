@@ -13,9 +13,10 @@ from backpropagate.doors.launch import SupervisorProcess
 from backpropagate.drive.drill_leftovers import when_gone
 from backpropagate.drive.drill_reading import Struck, children
 from backpropagate.drive.drill_rows import Blow, Row
-from backpropagate.events import Event, Noticed, Step
+from backpropagate.events import Event, Noticed, RunEnded, Step
 from backpropagate.keep import runs
 from backpropagate.keep.journal import Follower
+from backpropagate_protocol.errors import BackpropagateError
 from backpropagate_protocol.planned import announced
 from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import RunSpec
@@ -36,6 +37,7 @@ class Scene:
         self.events: list[Event] = []
         self.blow: Struck | None = None
         self.problems: list[str] = []
+        self.refused: BackpropagateError | None = None  # why a supervisor did not even begin, or what it died of
         self.supervisors: list[int] = []
 
     def play(self) -> None:
@@ -61,7 +63,11 @@ class Scene:
                     self.problems.append(f"a supervisor did not end within {self._patience:.0f} s")
                     return
                 time.sleep(_LOOK)
-        self._hear()
+            self._hear()
+            killed = self.blow is not None and self._row.blow is Blow.KILL and len(self.supervisors) == 1
+            if not killed and not (self.events and isinstance(self.events[-1], RunEnded)):
+                self.refused = supervisor.last_words()
+                self.problems.append(self.refused.message)
 
     def _hear(self) -> list[Event]:
         events = self._follower.poll()
