@@ -65,6 +65,7 @@ from backpropagate_protocol.spec import RunSpec
 _TICK = 1.0
 _PING_EVERY = 5.0
 _LAST_WORDS = 1 << 16
+_MUTE_SECONDS = 5.0
 
 
 class Judge(Protocol):
@@ -296,6 +297,10 @@ class Driver:
             async with aclosing(runner.messages()) as messages:
                 async for message in messages:
                     self._hear(message)
+            drained.set()
+            # Whoever dies closes it too, so a moment is allowed; one that lives on without it can tell us nothing more.
+            await anyio.sleep(_MUTE_SECONDS)
+            self.feed(RunnerGarbled(self._clock(), "the runner closed its pipe and did not end"))
         except ProtocolError as error:
             self.feed(RunnerGarbled(self._clock(), redact(str(error))))
         finally:
