@@ -11,11 +11,12 @@ from typing import assert_never
 
 import msgspec
 
-from backpropagate.events import FaultSeen, Heat, MemoryAwaited, Noticed, Recovering, StopRequested
+from backpropagate.events import CardTrouble, FaultSeen, Heat, MemoryAwaited, Noticed, Recovering, StopRequested
 from backpropagate.judge import decisions as d
 from backpropagate.judge.plan import Stage, Start
 from backpropagate.judge.policy import Policy
 from backpropagate.judge.stage import StagePolicy
+from backpropagate.judge.vitals import Vitals
 from backpropagate_protocol import messages as m
 from backpropagate_protocol.catalogue import ExitCode
 from backpropagate_protocol.jobs import (
@@ -137,9 +138,17 @@ def _heard(line: str) -> d.Input:
         case "limits":
             return d.CardLimits(now, number["slowdown"], number["shutdown"])
         case "celsius":
-            return d.Temperature(now, int(words[0]))
+            return d.Temperature(now, int(words[0]), number.get("slowdown"), number.get("shutdown"))
+        case "xid":
+            return d.XidSeen(now, int(words[0]))
+        case "vitals":
+            return d.CardVitals(now, msgspec.convert(number, Vitals))
+        case "card-gone":
+            return d.CardGone(now, "GPU is lost")
+        case "shared":
+            return d.MemorySpilled(now, int(words[0]), number["used"], number["total"])
         case "sensor-lost":
-            return d.SensorLost(now, "no answer")
+            return d.SensorLost(now, "no answer", hung="hung" in words)
         case "held":
             return d.MemoryHeld(now, int(words[0]), f"blender (pid 4711, {words[0]} MiB)" if words[0] != "0" else "")
         case "memory-short":
@@ -260,6 +269,8 @@ def _event(emit: d.Emit) -> str:
             return f"memory awaited for at most {e.seconds:g} s: {e.memory} MiB, held by {e.holders}"
         case Heat() as e:
             return f"heat {e.level} at {e.celsius}"
+        case CardTrouble() as e:
+            return f"card, to {e.deed}: {e.text}"
         case StopRequested() as e:
             time = f", {e.seconds:g} s" if e.seconds else ""
             return f"stop for {e.reason}, {'saving' if e.save else 'not saving'}{time}"

@@ -165,8 +165,8 @@ def judge(cause: Cause, at: Standing, rules: Rules) -> Verdict:
         case Kind.INTERNAL:
             return _twice(cause, at) or _budgeted(cause, at, rules)
         case Kind.DIED:
-            # An attempt that was killed before its first step tells nothing about the step.
-            return (_twice(cause, at) if cause.trained else None) or _budgeted(cause, at, rules)
+            # An attempt that was killed before its first step tells nothing about the step, unless the driver knows why.
+            return (_twice(cause, at) if cause.trained or cause.xid else None) or _budgeted(cause, at, rules)
         case Kind.HANG | Kind.PROTOCOL | Kind.GPU_BUSY | Kind.CHECKPOINT:
             return _budgeted(cause, at, rules)
         case _:
@@ -210,7 +210,8 @@ def _out_of_memory(cause: Cause, at: Standing, rules: Rules) -> Verdict:
 
 def _twice(cause: Cause, at: Standing) -> GiveUp | None:
     for earlier in at.earlier:
-        if (earlier.kind, earlier.step) == (cause.kind, cause.step):
+        alike = earlier.kind is cause.kind or (cause.xid and earlier.xid == cause.xid)
+        if alike and earlier.step == cause.step:
             return _give_up(earlier, f"the same fault came twice at step {cause.step}: {earlier.message}")
     return None
 
