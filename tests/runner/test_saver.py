@@ -53,7 +53,7 @@ class Scene:
 
     def said(self) -> list[ToParent]:
         assert self._channel.flush(10)
-        return decoder_for_parent().feed(os.read(self._from_child, 1 << 16))
+        return list(decoder_for_parent().feed(os.read(self._from_child, 1 << 16)))
 
     def close(self) -> None:
         os.close(self._to_child)
