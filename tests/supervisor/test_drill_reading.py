@@ -63,6 +63,10 @@ def recovered() -> list[e.Event]:
     ]  # fmt: skip
 
 
+def calm() -> list[e.Event]:
+    return [event for event in recovered() if not isinstance(event, e.FaultSeen)]
+
+
 def test_a_fault_is_timed_from_its_announcement_to_its_notice_and_to_the_next_childs_first_step() -> None:
     times = drill_reading.times(ROW, recovered(), None)
     assert (times.noticed, times.recovered) == (0.25, 3)
@@ -76,9 +80,10 @@ def test_a_run_that_came_through_has_nothing_wrong() -> None:
 
 def test_a_killed_supervisor_is_timed_by_what_was_seen_from_outside() -> None:
     row = Row("killed", "killed", (PlannedFault("hold", 3),), End.RESUMED, blow=Blow.KILL)
-    events = [event for event in recovered() if not isinstance(event, e.FaultSeen)]
+    events = calm()
     times = drill_reading.times(row, events, Struck(4.5, 4.6))
-    assert (times.noticed, times.recovered) == (pytest.approx(0.1), 2.5)
+    assert times.noticed == pytest.approx(0.1)
+    assert times.recovered == 2.5
     assert drill_reading.not_as_expected(row, events) == []
 
 
@@ -86,7 +91,16 @@ def test_a_failed_checkpoint_is_got_over_with_the_next_one() -> None:
     missed = e.CheckpointMissed(time=5, run_id=RUN, step=2, code="RUNTIME_DISK_FULL", message="full", failures=1)
     saved = e.CheckpointCommitted(time=7, run_id=RUN, name="x", step=3, samples_seen=24, order=33, seconds=0, bytes=1)
     row = Row("full", "disk full", (PlannedFault("disk_full", 2),), End.UNMOVED, "RUNTIME_DISK_FULL")
-    events = [attempt(0), ready(1), step(3, 2), announced(4, "disk_full"), missed, step(6, 3), saved, ended(8)]
+    events: list[e.Event] = [
+        attempt(0),
+        ready(1),
+        step(3, 2),
+        announced(4, "disk_full"),
+        missed,
+        step(6, 3),
+        saved,
+        ended(8),
+    ]
     times = drill_reading.times(row, events, None)
     assert (times.noticed, times.recovered) == (1, 3)
     assert drill_reading.not_as_expected(row, events) == []
@@ -126,8 +140,7 @@ def test_other_samples_another_batch_or_another_loss_are_seen(events: list[e.Eve
 
 def test_a_run_with_a_fault_of_its_own_is_no_truth() -> None:
     assert drill_reading.truth(recovered()) is None
-    calm = [event for event in recovered() if not isinstance(event, e.FaultSeen)]
-    assert drill_reading.truth(calm) == TRUTH
+    assert drill_reading.truth(calm()) == TRUTH
 
 
 def test_every_row_plans_faults_that_there_are_and_has_a_name_of_its_own() -> None:
