@@ -46,7 +46,7 @@ def a_spec(output: Path, rows: Path, *, backend: str, model: str, steps: int, sa
         data=DataSpec(source=str(rows), max_length=MAX_LENGTH),
         lora=LoraSpec(preset="custom", r=RANK, alpha=2 * RANK),
         train=TrainSpec(steps=steps, effective_batch=BATCH, batch_size=BATCH),
-        safety=SafetySpec(save_steps=save_steps),
+        safety=SafetySpec(save_steps=save_steps, standby="off"),
         faults=faults,
     )
 
@@ -83,6 +83,9 @@ class Supervised:
     def stop(self) -> None:
         self._process.terminate()
         self._process.wait(PATIENCE)
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self._process.pid).children()
 
     def cpu_seconds(self) -> float:
         times = psutil.Process(self._process.pid).cpu_times()

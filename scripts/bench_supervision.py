@@ -26,15 +26,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
+import msgspec
 import psutil
 
 from _bench_run import BATCH, MAX_LENGTH, PATIENCE, RANK, ROOT, TINY, Supervised, a_spec, write_rows
+from _bench_takeover import Stillness, stillness
 from backpropagate.doors.process import running
 from backpropagate.events import AttemptStarted, CheckpointCommitted, FaultSeen, Recovering, RunEnded, Step
 from backpropagate.keep import runs
 from backpropagate_protocol.jobs import TrainJob
 from backpropagate_protocol.messages import Hello, Progress, RunJob
 from backpropagate_protocol.spec import PlannedFault, RunSpec
+
+_HALF_GB_RANK = 3_400  # of an adapter of the tiny base
 
 
 @dataclass(frozen=True)
@@ -248,6 +252,69 @@ def reaction(folder: Path, name: str, spec: RunSpec, kills: int) -> list[Figure]
     return figures
 
 
+def takeover(folder: Path, rows: Path, rounds: int) -> list[Figure]:
+    """In turns, so that whatever else the machine does strikes both."""
+    cold: list[Stillness] = []
+    warm: list[Stillness] = []
+    for n in range(rounds):
+        cold.append(stillness(folder / f"cold-{n}", rows, "off"))
+        warm.append(stillness(folder / f"standby-{n}", rows, "on"))
+    ratios = [ours.seconds / theirs.seconds for ours, theirs in zip(warm, cold, strict=True)]
+    typical = statistics.median(ratios)
+    name = "tiny base on the CPU: fault to first new step"
+
+    def seconds(all_of_them: list[Stillness]) -> str:
+        return f"{statistics.median(one.seconds for one in all_of_them):.2f} s (median of {rounds})"
+
+    return [
+        Figure(f"{name}, without a standby", seconds(cold)),
+        Figure(f"{name}, with a standby", seconds(warm)),
+        Figure("with a standby : without", _spread(ratios), "≤ 0.25", typical <= 0.25),
+        Figure("memory that a waiting standby holds", f"{max(one.standby_mib for one in warm)} MiB"),
+    ]
+
+
+def checkpoints(folder: Path, steps: int = 7) -> list[Figure]:
+    """How long a training stands still for a checkpoint of half a GB, and what else it feels of its being written.
+
+    The adapter is wide enough that it and its moments take that much, and the rows are short, so that a step is not all.
+    """
+    spec = a_spec(
+        folder / "large",
+        write_rows(folder / "short.jsonl", 20),
+        backend="cpu",
+        model=str(TINY),
+        steps=steps,
+        save_steps=5,
+    )
+    spec = msgspec.structs.replace(
+        spec,
+        lora=msgspec.structs.replace(spec.lora, r=_HALF_GB_RANK, alpha=_HALF_GB_RANK),
+        data=msgspec.structs.replace(spec.data, max_length=48),
+        train=msgspec.structs.replace(spec.train, effective_batch=1, batch_size=1),
+    )
+    ends: dict[int, float] = {}
+    saves: list[CheckpointCommitted] = []
+    for event in Supervised(spec).events():
+        match event:
+            case Step(step=step, time=when):
+                ends[step] = when
+            case CheckpointCommitted() if event.step < steps:  # the last one is all that is left to do
+                saves.append(event)
+            case _:
+                pass
+    gaps = {step: when - ends[step - 1] for step, when in ends.items() if step - 1 in ends}
+    disturbed = {save.step + 1 for save in saves}
+    calm = statistics.median(gap for step, gap in gaps.items() if step not in disturbed)
+    blocked = max(save.blocked for save in saves)
+    size = saves[0].bytes / 1e9
+    return [
+        Figure(f"a checkpoint of {size:.2f} GB holds up the training for", f"{blocked:.2f} s (longest of {len(saves)})", "≤ 0.5 s", blocked <= 0.5),
+        Figure("from its step to durable, beside the training", f"{max(save.seconds for save in saves):.2f} s"),
+        Figure("step after it : other steps, all included", f"{max(gaps[step] for step in disturbed if step in gaps) / calm:.2f} ({calm:.2f} s)"),
+    ]  # fmt: skip
+
+
 def machine() -> str:
     memory = psutil.virtual_memory().total / 2**30
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
@@ -262,6 +329,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="plain and supervised trainings each")
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps of each of them")
     parser.add_argument("--kills", type=int, default=5, help="children killed on the toy backend")
+    parser.add_argument(
+        "--takeovers", type=int, default=3, help="children killed on the tiny base, with a standby and without"
+    )
     parser.add_argument("--repeats", type=int, default=10, help="starts of each short command")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # spinning threads on busy cores would drown every difference
@@ -280,8 +350,8 @@ def main() -> int:
         show(frames(folder))
         toy = a_spec(folder / "toy", rows, backend="toy", model="toy?step_seconds=0.002", steps=10**6, save_steps=25)
         show(reaction(folder, "toy", toy, options.kills))
-        real = a_spec(folder / "real", rows, backend="cpu", model=str(TINY), steps=10**4, save_steps=3)
-        show(reaction(folder, "tiny base on the CPU", real, 1))
+        show(checkpoints(folder))
+        show(takeover(folder, rows, options.takeovers))
     return 0 if all(figure.met is not False for figure in figures) else 1
 
 

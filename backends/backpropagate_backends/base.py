@@ -8,6 +8,7 @@ backend passes tests/backends/test_contract.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -47,6 +48,9 @@ class HeldOut:
 # Is told samples done and in all, again and again. False: leave the scoring at once, a stop waits.
 GoOn = Callable[[int, int], bool]
 
+# Writes the files of a checkpoint into the folder it is given. A disk that does not take them is an OSError.
+Write = Callable[[Path], None]
+
 # Scores the model that is trained, as it is now, on prepared held-out data. Leaves no trace in it, nor in any generator of
 # random numbers; the same weights have the same score, to the bit, on the same device. None: it was left.
 Score = Callable[[Prepared, GoOn], HeldOut | None]
@@ -75,6 +79,28 @@ class Session(Protocol):
         If the held-out rows are due to be scored, `score` is called within.
         """
 
+    # Out of memory in forward or backward: the optimizer is not entered yet, and nothing is lost.
+
+    def within(self, place: str) -> None:
+        """In `forward`, `backward` and before the `optimizer` steps. Planned shortages of memory happen here."""
+
+    def smaller(self, error: BaseException, others: int = 0) -> int | None:
+        """What forward or backward raised: the micro-batch to do the samples of this step again with, all of them; None: it is a
+        fault, to be raised. `others`: MiB of the device that other processes took since the first step."""
+
+    def shrunk(self) -> None:
+        """Before they are: all that the step had of the memory is free again. Else the error is raised after all."""
+
+    def taken_by_others(self, memory: int) -> None:
+        """MiB, as in `smaller`; before another error is raised that may come of it."""
+
+    def rehearsal(self) -> AbstractContextManager[None]:
+        """Around the trial of the longest samples, after `started`, if job.rehearse wants one: forward and backward, as often as
+        `smaller` has an answer. Weights, optimizer, random state and the order of samples are afterwards what they were."""
+
+    def rehearsed(self, tokens: int, seconds: float, memory: int = 0) -> None:
+        """They fit. tokens: of the longest; memory: MiB, the peak."""
+
     def owes(self, total_steps: int) -> bool:
         """Of a resume: whether a stop or a death came between the checkpoint's step and its evaluation. Then the weights
         of the checkpoint are loaded and `make_up` is called, before `ended` is asked."""
@@ -89,14 +115,18 @@ class Session(Protocol):
         """After the last step: the checkpoint (verified) whose weights are to be the result; None: the weights as they
         are now."""
 
-    def publish(self, staged: Path, progress: Progress) -> bool:
-        """Makes the folder `staged` (below `staging`) the checkpoint of progress.step; True if it is durable.
+    def keep(self, staged: Path, progress: Progress, write: Write, *, copied: bool = True) -> None:
+        """Has `write` fill the folder `staged`, and makes that the checkpoint of progress.step.
 
-        False: the disk is full or failing, the partial is gone, training goes on. Raises nothing for that.
+        staged: below `staging`; is made if it is not there, and may hold small files already.
+        copied: what `write` writes is a copy that no step changes. It is then called in another thread while the training
+        goes on. Otherwise it has been called when this returns.
+
+        A disk that is full or failing is told, the partial goes, the training goes on. Raises nothing for that.
         """
 
     def save_failed(self, progress: Progress, error: BaseException) -> None:
-        """Says that writing the staged folder itself failed; the staged remains are removed."""
+        """Says that what is written before `keep` could not be; the staged remains are removed."""
 
 
 class Reporting(Protocol):

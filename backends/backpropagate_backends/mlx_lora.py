@@ -39,6 +39,7 @@ _PARTS = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magni
 _MLX = {part: name for name, part in _PARTS.items()} | {"lora_magnitude_vector.weight": "m"}
 _LINEAR = (nn.Linear, nn.QuantizedLinear)
 Weights = dict[str, mx.array]
+Arrays = dict[str, NDArray[np.float32]]
 
 
 def scale_of(lora: LoraSpec) -> float:
@@ -141,7 +142,12 @@ def about(base: Base, lora: LoraSpec, path: str) -> dict[str, object]:
 
 def save(folder: Path, weights: Weights, config: dict[str, object]) -> None:
     """`weights`: what is trained, by MLX's names. Raises SafetensorError or OSError if it cannot be written."""
-    save_file(_to_peft(weights), folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    save_copy(folder, copied(weights), config)
+
+
+def save_copy(folder: Path, weights: Arrays, config: dict[str, object]) -> None:
+    """The same of what `copied` returned; touches nothing of MLX."""
+    save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
@@ -216,7 +222,8 @@ def take_off(base: Base) -> None:
         base.model.update_modules(tree_unflatten(bare))
 
 
-def _to_peft(weights: Weights) -> dict[str, NDArray[np.float32]]:
+def copied(weights: Weights) -> Arrays:
+    """By PEFT's names, in memory of numpy's own: no step changes it."""
     found = {}
     for name, value in weights.items():
         layer, _, part = name.rpartition(".")

@@ -9,6 +9,7 @@ Random numbers are drawn anew in each step, from the seed and the number of the 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -16,6 +17,7 @@ import mlx.optimizers as optim
 import msgspec
 import numpy as np
 from mlx.utils import tree_flatten
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -42,14 +44,28 @@ def random_state(seed: int, step: int) -> None:
     mx.random.seed((seed * 1_000_003 + step) & 0xFFFFFFFFFFFFFFFF)
 
 
-def save(
-    folder: Path, weights: mlx_lora.Weights, config: dict[str, object], optimizer: optim.Optimizer, state: State
-) -> None:
-    """Raises OSError or SafetensorError if it cannot be written."""
-    folder.mkdir()
-    mlx_lora.save(folder, weights, config)
-    save_file({name: np.array(value) for name, value in tree_flatten(optimizer.state)}, folder / OPTIMIZER)
-    (folder / STATE).write_bytes(msgspec.json.encode(state))
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """All of it as numpy has it, so that a thread may write it while MLX goes on."""
+
+    weights: mlx_lora.Arrays
+    config: dict[str, object]
+    optimizer: dict[str, NDArray[np.generic]]
+    state: State
+
+    def write(self, folder: Path) -> None:
+        """Raises OSError if it cannot be written."""
+        try:
+            mlx_lora.save_copy(folder, self.weights, self.config)
+            save_file(self.optimizer, folder / OPTIMIZER)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        (folder / STATE).write_bytes(msgspec.json.encode(self.state))
+
+
+def copied(weights: mlx_lora.Weights, config: dict[str, object], optimizer: optim.Optimizer, state: State) -> Copy:
+    moments = {name: np.array(value) for name, value in tree_flatten(optimizer.state)}
+    return Copy(mlx_lora.copied(weights), config, moments, state)
 
 
 def load(folder: Path, manifest: Manifest) -> tuple[mlx_lora.Weights, dict[str, object], State]:

@@ -16,11 +16,9 @@ from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx.optimizers as optim
 import msgspec
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from mlx_lm.tuner.trainer import grad_checkpoint
-from safetensors import SafetensorError
 
 from backpropagate_backends import mlx_lora, mlx_state
 from backpropagate_backends.arrangement import arrangement
@@ -179,7 +177,7 @@ def train(session: Session, data: Prepared, name: str) -> TrainResult | None:
                 seed=spec.train.seed,
                 optimizer=optimizer_name,
             )
-            _save(session, progress, weights, about, optimizer, state)
+            _save(session, progress, mlx_state.copied(weights, about, optimizer, state))
         if directive.stop:
             return None
         over = directive.finish
@@ -226,21 +224,8 @@ def _micro_step(step: Step, weights: Gradients, batch: MicroBatch, share: mx.arr
     return step(weights, batch.ids, batch.flags, share)
 
 
-def _save(
-    session: Session,
-    progress: Progress,
-    weights: Gradients,
-    about: dict[str, object],
-    optimizer: optim.Optimizer,
-    state: mlx_state.State,
-) -> None:
-    staged = session.staging / f"checkpoint-{progress.step}"
-    try:
-        mlx_state.save(staged, weights, about, optimizer, state)
-    except (OSError, SafetensorError) as error:
-        session.save_failed(progress, error)
-        return
-    session.publish(staged, progress)
+def _save(session: Session, progress: Progress, copy: mlx_state.Copy) -> None:
+    session.keep(session.staging / f"checkpoint-{progress.step}", progress, copy.write)
 
 
 def _model_of_run(session: Session) -> ModelSpec:

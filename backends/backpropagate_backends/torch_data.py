@@ -94,6 +94,11 @@ class Batches(BatchSampler):
             yield order[start : start + self.batch_size].tolist()
 
 
+def ids_of(consumed: Consumed) -> list[int]:
+    """The sample ids of a micro-batch that a collator made."""
+    return [int(index) for index in np.frombuffer(consumed.ids, dtype="<i8")]
+
+
 class Collator:
     """Sample ids → one micro-batch.
 

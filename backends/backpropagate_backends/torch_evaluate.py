@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,12 +78,22 @@ class _Amid:
     def notice(self, text: str, level: str = "info") -> None: ...
 
 
-def held_out(model: PreTrainedModel | PeftModel, data: Prepared, batch_size: int, go_on: GoOn) -> HeldOut | None:
-    """The model as it is, already in evaluation mode, on the held-out rows of its training; see `base.Score`."""
+def held_out(
+    model: PreTrainedModel | PeftModel,
+    data: Prepared,
+    batch_size: int,
+    go_on: GoOn,
+    fits: Callable[[int], None] = lambda rows: None,
+) -> HeldOut | None:
+    """The model as it is, already in evaluation mode, on the held-out rows of its training; see `base.Score`. `fits` is told how
+    many rows at once it came down to."""
+    scorer = Scorer(model, batch_size, _Amid(go_on, len(data)))
     try:
-        score = Scorer(model, batch_size, _Amid(go_on, len(data))).score("", 0, data)
+        score = scorer.score("", 0, data)
     except _Left:
         return None
+    finally:
+        fits(scorer.batch)
     return HeldOut(score.loss, score.rows, score.tokens, {"accuracy": score.accuracy})
 
 
@@ -93,7 +103,7 @@ class Scorer:
     def __init__(
         self, model: PreTrainedModel | PeftModel, batch_size: int, stage: Reporting, logits: int = _LOGITS
     ) -> None:
-        self._model, self._batch, self._stage = model, max(1, batch_size), stage
+        self._model, self.batch, self._stage = model, max(1, batch_size), stage
         bare = model.get_base_model() if isinstance(model, PeftModel) else model
         self._chooses = "logits_to_keep" in inspect.signature(bare.forward).parameters
         width = bare.get_output_embeddings().weight.shape[0]
@@ -103,28 +113,31 @@ class Scorer:
         """`done`: which of how many tasks this is, for the progress; None: rows are what is counted. NaN or infinity where the model says such things."""
         losses = [0.0] * len(data)
         foreseen = tokens = rows = 0
-        waiting = deque(_batches(_rows(data), self._batch, self._places))
+        waiting = deque(_batches(_rows(data), self.batch, self._places))
         while waiting:
             batch = waiting.popleft()
-            found = self._tried(batch)
+            # Before each: a planned shortage comes in it, and so where a real one would.
+            at = (*(done or (rows, len(data))), f"{name}: {rows} of {len(data)} rows")
+            found = self._tried(batch, at)
             if found is None:
                 torch.cuda.empty_cache()
-                self._batch = len(batch) // 2
+                self.batch = len(batch) // 2
                 left = [row for rows_of_batch in (batch, *waiting) for row in rows_of_batch]
-                waiting = deque(_batches(left, self._batch, self._places))
+                waiting = deque(_batches(left, self.batch, self._places))
                 continue
             for row, (loss, right) in zip(batch, found, strict=True):
                 losses[row.index] = loss
                 foreseen += right
                 tokens += len(row.targets)
                 rows += 1
-            self._stage.advance(*(done or (rows, len(data))), f"{name}: {rows} of {len(data)} rows")
+        self._stage.advance(*(done or (rows, len(data))), f"{name}: {rows} of {len(data)} rows")
         share = max(1, tokens)
         return Score(name, task, math.fsum(losses) / share, foreseen / share, tokens, rows)
 
-    def _tried(self, batch: list[_Row]) -> list[tuple[float, int]] | None:
+    def _tried(self, batch: list[_Row], at: tuple[int, int, str]) -> list[tuple[float, int]] | None:
         """None if it does not fit; what it held of the memory is free again then."""
         try:
+            self._stage.advance(*at)
             return self._batch_scores(batch)
         except torch.OutOfMemoryError:
             if len(batch) == 1:

@@ -112,11 +112,6 @@ def _longest(data: Prepared, index: int) -> int:
     return max(len(tokens) for tokens, _ in rows)
 
 
-def ids_of(consumed: Consumed) -> list[int]:
-    """The sample ids of a micro-batch that a collator made."""
-    return [int(index) for index in np.frombuffer(consumed.ids, dtype="<i8")]
-
-
 def _row(tokens: memoryview, trained: memoryview) -> _Row:
     return np.asarray(tokens), np.asarray(trained).astype(np.int64)
 

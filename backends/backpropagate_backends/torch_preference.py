@@ -9,6 +9,7 @@ a batch that is not cut. The output head is TRL's fused one, as in SFT: no logit
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from backpropagate_backends.base import GoOn, HeldOut
-from backpropagate_backends.torch_data import CONSUMED, IGNORED
+from backpropagate_backends.torch_data import CONSUMED, IGNORED, ids_of
 from backpropagate_backends.torch_pairs import (
     ANSWER,
     DESIRABLE,
@@ -26,7 +27,6 @@ from backpropagate_backends.torch_pairs import (
     LabelCollator,
     PairCollator,
     batches_by_length,
-    ids_of,
     neighbours,
 )
 from backpropagate_backends.torch_preference_loss import Answers, Judged, Measures, Preference, judge
@@ -82,10 +82,12 @@ class PreferenceTrainer(ExactTrainer):
     _max_length: int
     _step: Step
     _tally: Tally
+    _scored_at_most: int  # held-out samples; more did not fit beside the training
 
     def prefer(self, preference: Preference, data: Prepared, max_length: int) -> None:
         self.preference, self._data, self._max_length = preference, data, max_length
         self._tally = Tally()
+        self._scored_at_most = len(data)
 
     def measured(self) -> dict[str, float]:
         return self._tally.take()
@@ -95,9 +97,14 @@ class PreferenceTrainer(ExactTrainer):
     ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
         """All micro-batches of one optimizer step, and the samples in them."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        ids = [index for batch in batches for index in ids_of(batch[CONSUMED])]
+        ids = [index for batch in batches for index in ids_of(batch[CONSUMED])]  # type: ignore[arg-type]  # our collator put it there
         self._step = Step(ids, sum(_learnt(batch) for batch in batches) if self.preference.learns_chosen else 0)
         return batches, torch.tensor(len(ids))
+
+    def forget_step(self) -> None:
+        super().forget_step()
+        self._step.divergence = None
+        self._tally = Tally()
 
     def compute_loss(
         self,
@@ -110,7 +117,7 @@ class PreferenceTrainer(ExactTrainer):
         assert not return_outputs
         step = self._step
         if self.preference.method == "kto" and step.divergence is None:
-            step.divergence = self._divergence(self._data, step.ids, self.args.per_device_train_batch_size)
+            step.divergence = self._divergence(self._data, step.ids, self.micro.size)
         judged, said = self._judged(model, inputs, step.divergence)
         loss = judged.losses.sum() / len(step.ids)
         self._tally.add(judged.measures)
@@ -132,11 +139,26 @@ class PreferenceTrainer(ExactTrainer):
                 divergence = self._divergence(data, range(len(data)), _HELD_OUT_ROWS, lambda: go_on(0, len(data)))
                 if divergence is None:
                     return None
-            for ids in batches_by_length(data):
-                if not go_on(done, len(data)):
-                    return None
-                batch = self._prepare_inputs(collator.batch(ids))
-                judged, said = self._judged(model, batch, divergence)
+            waiting = deque(batches_by_length(data))
+            while waiting:
+                ids = waiting.popleft()
+                if len(ids) > self._scored_at_most:
+                    waiting.extendleft((ids[self._scored_at_most :], ids[: self._scored_at_most]))
+                    continue
+                try:
+                    if not go_on(done, len(data)):
+                        return None
+                    scored = self._scored(model, collator, ids, divergence)
+                except torch.OutOfMemoryError:
+                    if len(ids) == 1:
+                        raise
+                    scored = None
+                if scored is None:
+                    self._scored_at_most = len(ids) // 2
+                    torch.cuda.empty_cache()
+                    waiting.appendleft(ids)
+                    continue
+                batch, judged, said = scored
                 losses.append(float(judged.losses.double().sum()))
                 tally.add(judged.measures)
                 if self.preference.learns_chosen:
@@ -149,6 +171,16 @@ class PreferenceTrainer(ExactTrainer):
             extra["nll"] = math.fsum(unlikely) / learnt
             loss += extra["nll"]
         return HeldOut(loss, done, tokens, extra)
+
+    def _scored(
+        self,
+        model: PeftModel,
+        collator: PairCollator | LabelCollator,
+        ids: list[int],
+        divergence: torch.Tensor | None,
+    ) -> tuple[Batch, Judged, Answers]:
+        batch = self._prepare_inputs(collator.batch(ids))
+        return batch, *self._judged(model, batch, divergence)
 
     # --- what the model, and what it was before, say of answers -----------------------------------------------------
 

@@ -2,11 +2,13 @@
 
 What is overridden, and why it has to be:
     get_train_dataloader  to find the position without walking to it, and to tie worker processes to ours
-    training_step         the one place where a micro-batch is certainly consumed
+    training_step         the one place where a micro-batch is certainly consumed, and where memory runs out
+    get_batch_samples     knows all samples of an optimizer step, which may have to be cut anew
     compute_loss          TRL's waits for the device three times in each micro-batch, for metrics
     _save_checkpoint      the one place where an error of writing can be told from an error of training
+    _save_optimizer_and_scheduler, _save   what is large is copied and not written yet; and there is no
+                          `training_args.bin`, a pickle, and no tokenizer, which does not change
     _load_optimizer_and_scheduler   where the moments of a paged optimizer go back into paged memory
-    _save                 leaves out `training_args.bin`, a pickle, and the tokenizer, which does not change
     _load_from_checkpoint a whole model was loaded from there already
     create_model_card     would write beside the checkpoints, at each of them
 Everything else goes through public callbacks. `save_steps` and `logging_steps` of an old trainer_state.json have no
@@ -16,8 +18,9 @@ say: saving is never scheduled by the Trainer, and every step is logged because 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 
 import torch
@@ -29,26 +32,19 @@ from trl import SFTTrainer
 
 from backpropagate_backends.arrangement import Arrangement
 from backpropagate_backends.base import GoOn, HeldOut, Score, Session
-from backpropagate_backends.torch_data import CONSUMED, Account, Batches, EpochOrder
+from backpropagate_backends.torch_copy import is_write_error, take
+from backpropagate_backends.torch_data import CONSUMED, SAMPLE_ID, Account, Batches, EpochOrder, ids_of
 from backpropagate_backends.torch_evaluate import held_out
+from backpropagate_backends.torch_micro import Memory, MicroBatches, Tools
 from backpropagate_backends.torch_paging import page_again
+from backpropagate_backends.torch_rehearsal import rehearse
 from backpropagate_backends.torch_still import still
-from backpropagate_backends.torch_whole import save_trained
 from backpropagate_protocol.lifeline import worker_init
 from backpropagate_protocol.messages import Progress, Started
 from backpropagate_protocol.prepared import Prepared
 
 _MIB = 1 << 20
-
-# How torch words a failed write: its archive writer raises a bare RuntimeError.
-_WRITE_ERRORS = ("inline_container", "PytorchStreamWriter", "file write failed", "unexpected pos", "No space left")
-
-
-def is_write_error(error: BaseException) -> bool:
-    """True if `error` says that a file could not be written."""
-    if isinstance(error, (OSError, SafetensorError)):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _WRITE_ERRORS)
+_SCHEDULER = "scheduler.pt"  # where the Trainer looks for it
 
 
 class ExactTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
@@ -58,9 +54,21 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
     boundary: Boundary
     skip: int  # micro-batches of the first epoch that were trained on before
     arranged: Arrangement
+    micro: MicroBatches
+    scored_at_once: int  # held-out rows
 
-    def attach(self, session: Session, boundary: Boundary, skip: int, arranged: Arrangement) -> None:
+    def attach(
+        self, session: Session, boundary: Boundary, skip: int, arranged: Arrangement, data: Prepared, memory: Memory
+    ) -> None:
         self.session, self.boundary, self.skip, self.arranged = session, boundary, skip, arranged
+        self.scored_at_once = self.args.per_device_train_batch_size
+        tools = Tools(self.batch_of, self.cut_into, self.forget_step)
+        self.micro = MicroBatches(session, tools, self.args.per_device_train_batch_size, memory)
+        boundary.rehearse = lambda: rehearse(self, data)
+        boundary.stepped = memory.begun
+        if session.job.spec.faults:
+            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+            trained[len(trained) // 2].register_post_accumulate_grad_hook(lambda _: session.within("backward"))
         self.fuse_head()
         boundary.measured, boundary.score = self.measured, self.score
         # TRL's loss divides by the trained tokens of the whole accumulated batch for every architecture, but the count
@@ -82,7 +90,11 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
 
     def held_out_loss(self, data: Prepared, go_on: GoOn) -> HeldOut | None:
         """The loss of held-out samples, of the model as it is; called by `score`, which sees to all else."""
-        return held_out(self.model, data, self.args.per_device_train_batch_size, go_on)
+        return held_out(self.model, data, self.scored_at_once, go_on, self.score_at_most)
+
+    def score_at_most(self, rows: int) -> None:
+        """More did not fit beside the training; what fits it is another matter."""
+        self.scored_at_once = min(self.scored_at_once, rows)
 
     def score(self, data: Prepared, go_on: GoOn) -> HeldOut | None:
         """See `base.Score`. Also before the Trainer has prepared the model: the arithmetic is that of the training."""
@@ -111,8 +123,34 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, object], *rest: object) -> torch.Tensor:
         self.boundary.account.take(inputs.pop(CONSUMED))  # type: ignore[arg-type]  # our collator put it there
-        loss: torch.Tensor = super().training_step(model, inputs, *rest)
+        return self.micro.step(lambda batch: self.one(model, batch, *rest), inputs)
+
+    def one(self, model: torch.nn.Module, batch: dict[str, object], *rest: object) -> torch.Tensor:
+        """Forward and backward of one micro-batch."""
+        self.session.within("forward")
+        loss: torch.Tensor = super().training_step(model, batch, *rest)
         return loss
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
+        """All micro-batches of one optimizer step, and the tokens in them that carry loss."""
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.micro.begin([index for batch in batches for index in ids_of(batch[CONSUMED])])
+        return batches, count
+
+    def batch_of(self, ids: Sequence[int]) -> dict[str, object]:
+        """The micro-batch of these samples, as the loader would give it."""
+        batch: dict[str, object] = self.data_collator([{SAMPLE_ID: index} for index in ids])
+        del batch[CONSUMED]
+        return batch
+
+    def cut_into(self, parts: int) -> None:
+        self.current_gradient_accumulation_steps = parts
+
+    def forget_step(self) -> None:
+        """What the step has left so far."""
+        self.model.zero_grad(set_to_none=True)
 
     def compute_loss(
         self,
@@ -142,7 +180,10 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
 
     def _save(self, output_dir: str | None = None, state_dict: object | None = None) -> None:
         assert output_dir is not None
-        save_trained(self.model, output_dir)
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / _SCHEDULER)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         if isinstance(self.model, PeftModel):
@@ -152,13 +193,14 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         progress = self.boundary.progress
         staged = self.session.staging / f"checkpoint-{progress.step}"
         try:
-            super()._save_checkpoint(model, trial)
+            super()._save_checkpoint(model, trial)  # what is small: position, schedule, random states
         except (OSError, RuntimeError, SafetensorError) as error:
             if not is_write_error(error):
                 raise
             self.session.save_failed(progress, error)
             return
-        self.session.publish(staged, progress)
+        state = take(self.model, self.optimizer)
+        self.session.keep(staged, progress, state.write, copied=state.copied)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +227,8 @@ class Boundary(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
         self.progress = Progress(0, 0, account.samples, account.order, None)
         self.measured: Callable[[], dict[str, float]] = dict
         self.score: Score | None = None
+        self.rehearse: Callable[[], None] = lambda: None
+        self.stepped: Callable[[], None] = lambda: None
         self._session = session
         self._header = header
         self._began = 0.0
@@ -198,7 +242,6 @@ class Boundary(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
         model = kwargs["model"]
         assert isinstance(model, torch.nn.Module)
         header = self._header
-        self._began = perf_counter()
         self._session.started(
             Started(
                 backend=header.backend,
@@ -218,6 +261,13 @@ class Boundary(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
                 model_revision=header.model_revision,
             )
         )
+        self.rehearse()
+        self._began = perf_counter()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        self._session.within("optimizer")
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -231,6 +281,7 @@ class Boundary(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
         # made it, before it can reach a checkpoint.
         control.should_log = True
         control.should_save = False
+        self.stepped()
 
     def on_log(
         self,
@@ -262,6 +313,7 @@ class Boundary(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
             memory_used=torch.cuda.max_memory_allocated() // _MIB if self._cuda else 0,
             memory_reserved=torch.cuda.memory_reserved() // _MIB if self._cuda else 0,
             extra=self.measured(),
+            retries=torch.cuda.memory_stats_as_nested_dict()["num_alloc_retries"] if self._cuda else 0,
         )
         directive = self._session.step_done(self.progress, self.score)
         control.should_save = directive.save

@@ -24,6 +24,7 @@ from backpropagate_backends.torch_choices import checkpointing_of_run, model_of_
 from backpropagate_backends.torch_data import Account, Collator, Course, course, ids_dataset
 from backpropagate_backends.torch_init import begin_from
 from backpropagate_backends.torch_kernels import UNSLOTH, Kernels, compile_layers, fit_kernels
+from backpropagate_backends.torch_micro import Memory
 from backpropagate_backends.torch_model import Precision, add_adapter, all_finite, load_model
 from backpropagate_backends.torch_pairs import out_of_balance
 from backpropagate_backends.torch_preference import PreferenceTrainer, preference_collator
@@ -98,7 +99,8 @@ def train(
     header = _header(name, precision, account, job, optimizer, source.commit, kernels)
     boundary = Boundary(session, account, header)
     step = session.resume.step if session.resume is not None else 0
-    trainer.attach(session, boundary, way.micro_batches_before(step, job.accumulation), arrangement(spec, data))
+    skip, memory = way.micro_batches_before(step, job.accumulation), Memory(device == "cuda")
+    trainer.attach(session, boundary, skip, arrangement(spec, data), data, memory)
     if not whole and (session.owes(way.total_steps) or session.ended(way.total_steps)):
         trainer.model.load_adapter(job.resume_from, "default", is_trainable=True)
     session.make_up(way.total_steps, trainer.score)
@@ -106,7 +108,11 @@ def train(
         # Died between its last checkpoint and its end. The Trainer would do one step more before it looks.
         loss = session.resume.loss
     else:
-        trainer.train(resume_from_checkpoint=job.resume_from)
+        try:
+            trainer.train(resume_from_checkpoint=job.resume_from)
+        except Exception:
+            session.taken_by_others(memory.taken())
+            raise
         if boundary.stopped:
             return None
         step, loss = boundary.progress.step, boundary.progress.loss

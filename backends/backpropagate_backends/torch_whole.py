@@ -7,6 +7,7 @@ the Trainer's own way goes by the names in the file, and passes over those that 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree, ignore_patterns
@@ -93,13 +94,13 @@ def weights_missing(folder: Path, whole: bool) -> str | None:
     return None if (folder / WHOLE).is_file() or (folder / _INDEX).is_file() else WHOLE
 
 
-def save_trained(model: PreTrainedModel | PeftModel, folder: str) -> None:
-    """The adapter, or the whole model if there is none."""
+def save_trained(model: PreTrainedModel | PeftModel, folder: str, weights: Mapping[str, object] | None = None) -> None:
+    """The adapter, or the whole model if there is none. weights: others than those that `model` has now, by its names."""
     if isinstance(model, PeftModel):
         # save_embedding_layers: "auto" would ask the hub, at every checkpoint, whether the vocabulary grew.
-        model.save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
     else:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
 
 
 def copy_trained(checkpoint: Path, folder: Path) -> None:

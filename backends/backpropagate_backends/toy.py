@@ -180,9 +180,17 @@ class ToyBackend:
             )
         )
 
+        # ----- the longest rows, to see whether they fit -----
+        targets: dict[int, float] = {}
+        micro_batch = job.micro_batch
+        if job.rehearse is not None and max(map(data.length, range(len(data)))) > job.rehearse:
+            with session.rehearsal():
+                longest = array("q", sorted(range(len(data)), key=data.length)[-micro_batch:])
+                _, _, micro_batch = _slope(session, data, targets, longest, micro_batch, 0.0)
+            session.rehearsed(data.length(longest[-1]), 0.0)
+
         # ----- the loop -----
         sampler = _Order(data, spec.seed, job.spec.data.order)
-        targets: dict[int, float] = {}
         loss = session.resume.loss if session.resume else None
         tokens = 0
         while not over and step < total_steps:
@@ -190,18 +198,8 @@ class ToyBackend:
             began = time.monotonic()
             ids = sampler.take(samples, spec.effective_batch)
             number = toy_adapter.product(column, row)
-            loss = gradient = 0.0
-            for start in range(0, len(ids), job.micro_batch):
-                micro_loss = micro_gradient = 0.0
-                for sample in ids[start : start + job.micro_batch]:
-                    target = targets.get(sample)
-                    if target is None:
-                        target = targets[sample] = _target(data, sample)
-                    error = number - target
-                    micro_loss += error * error
-                    micro_gradient += 2.0 * error
-                loss += micro_loss / len(ids)
-                gradient += micro_gradient / len(ids)
+            loss, gradient, micro_batch = _slope(session, data, targets, ids, micro_batch, number)
+            session.within("optimizer")
             rate = _rate(spec, step, total_steps)
             grad_norm = abs(gradient) * math.hypot(*column, *row)
             partners, weights = row + column, column + row  # each one's slope is the gradient times its partner
@@ -251,19 +249,16 @@ class ToyBackend:
         momentum: list[float],
         state_bytes: int,
     ) -> None:
-        staged = session.staging / f"checkpoint-{progress.step}"
         state = _State(
             factors.to_bytes(), array("d", momentum).tobytes(), progress.step, progress.samples_seen, progress.order
         )
-        try:
-            staged.mkdir()
-            (staged / "state.json").write_bytes(msgspec.json.encode(state))
+
+        def write(folder: Path) -> None:
+            (folder / "state.json").write_bytes(msgspec.json.encode(state))
             if state_bytes:
-                (staged / "ballast.bin").write_bytes(bytes(state_bytes))
-        except OSError as error:
-            session.save_failed(progress, error)
-            return
-        session.publish(staged, progress)
+                (folder / "ballast.bin").write_bytes(bytes(state_bytes))
+
+        session.keep(session.staging / f"checkpoint-{progress.step}", progress, write)
 
     def generate(self, job: GenerateJob) -> tuple[str, ...]:
         return tuple(f"{_learnt(job.adapter):.6f}" for _ in job.prompts)
@@ -298,6 +293,36 @@ class ToyConversation:
 
     def answer(self, messages: Sequence[tuple[str, str]]) -> Iterator[str]:
         yield from f"{self._number:.6f}"
+
+
+def _slope(
+    session: Session, data: Prepared, targets: dict[int, float], ids: array[int], size: int, number: float
+) -> tuple[float, float, int]:
+    """Loss and gradient of one step, micro-batch by micro-batch, and the size of those that it came down to."""
+    while True:
+        loss = gradient = 0.0
+        try:
+            for start in range(0, len(ids), size):
+                session.within("forward")
+                micro_loss = micro_gradient = 0.0
+                for sample in ids[start : start + size]:
+                    target = targets.get(sample)
+                    if target is None:
+                        target = targets[sample] = _target(data, sample)
+                    error = number - target
+                    micro_loss += error * error
+                    micro_gradient += 2.0 * error
+                session.within("backward")
+                loss += micro_loss / len(ids)
+                gradient += micro_gradient / len(ids)
+        except Exception as error:
+            smaller = session.smaller(error)
+            if smaller is None:
+                raise
+            size = smaller
+            session.shrunk()
+        else:
+            return loss, gradient, size
 
 
 def _learnt(adapter: str | None) -> float:

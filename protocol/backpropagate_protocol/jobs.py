@@ -40,6 +40,10 @@ class TrainJob(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
     kernels: tuple[
         str, ...
     ] = ()  # what a probe found to work in this interpreter, on this card: names of `probes.PROBES`
+    smaller: tuple[int, ...] = ()  # micro-batches that the child may go down to by itself, in this order: see Halved
+    rehearse: int | None = (
+        None  # tokens of a sample that is known to fit: a longer one is tried before step 1; None: none is
+    )
 
 
 class ValidateJob(msgspec.Struct, frozen=True, kw_only=True, tag="validate"):

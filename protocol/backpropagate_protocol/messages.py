@@ -156,6 +156,7 @@ class Progress(msgspec.Struct, frozen=True, array_like=True, tag="progress"):
     memory_used: int = 0  # MiB, peak allocated on the device
     memory_reserved: int = 0
     extra: dict[str, float] = {}  # of a preference method: accuracy, margin, nll, …; finite, averaged over the step
+    retries: int = 0  # allocations on the device that succeeded only after others were given back, in this attempt
 
 
 class Evaluated(msgspec.Struct, frozen=True, array_like=True, tag="evaluated"):
@@ -171,6 +172,28 @@ class Evaluated(msgspec.Struct, frozen=True, array_like=True, tag="evaluated"):
     extra: dict[str, float] = {}
 
 
+class Rehearsed(msgspec.Struct, frozen=True, array_like=True, tag="rehearsed"):
+    """Sent after Started, if the Job asked for it: the longest samples went forward and backward, and nothing is otherwise
+    than before. The parent remembers that they fit."""
+
+    micro_batch: int
+    tokens: int  # of the longest sample
+    seconds: float
+    memory: int = 0  # MiB, peak allocated on the device
+
+
+class Halved(msgspec.Struct, frozen=True, array_like=True, tag="halved"):
+    """Sent when forward or backward ran out of memory, the memory came back, and the same samples are next with a smaller
+    micro-batch: one of those that the Job allows. No step is lost. The parent counts it, and respawns with that one."""
+
+    step: int  # the step that is done anew; 0: a rehearsal
+    micro_batch: int
+    accumulation: int
+    reason: str
+    needed: int = 0  # as in Fault
+    free: int = 0
+
+
 class CheckpointSaved(msgspec.Struct, frozen=True, array_like=True, tag="checkpoint"):
     """Sent after a checkpoint is durable under its final name. Never dropped. The parent records it; respawns start from
     the newest that verifies."""
@@ -182,6 +205,7 @@ class CheckpointSaved(msgspec.Struct, frozen=True, array_like=True, tag="checkpo
     seconds: float
     bytes: int
     loss: float | None = None
+    blocked: float = 0.0  # of the seconds, those that the training stood still for it
 
 
 class CheckpointFailed(msgspec.Struct, frozen=True, array_like=True, tag="checkpoint_failed"):
@@ -214,6 +238,7 @@ class Fault(msgspec.Struct, frozen=True, array_like=True, tag="fault"):
     step: int = 0
     needed: int = 0  # MiB asked for, if the fault says so
     free: int = 0  # MiB free at that moment, if known
+    others: int = 0  # MiB of the device that other processes have taken since the training began, if known
 
 
 class Stopped(msgspec.Struct, frozen=True, array_like=True, tag="stopped"):
@@ -335,4 +360,6 @@ ToParent = (
     | Said
     | Turn
     | Evaluated
+    | Rehearsed
+    | Halved
 )

@@ -140,6 +140,7 @@ class SafetySpec(msgspec.Struct, frozen=True, kw_only=True):
     temperature_pause: int = 90
     temperature_kill: int = 95
     wait_for_lock: bool = False
+    standby: str = "auto"  # or: on, off; a second runner that has imported its frameworks and waits for a fault
 
 
 class ExportSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import heapq
 import math
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import msgspec
 
-from backpropagate_backends.base import Directive, Score
+from backpropagate_backends.base import Directive, Score, Write
 from backpropagate_protocol.errors import DatasetError, LossDivergedError
 from backpropagate_protocol.jobs import CalibrateJob, PreparedRef, TrainJob
 from backpropagate_protocol.measured import Calibrated
@@ -140,6 +141,24 @@ class _Trial:
         self.phase(Phase.TRAIN, progress.step, self._steps)
         return Directive(stop=progress.step >= self._steps)
 
+    def within(self, place: str) -> None:
+        return
+
+    def smaller(self, error: BaseException, others: int = 0) -> int | None:
+        return None  # that it does not fit is the answer
+
+    def shrunk(self) -> None:
+        return
+
+    def taken_by_others(self, memory: int) -> None:
+        return
+
+    def rehearsal(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def rehearsed(self, tokens: int, seconds: float, memory: int = 0) -> None:
+        return
+
     def owes(self, total_steps: int) -> bool:
         return False
 
@@ -152,8 +171,8 @@ class _Trial:
     def best(self) -> Path | None:
         return None
 
-    def publish(self, staged: Path, progress: Progress) -> bool:
-        return True
+    def keep(self, staged: Path, progress: Progress, write: Write, *, copied: bool = True) -> None:
+        return
 
     def save_failed(self, progress: Progress, error: BaseException) -> None:
         return

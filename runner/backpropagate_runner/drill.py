@@ -2,7 +2,7 @@
 
 A PlannedFault names a kind from KINDS. Kinds of STEP happen before that optimizer step (step 0: before the model is
 loaded); kinds of SAVE happen while the checkpoint of that step is written, kinds of SCORING while the held-out rows are
-scored after it; `hang_teardown` after Done. In the stages of an
+scored after it; kinds of WITHIN inside the step (step 0: the rehearsal), where their name says, once each; `hang_teardown` after Done. In the stages of an
 export, kinds of STEP happen before the step-th sign of progress.
 """
 
@@ -14,6 +14,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,14 +23,17 @@ import msgspec
 
 from backpropagate_protocol.durable import Disk
 from backpropagate_protocol.framing import encode
-from backpropagate_protocol.messages import Progress
+from backpropagate_protocol.messages import Notice, Progress
+from backpropagate_protocol.planned import announcement
 from backpropagate_protocol.rundir import MANIFEST, PARTIAL
 from backpropagate_protocol.spec import PlannedFault
 from backpropagate_runner.channel import Channel
 from backpropagate_runner.control import Control
 
 FLOOD = 100_000
+OTHERS = 4_096  # MiB
 _ANNOUNCE_SECONDS = 5.0
+_BESIDE_SECONDS = 60.0
 
 
 class Drill:
@@ -48,32 +52,60 @@ class Drill:
             (self._saves if fault.kind in SAVE else self._steps).setdefault(fault.step, []).append(fault.kind)
         self._channel, self._control = channel, control
         self._poisoned = False
+        self._awaited, self._trained_on = sys.maxsize, threading.Event()
+        self._retries = 0
+        self._within = [(f.kind, f.step) for f in mine if f.kind in WITHIN]
+        self.others = 0
+
+    def within(self, place: str, step: int) -> None:
+        """The planned shortage of memory at `place` of this step, if there is one: it comes once, another one is another fault."""
+        for kind in PLACES[place]:
+            if (kind, step) in self._within:
+                self._within.remove((kind, step))
+                self._announce(f"within step {step}", kind)
+                WITHIN[kind](self)
+
+    def plans(self, step: int) -> bool:
+        """Whether something happens before this step, or while the held-out rows are scored after it."""
+        return step in self._steps
 
     def before_step(self, step: int) -> None:
         if not self._steps:
             return
         for kind in self._steps.get(step, ()):
             if kind in STEP:
-                self._announce(f"before step {step}: {kind}")
+                self._announce(f"before step {step}", kind)
                 STEP[kind](self)
 
     def after_step(self, progress: Progress) -> Progress:
+        if progress.step >= self._awaited:
+            self._trained_on.set()
+        if "thrash" in self._steps.get(progress.step, ()):
+            self._retries += 1
+        if self._retries:
+            progress = msgspec.structs.replace(progress, retries=progress.retries + self._retries)
         if self._poisoned:
             return msgspec.structs.replace(progress, loss=math.nan)
         return progress
 
     def while_evaluating(self, step: int) -> None:
-        for kind in self._steps.get(step, ()):
-            if kind in SCORING:
-                self._announce(f"in the evaluation of step {step}: {kind}")
-                SCORING[kind](self)
+        planned = self._steps.get(step, [])
+        for kind in [kind for kind in planned if kind in SCORING]:
+            planned.remove(kind)  # once: what is done about it comes back here
+            self._announce(f"in the evaluation of step {step}", kind)
+            SCORING[kind](self)
 
     def disk_for(self, step: int, disk: Disk) -> Disk:
         for kind in self._saves.get(step, ()):
-            if kind in DISKS:
-                self._announce(f"in the save of step {step}: {kind}")
-                return DISKS[kind]()
+            if kind in DISKS or kind == BESIDE:
+                self._announce(f"in the save of step {step}", kind)
+                return DISKS[kind]() if kind in DISKS else _KilledBeside(self.trained_on(step))
         return disk
+
+    def trained_on(self, step: int) -> threading.Event:
+        """Is set when the step after `step` is done."""
+        self._awaited, self._trained_on = step + 1, threading.Event()
+        return self._trained_on
 
     def after_save(self, step: int, folder: Path) -> None:
         for kind in self._saves.get(step, ()):
@@ -84,10 +116,12 @@ class Drill:
         if any("hang_teardown" in kinds for kinds in self._steps.values()):
             _hang(self)
 
-    def _announce(self, what: str) -> None:
+    def _announce(self, where: str, kind: str) -> None:
         """Steps of the toy are so short that a death would come before the report of the step before it."""
+        text = announcement(where, kind)
+        self._channel.send(Notice("info", text))
         self._channel.flush(_ANNOUNCE_SECONDS)
-        sys.stderr.write(f"planned fault {what}\n")
+        sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
     # --- kinds that need the drill's own state ----------------------------------------------------------------------
@@ -103,6 +137,11 @@ class Drill:
         frame = encode(Progress(0, 0, 0, 0, None))
         for _ in range(FLOOD):
             self._channel.send_bytes(frame)
+
+    def crowd(self) -> None:
+        """Out of memory, because somebody else has it."""
+        self.others = OTHERS
+        _oom(self)
 
     def hold(self) -> None:
         while self._control.stop is None:
@@ -237,6 +276,20 @@ class _KilledBeforeManifest(Disk):
         os.kill(os.getpid(), 9)
 
 
+class _KilledBeside(Disk):
+    """Dies when the training has gone on by a step, and the manifest is not written yet."""
+
+    def __init__(self, trained_on: threading.Event) -> None:
+        self._trained_on = trained_on
+
+    def write(self, path: Path, data: bytes) -> None:
+        if self._trained_on.wait(_BESIDE_SECONDS):
+            os.kill(os.getpid(), 9)
+        super().write(path, data)
+
+
+BESIDE = "sigkill_beside_save"  # not at the last step, which is saved when the training is over
+
 DISKS: dict[str, type[Disk]] = {
     "disk_full": _FullDisk,
     "disk_error": _FailingDisk,
@@ -271,5 +324,19 @@ SCORING: dict[str, Callable[[Drill], None]] = {
     "hold_in_evaluation": Drill.hold,
 }
 
-SAVE = frozenset(DISKS) | frozenset(DAMAGE)
-KINDS = frozenset(STEP) | SAVE | frozenset(SCORING) | {"hang_teardown"}
+WITHIN: dict[str, Callable[[Drill], None]] = {
+    "oom_in_forward": _oom,
+    "oom_in_backward": _oom,
+    "oom_in_optimizer": _oom,
+    "oom_by_others": Drill.crowd,
+}
+PLACES = {
+    "forward": ("oom_in_forward", "oom_by_others"),
+    "backward": ("oom_in_backward",),
+    "optimizer": ("oom_in_optimizer",),
+}
+
+SAVE = frozenset(DISKS) | frozenset(DAMAGE) | {BESIDE}
+# The allocator has to try again in that step and gives memory back; steps in a row of it are a fault.
+_TOLD = {"thrash", "hang_teardown"}
+KINDS = frozenset(STEP) | SAVE | frozenset(SCORING) | frozenset(WITHIN) | _TOLD

@@ -133,7 +133,7 @@ _NEEDED = re.compile(r"tried to allocate ([\d.]+) ?(bytes|[kmgt]ib)", re.IGNOREC
 _FREE = re.compile(r"([\d.]+) ?(bytes|[kmgt]ib) (?:is )?free", re.IGNORECASE)
 
 
-def classify(error: BaseException, phase: Phase, step: int) -> Fault:
+def classify(error: BaseException, phase: Phase, step: int, others: int = 0) -> Fault:
     """The Fault that tells the parent about `error`. All its text is redacted."""
     kind, code, told = _judge(error)
     if isinstance(told, BackpropagateError):
@@ -151,6 +151,7 @@ def classify(error: BaseException, phase: Phase, step: int) -> Fault:
         step=step,
         needed=_mib(_NEEDED, text),
         free=_mib(_FREE, text),
+        others=others,
     )
 
 

@@ -1,49 +1,49 @@
 """What a backend gets from the runner: where to say how far it is, what to do at a step boundary, and how to save.
 
-The implementation of `backpropagate_backends.base.Session`. Invariants:
-1. A checkpoint is announced only after it is durable under its final name.
-2. A disk that is full or failing never ends the training from here: the partial goes, the failure is told.
-3. No loss or gradient norm that is not finite gets into a checkpoint.
+The implementation of `backpropagate_backends.base.Session`. Invariants, beside those of `saver`, which writes the checkpoints:
+1. No loss or gradient norm that is not finite gets into a checkpoint.
+2. Whatever hangs on a checkpoint waits for the one under way: the next one, an evaluation, a stop, the result.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
-from backpropagate_backends.base import Directive, Score
+from backpropagate_backends.base import Directive, Score, Write
 from backpropagate_protocol import weights
 from backpropagate_protocol.durable import DISK, Disk, discard, rename
-from backpropagate_protocol.errors import DiskFullError, LossDivergedError
+from backpropagate_protocol.errors import LossDivergedError
 from backpropagate_protocol.jobs import TrainJob
 from backpropagate_protocol.messages import (
-    CheckpointFailed,
-    CheckpointSaved,
     Phase,
     Progress,
+    Rehearsed,
     Started,
     TrainResult,
 )
 from backpropagate_protocol.prepared import Prepared
-from backpropagate_protocol.redact import redact
 from backpropagate_protocol.rundir import PARTIAL, Manifest, RunDir
 from backpropagate_protocol.spec import spec_digest
 from backpropagate_runner.cadence import Cadence
 from backpropagate_runner.channel import Channel
-from backpropagate_runner.checkpoint import commit, make_room, prune
+from backpropagate_runner.checkpoint import commit
 from backpropagate_runner.control import Control
 from backpropagate_runner.drill import Drill
 from backpropagate_runner.evaluations import Evaluations
-from backpropagate_runner.faults import is_disk_trouble
 from backpropagate_runner.held_out import HeldOutWatch
+from backpropagate_runner.saver import Order, Outcome, Saver
+from backpropagate_runner.shrinking import Shrinking, in_pieces
 from backpropagate_runner.voice import Voice
 
 _SETTLE_SECONDS = 0.2  # a parent that reads needs a thousandth of it
+_LAST_SAVE_SECONDS = 60.0
 
 
 class TrainSession:
@@ -75,9 +75,13 @@ class TrainSession:
         self._voice, self._channel, self._control = voice, channel, control
         self._disk, self._clock = disk, clock
         self._drill = drill
-        self._failures = 0
         self._save_began = 0.0
+        self._goes_on = False  # whether another step follows the last one that was done
+        safety = job.spec.safety
+        self._saver = Saver(self.run, safety.keep_checkpoints, job.spec.train.keep_best, channel, drill, disk, clock)
         self._cadence = Cadence(job.spec.safety.save_steps, job.spec.safety.save_seconds, 0, 0.0)
+        self._shrinking = Shrinking(job, voice, channel, lambda: voice.others)
+        self._in_pieces = False
         self._total_steps = resume.total_steps if resume else 0
         self._evaluations = Evaluations(job.spec, resume.standing if resume else None)
         self._held_out = HeldOutWatch(held_out, self._evaluations, self.run, voice, channel, control, drill, clock)
@@ -125,8 +129,22 @@ class TrainSession:
     # --- the step boundary ------------------------------------------------------------------------------------------
 
     def before_step(self, step: int) -> None:
-        self._held_out.before_step(self.saved_step)
+        self._shrinking.before_step(step)
+        if self._in_pieces:
+            raise in_pieces()
+        if self._drill.plans(step):
+            self.settle()  # a planned fault finds the same checkpoints at every time
+        elif not self._saver.busy:
+            self._take_outcome(self._saver.wait())
+        if not self._saver.busy:
+            self._held_out.before_step(self.saved_step)
         self._drill.before_step(step)
+
+    def within(self, place: str) -> None:
+        try:
+            self._drill.within(place, self._shrinking.step)
+        finally:
+            self._voice.others = max(self._voice.others, self._drill.others)
 
     def step_done(self, progress: Progress, score: Score | None = None) -> Directive:
         progress = self._drill.after_step(progress)
@@ -138,20 +156,56 @@ class TrainSession:
         if self._voice.where is Phase.FIRST_STEP:
             self.phase(Phase.TRAIN)
         step, total_steps = progress.step, progress.total_steps
+        if self._evaluations.due(step, total_steps):
+            self.settle()  # it has to be known whether the best so far was kept
         self._held_out.after_step(step, total_steps, score)
         # After the last step and its evaluation there is nothing left to stop: writing the result is all that remains.
         left = step < total_steps or self._evaluations.owed(step, total_steps)
         stop = self._control.stop if left else None
         finish = stop is None and self._evaluations.enough
         now = self._clock()
-        save = self._control.take_save() or self._cadence.due(step, now) or (stop is not None and stop.save)
+        save = (
+            self._control.take_save()
+            or self._cadence.due(step, now, self._saver.busy)
+            or (stop is not None and stop.save)
+        )
         save = save or finish or self._evaluations.kept_step == step
+        self._in_pieces = self._shrinking.thrashes(progress) and step < total_steps
+        save = save or self._in_pieces
         if finish:
             self._held_out.say_if_enough(step, total_steps)
         if save:
             self._save_began = now
             self.phase(Phase.CHECKPOINT)
+            self.settle()
+        self._goes_on = step < total_steps and stop is None and not finish and not self._in_pieces
         return Directive(save=save, stop=stop is not None, finish=finish)
+
+    # --- memory -----------------------------------------------------------------------------------------------------
+
+    def smaller(self, error: BaseException, others: int = 0) -> int | None:
+        self.taken_by_others(others)
+        return self._shrinking.smaller(error)
+
+    def shrunk(self) -> None:
+        self._shrinking.shrunk()
+        micro = self._shrinking.micro_batch
+        accumulation = self.job.spec.train.effective_batch // micro
+        self._stamp = msgspec.structs.replace(self._stamp, micro_batch=micro, accumulation=accumulation)
+
+    def taken_by_others(self, memory: int) -> None:
+        self._voice.others = max(memory, self._drill.others)
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        self._shrinking.rehearse(going_on=True)
+        self.phase(Phase.FIRST_STEP, detail="the longest rows")
+        yield
+        self._shrinking.rehearse(going_on=False)
+
+    def rehearsed(self, tokens: int, seconds: float, memory: int = 0) -> None:
+        self._channel.send(Rehearsed(self._shrinking.micro_batch, tokens, seconds, memory))
+        self.phase(Phase.FIRST_STEP)
 
     # --- the held-out rows ------------------------------------------------------------------------------------------
 
@@ -168,60 +222,62 @@ class TrainSession:
         return self.resume.step >= total_steps or self._evaluations.enough
 
     def best(self) -> Path | None:
+        self.settle()
         return self._held_out.best(self._voice.step)
 
     # --- saving -----------------------------------------------------------------------------------------------------
 
-    def publish(self, staged: Path, progress: Progress) -> bool:
-        manifest = self._manifest(progress)
-        final = self.run.checkpoint(progress.step)
-        disk = self._drill.disk_for(progress.step, self._disk)
-        try:
-            if make_room(final, manifest, disk):
-                discard(staged)
-                size = 0
-            else:
-                size, _ = commit(staged, final, manifest, disk)
-        except OSError as error:
-            self._failed(progress, error)
-            return False
-        end = self._clock()
-        self._cadence.saved(self._save_began, end)
-        self._failures = 0
-        self.saved_step = progress.step
-        self._drill.after_save(progress.step, final)
-        self._channel.send(
-            CheckpointSaved(
-                name=final.name,
-                step=progress.step,
-                samples_seen=progress.samples_seen,
-                order=progress.order,
-                seconds=end - self._save_began,
-                bytes=size,
-                loss=progress.loss,
-            )
-        )
-        self._channel.settle(_SETTLE_SECONDS)
-        prune(self.run, progress.step, self.job.spec.safety.keep_checkpoints, best=self.job.spec.train.keep_best)
+    def keep(self, staged: Path, progress: Progress, write: Write, *, copied: bool = True) -> None:
+        self.settle()
+        beside = copied and self._goes_on
+        released = self._clock() if beside else math.inf
+        order = Order(staged, self._manifest(progress), write, self._save_began, released)
+        if beside:
+            self._saver.begin(order)
+        else:
+            self._take_outcome(self._saver.do(order))
         self.phase(Phase.TRAIN)
-        return True
 
     def save_failed(self, progress: Progress, error: BaseException) -> None:
-        if not is_disk_trouble(error) and not isinstance(error, OSError):
-            raise error  # out of memory while saving, for one, is not the disk's fault
+        self.settle()
         for left in self.staging.iterdir():
             discard(left)
-        self._failed(progress, error)
-
-    def _failed(self, progress: Progress, error: BaseException) -> None:
+        self._saver.failed(progress.step, error)
         self._cadence.failed(self._save_began, self._clock())
-        self._failures += 1
-        text = redact(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
-        self._channel.send(CheckpointFailed(progress.step, DiskFullError.default_code, text, self._failures))
         self.phase(Phase.TRAIN)
+
+    def settle(self, timeout: float | None = None) -> None:
+        """Waits for the checkpoint under way; the parent is told that this is what is being done."""
+        if self._saver.busy:
+            before = self._voice.where
+            self.phase(Phase.CHECKPOINT)
+            try:
+                self._take_outcome(self._saver.wait(timeout))
+            finally:
+                self.phase(before)
+        else:
+            self._take_outcome(self._saver.wait())
+
+    def let_go(self) -> None:
+        """After a failure: what is being written is written to its end, since the training will go on from there."""
+        with suppress(Exception):  # the failure that is being told is the one that counts
+            self.settle(_LAST_SAVE_SECONDS)
+
+    def _take_outcome(self, outcome: Outcome | None) -> None:
+        if outcome is None:
+            return
+        order = outcome.order
+        released = min(order.released, outcome.ended)
+        if outcome.durable:
+            self._cadence.saved(order.began, outcome.ended, released)
+            self.saved_step = order.manifest.step
+        else:
+            self._cadence.failed(order.began, outcome.ended, released)
+            self._held_out.before_step(self.saved_step)
 
     def finish(self, result: TrainResult) -> TrainResult:
         """Moves the result from staging to its place in the run directory, whole or not at all."""
+        self.settle()
         self.phase(Phase.FINISH)
         final = self.run.adapter
         old = final.with_name(f"{final.name}.old{PARTIAL}")

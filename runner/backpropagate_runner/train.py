@@ -68,8 +68,13 @@ def train(
     )
     session.phase(Phase.LOAD)
     session.before_step(0)
-    result = backend.train(session, data)
+    try:
+        result = backend.train(session, data)
+    except BaseException:
+        session.let_go()
+        raise
     if result is None:
+        session.settle()
         return Stopped(voice.step, saved=session.saved_step == voice.step)
 
     # ----- the result -----

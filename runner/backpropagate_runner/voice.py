@@ -15,11 +15,12 @@ _SAME_PHASE_EVERY = 0.25  # seconds: a long phase says that it advances, not eac
 
 
 class Voice:
-    """Says where the child is. `where` is the phase and step that a fault will be reported with."""
+    """Says where the child is. `where`, `step` and `others` are what a fault will be reported with."""
 
     def __init__(self, channel: Channel, lifeline: Lifeline, clock: Callable[[], float] = time.monotonic) -> None:
         self.where = Phase.IMPORT
         self.step = 0
+        self.others = 0  # MiB that other processes took since the training began
         self._channel, self._lifeline, self._clock = channel, lifeline, clock
         self._said = -math.inf
 

@@ -122,7 +122,7 @@ class Runner:
 
     def _fault(self, error: BaseException) -> tuple[Fault, bytes]:
         try:
-            fault = classify(error, self.voice.where, self.voice.step)
+            fault = classify(error, self.voice.where, self.voice.step, self.voice.others)
             if self._talks and fault.code == "RUNTIME_TRAINING_FAILED":  # unforeseen, but of no training
                 code = "RUNTIME_INTERNAL"
                 fault = msgspec.structs.replace(fault, code=code, suggestion=CATALOGUE[code].remedy)

@@ -48,6 +48,7 @@ COMMANDS: dict[str, _Entry] = {
     "info": _Entry("system", "info", "Show versions, hardware and presets.", "System"),
     "config": _Entry("system", "config", "Show each setting and where its value comes from.", "System"),
     "doctor": _Entry("doctor", "doctor", "Try out what a training stands on: packages, card, kernels.", "System"),
+    "drill": _Entry("drill", "drill", "Put runs of its own through every fault on this machine.", "System"),
     "setup": _Entry("setup", "setup", "Fetch what some exports and trainings need beside the packages.", "System"),
     "completion": _Entry("system", "completion", "Print the completion script of a shell.", "System"),
     "_supervise": _Entry("supervise", "supervise_run", "Supervise a run whose directory exists.", ""),

@@ -41,6 +41,7 @@ class AttemptStarted(_Event, frozen=True, kw_only=True, tag="attempt_started"):
     resume_step: int = 0
     versions: dict[str, str] = {}  # of the packages that the child will use
     gradient_checkpointing: bool | None = None  # None: the backend's own choice
+    standby: bool = False  # it had been waiting, its frameworks imported
 
 
 class PhaseEntered(_Event, frozen=True, kw_only=True, tag="phase"):
@@ -103,6 +104,37 @@ class Step(_Event, frozen=True, kw_only=True, tag="step"):
     extra: dict[str, float] = {}
 
 
+class Rehearsal(_Event, frozen=True, kw_only=True, tag="rehearsal"):
+    """The longest samples were tried before step 1, and fit. `tokens`: of the longest; `memory`: MiB, at the peak."""
+
+    micro_batch: int
+    tokens: int
+    seconds: float
+    memory: int = 0
+
+
+class BatchHalved(_Event, frozen=True, kw_only=True, tag="batch_halved"):
+    """The memory ran out in forward or backward of `step`, and the same child did the same samples again in smaller
+    micro-batches: no step was lost. `step` 0: in the rehearsal."""
+
+    attempt: int
+    step: int
+    micro_batch: int
+    accumulation: int
+    reason: str
+    needed: int = 0
+    free: int = 0
+
+
+class MemoryAwaited(_Event, frozen=True, kw_only=True, tag="memory_awaited"):
+    """Other processes hold memory of the card without which the training does not fit: it goes on when that is free again,
+    unchanged. `holders`: who they are, for people; `seconds`: how long is waited at most."""
+
+    holders: str
+    memory: int  # MiB
+    seconds: float
+
+
 class Evaluation(_Event, frozen=True, kw_only=True, tag="evaluation"):
     """The held-out rows were scored, from the child's Evaluated."""
 
@@ -123,6 +155,7 @@ class CheckpointCommitted(_Event, frozen=True, kw_only=True, tag="checkpoint"):
     seconds: float
     bytes: int
     loss: float | None = None
+    blocked: float = 0.0  # of the seconds, those that the training stood still for it
 
 
 class CheckpointMissed(_Event, frozen=True, kw_only=True, tag="checkpoint_failed"):
@@ -176,6 +209,17 @@ class Heat(_Event, frozen=True, kw_only=True, tag="heat"):
 
     level: str
     celsius: int
+
+
+class CardTrouble(_Event, frozen=True, kw_only=True, tag="card_trouble"):
+    """The GPU or its driver reported something of its health. source: xid, recovery, throttle, memory; `code`: the driver's
+    number; deed: note, advise, restart, link, save, reset, reboot: what follows for the run."""
+
+    source: str
+    code: int
+    text: str
+    deed: str
+    advice: str = ""
 
 
 class StopRequested(_Event, frozen=True, kw_only=True, tag="stop_requested"):
@@ -330,6 +374,9 @@ Event = (
     | DataPrepared
     | ModelReady
     | Step
+    | Rehearsal
+    | BatchHalved
+    | MemoryAwaited
     | Evaluation
     | CheckpointCommitted
     | CheckpointMissed
@@ -338,6 +385,7 @@ Event = (
     | FaultSeen
     | Recovering
     | Heat
+    | CardTrouble
     | StopRequested
     | StageStarted
     | StageEnded

@@ -11,6 +11,7 @@ import msgspec
 
 from backpropagate.doors import process
 from backpropagate.doors.environ import environment
+from backpropagate.judge.vitals import Recovery, Throttle, action_in_words, throttled_by
 from backpropagate.sensors.gpu import FIRST_SAMPLE_SECONDS, Sample, helper_command
 from backpropagate_protocol.errors import GPUMonitoringError
 
@@ -25,6 +26,7 @@ class Condition(StrEnum):
 
 
 _ORDER = tuple(Condition)
+_UNUSABLE = (Recovery.GPU_RESET, Recovery.BUS_RESET, Recovery.NODE_REBOOT, Recovery.SYSTEM_REBOOT)
 
 
 class GPUSafetyConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,14 +52,30 @@ class GPUStatus(msgspec.Struct, frozen=True, kw_only=True):
     power: float
     power_limit: float
     utilization: int
+    slowdown: int = 0  # it throttles from here
+    shutdown: int = 0  # and switches itself off here
+    to_slowdown: int | None = None  # degrees that its hottest part has left; None: it does not say
+    throttled: tuple[str, ...] = ()  # why its clocks are low, as far as that is no good sign
+    recovery: str = ""  # what the driver asks for; empty: nothing, or the driver is older than 570
+    uncorrected_errors: int | None = None  # of memory, since the driver was loaded; None: no ECC
+    corrected_errors: int | None = None
 
 
 def assess(sample: Sample, config: GPUSafetyConfig) -> GPUStatus:
-    """The worse of what temperature and memory say; within 3 °C of the card's own limit is an emergency."""
+    """The worst of what temperature, memory and driver say; within 3 °C of the card's own limit is an emergency.
+
+    So is a recovery action without which nothing should run on the card; hardware that throttles for heat is critical.
+    """
     heat = (config.temperature_warning, config.temperature_critical, config.temperature_emergency)
     level = sum(sample.celsius >= threshold for threshold in heat)
-    if sample.shutdown and sample.celsius >= sample.shutdown - 3:
+    near_end = sample.to_shutdown is not None and sample.to_shutdown <= 3
+    if near_end or (sample.shutdown and sample.celsius >= sample.shutdown - 3):
         level = 3
+    if sample.vitals.recovery in _UNUSABLE:
+        level = 3
+    throttles = bool(sample.vitals.throttle & Throttle.HARD_HEAT)
+    if throttles or (sample.to_slowdown is not None and sample.to_slowdown <= 0):
+        level = max(level, 2)
     if sample.memory_total:
         used = 100.0 * sample.memory_used / sample.memory_total
         level = max(level, sum(used >= threshold for threshold in (config.memory_warning, config.memory_critical)))
@@ -71,6 +89,13 @@ def assess(sample: Sample, config: GPUSafetyConfig) -> GPUStatus:
         power=sample.power,
         power_limit=sample.power_limit,
         utilization=sample.utilization,
+        slowdown=sample.slowdown,
+        shutdown=sample.shutdown,
+        to_slowdown=sample.to_slowdown,
+        throttled=throttled_by(sample.vitals.throttle),
+        recovery=action_in_words(sample.vitals.recovery),
+        uncorrected_errors=sample.vitals.uncorrected,
+        corrected_errors=sample.vitals.corrected,
     )
 
 
@@ -154,6 +179,8 @@ class GPUMonitor:
             if sample.error:
                 self.error = sample.error
                 return
+            if sample.xids:  # errors, and no figures
+                continue
             before, status = self.latest, assess(sample, self._config)
             self.latest = status
             if self._on_status is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -13,7 +15,8 @@ from backpropagate_backends.cuda import CudaBackend, see_one_gpu
 from backpropagate_protocol.errors import GPUNotAvailableError
 from backpropagate_protocol.jobs import Candidate, EvaluateJob, TrainJob
 from backpropagate_protocol.prepared import Prepared
-from tests.backends.torch_runs import FOREIGN_WARNINGS, halved, resumed, run
+from backpropagate_protocol.spec import PlannedFault
+from tests.backends.torch_runs import FOREIGN_WARNINGS, distance, halved, resumed, run
 from tests.backends.torch_session import KeepingSession, make_job
 
 
@@ -36,6 +39,27 @@ def test_one_gpu_is_seen_of_many(visible: str | None, expected: str, monkeypatch
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     see_one_gpu()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+
+
+# Imports what a runner imports while it has no Job, then asks the driver: 3 is "not even initialised".
+_WAITING = """
+import ctypes
+from backpropagate_runner.frameworks import Frameworks
+Frameworks("auto").backend("auto")
+flags, active = ctypes.c_uint(), ctypes.c_int()
+answer = ctypes.CDLL("libcuda.so.1").cuDevicePrimaryCtxGetState(0, ctypes.byref(flags), ctypes.byref(active))
+assert answer == 3 or (answer == 0 and not active.value), (answer, active.value)
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_on_a_gpu_imports_alone_take_nothing_of_the_card() -> None:
+    import torch
+
+    if not torch.cuda.is_available() or sys.platform == "win32":
+        pytest.skip("needs an NVIDIA GPU on Linux")
+    subprocess.run([sys.executable, "-P", "-c", _WAITING], check=True, timeout=300)
 
 
 @pytest.mark.gpu
@@ -177,3 +201,27 @@ def test_on_a_gpu_rows_side_by_side_are_the_training_that_padding_is(
         return list(done.losses().values())
 
     assert trained(packing=True) == pytest.approx(trained(packing=False), abs=2e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@FOREIGN_WARNINGS
+def test_on_a_gpu_a_step_done_anew_gets_its_memory_back_and_sees_the_same_samples(
+    cpu: CpuBackend, tiny: Path, rows: Prepared, tmp_path: Path
+) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU")
+    cuda = CudaBackend()
+    cuda.warm()
+    job = make_job(tiny, micro_batch=4, backend="cuda")
+    cuda.check(job)
+    whole = run(cuda, job, rows, tmp_path / "whole")
+    faults = (PlannedFault("hang", 99),)  # planned, so that shortages in the backward pass are looked for
+    planned = msgspec.structs.replace(job, spec=msgspec.structs.replace(job.spec, faults=faults), rehearse=0)
+    short = msgspec.structs.replace(planned, smaller=(2, 1))
+    again = run(cuda, short, rows, tmp_path / "short", short_at=[("backward", 0, 1), ("backward", 5, 1)])
+    assert again.session.sizes == [(0, 2), (5, 1)]
+    assert again.orders() == whole.orders()
+    assert distance(again, whole) < 1e-2

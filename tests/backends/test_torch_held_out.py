@@ -31,14 +31,14 @@ class Silent:
 
 
 class Leaving(KeepingSession):
-    """Begins to score after every step, and leaves at the first sign of progress; `asked` keeps the signs."""
+    """Begins to score after every step, and leaves at the first progress; `asked` keeps the signs."""
 
     asked: list[tuple[int, int]]
 
     def step_done(self, progress: Progress, score: Score | None = None) -> Directive:
         def go_on(done: int, total: int) -> bool:
             self.asked.append((done, total))
-            return False
+            return done == 0
 
         assert self.held_out is not None
         assert score is not None
@@ -154,7 +154,7 @@ def test_a_scoring_that_is_left_says_nothing_and_the_model_trains_on(
     session = Leaving(job(tiny), tmp_path, rows, held_out=apart)
     session.asked = []
     result = cpu.train(session, rows)
-    assert session.asked == [(4, 7)] * STEPS
+    assert session.asked == [(0, 7), (4, 7)] * STEPS
     assert result is not None
     assert result.digest == scored.done.digest
 

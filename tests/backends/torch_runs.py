@@ -56,9 +56,10 @@ def run(
     stop_at: int | None = None,
     kill_before: int | None = None,
     on_step: Callable[[int], None] = lambda step: None,
+    short_at: Iterable[tuple[str, int, int]] = (),
 ) -> Run:
     session = KeepingSession(
-        job, folder, data, save_at=save_at, stop_at=stop_at, kill_before=kill_before, on_step=on_step
+        job, folder, data, save_at=save_at, stop_at=stop_at, kill_before=kill_before, on_step=on_step, short_at=short_at
     )
     return Run(session, backend.train(session, data))
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import msgspec
+import torch
 
-from backpropagate_backends.base import Directive, HeldOut, Score
+from backpropagate_backends.base import Directive, HeldOut, Score, Write
 from backpropagate_protocol.durable import commit_dir, discard, verify_dir
 from backpropagate_protocol.jobs import TrainJob
 from backpropagate_protocol.messages import Phase, Progress, Started
@@ -48,7 +51,9 @@ class KeepingSession:
         score_at: Iterable[int] = (),
         best_step: int | None = None,
         finish_at: int | None = None,
+        short_at: Iterable[tuple[str, int, int]] = (),
     ) -> None:
+        """`short_at`: shortages of memory: the place, the step, and at which visit to it."""
         self.job = job
         self.resume: Manifest | None = verify_dir(Path(job.resume_from)) if job.resume_from else None
         self.staging = folder / "staging"
@@ -66,6 +71,11 @@ class KeepingSession:
         self.scores: dict[int, HeldOut] = {}
         self.held_out, self._score_at = held_out, set(score_at)
         self._best_step, self._finish_at = best_step, finish_at
+        self._step = 0
+        self._short_at, self._smaller = set(short_at), list(job.smaller)
+        self._entered: Counter[tuple[str, int]] = Counter()
+        self.sizes: list[tuple[int, int]] = []
+        self.rehearsals: list[int] = []
 
     def phase(self, phase: Phase, done: int = 0, total: int = 0, detail: str = "") -> None:
         self.phases.append(phase)
@@ -77,6 +87,7 @@ class KeepingSession:
         self.begun = started
 
     def before_step(self, step: int) -> None:
+        self._step = step
         if step == self._kill_before:
             raise Killed
         self._on_step(step)
@@ -96,6 +107,27 @@ class KeepingSession:
         assert found is not None
         self.scores[step] = found
 
+    def within(self, place: str) -> None:
+        self._entered[place, self._step] += 1
+        if (place, self._step, self._entered[place, self._step]) in self._short_at:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    def smaller(self, error: BaseException, others: int = 0) -> int | None:
+        assert isinstance(error, torch.OutOfMemoryError)
+        return self._smaller[0] if self._smaller else None
+
+    def shrunk(self) -> None:
+        self.sizes.append((self._step, self._smaller.pop(0)))
+
+    def taken_by_others(self, memory: int) -> None:
+        return
+
+    def rehearsal(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def rehearsed(self, tokens: int, seconds: float, memory: int = 0) -> None:
+        self.rehearsals.append(tokens)
+
     def owes(self, total_steps: int) -> bool:
         return self.resume is not None and self.resume.step in self._score_at
 
@@ -109,7 +141,13 @@ class KeepingSession:
     def best(self) -> Path | None:
         return None if self._best_step is None else self.checkpoint(self._best_step)
 
-    def publish(self, staged: Path, progress: Progress) -> bool:
+    def keep(self, staged: Path, progress: Progress, write: Write, *, copied: bool = True) -> None:
+        try:
+            staged.mkdir(parents=True, exist_ok=True)
+            write(staged)
+        except OSError as error:
+            self.save_failed(progress, error)
+            return
         manifest = Manifest(
             run_id=self.job.spec.run_id,
             step=progress.step,
@@ -129,7 +167,6 @@ class KeepingSession:
         final = self.checkpoints / checkpoint_name(progress.step)
         shutil.rmtree(final, ignore_errors=True)
         commit_dir(staged, final, lambda files: msgspec.json.encode(msgspec.structs.replace(manifest, files=files)))
-        return True
 
     def save_failed(self, progress: Progress, error: BaseException) -> None:
         for left in self.staging.iterdir():

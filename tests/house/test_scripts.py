@@ -83,7 +83,9 @@ def test_the_gates_own_environment_leaves_nothing_out_for_want_of_llama_cpp() ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["quickstart.py", "make_tiny_base.py", "bench_supervision.py", "bench_export.py", "bench_gpu.py"])
+@pytest.mark.parametrize(
+    "name", ["quickstart.py", "make_tiny_base.py", "bench_supervision.py", "bench_export.py", "bench_gpu.py"]
+)
 def test_a_script_explains_itself(name: str, tmp_path: Path) -> None:
     done = script(name, "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,16 +1,16 @@
 """A Disk that remembers what was synced, and can show every folder that a crash may legally leave behind.
 
 What a crash may lose, by the rules that durable.py relies on: the content of a file since it was last synced (it may be
-whole, cut to nothing, or full of NULs), and every change of names in a folder since that folder was last synced.
+whole, cut, empty, or full of NULs), and every change of names in a folder since that folder was last synced, each by
+itself: a later one may have reached the disk without an earlier one. Only a rename inside one folder is one change.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -48,6 +48,7 @@ class Lost(Enum):
     NOTHING = "it was on the platter after all"
     ALL = "the file is empty"
     NULS = "the length was kept, the content was not"
+    HALF = "the first part is there"
 
 
 @dataclass(eq=False)
@@ -55,36 +56,79 @@ class _File:
     now: bytes
     synced: bytes | None = None
 
-    def after_crash(self, lost: Lost) -> bytes:
+    def after_crash(self) -> set[bytes]:
+        return {self._after(lost) for lost in Lost}
+
+    def _after(self, lost: Lost) -> bytes:
         if self.now == self.synced or lost is Lost.NOTHING:
             return self.now
         if lost is Lost.ALL:
             return self.synced or b""
-        return bytes(len(self.now))
+        return bytes(len(self.now)) if lost is Lost.NULS else self.now[: len(self.now) // 2]
 
 
 @dataclass(eq=False)
 class _Folder:
+    """Each change is what one call did to the names here: all of it reached the disk, or nothing."""
+
     now: dict[str, _File | _Folder] = field(default_factory=dict)
     synced: dict[str, _File | _Folder] = field(default_factory=dict)
+    changes: list[dict[str, _File | _Folder | None]] = field(default_factory=list)
+
+    def change(self, names: dict[str, _File | _Folder | None]) -> None:
+        self.changes.append(names)
+        _apply(self.now, names)
+
+    def sync(self) -> None:
+        self.synced, self.changes = dict(self.now), []
+
+    def after_crash(self) -> Iterator[dict[str, _File | _Folder]]:
+        """The names since the last sync: any of the changes may have got to the disk without the others."""
+        for kept in itertools.product((True, False), repeat=len(self.changes)):
+            names = dict(self.synced)
+            for change in itertools.compress(self.changes, kept):
+                _apply(names, change)
+            yield names
+
+
+def _apply(names: dict[str, _File | _Folder], change: dict[str, _File | _Folder | None]) -> None:
+    for name, entry in change.items():
+        if entry is None:
+            names.pop(name, None)
+        else:
+            names[name] = entry
+
+
+Entries = tuple[tuple[str, "Tree"], ...]
+Tree = bytes | Entries  # a file's content, or what is in a folder by name
+
+
+def write_tree(tree: Tree, path: Path) -> None:
+    """Lays it out on the real disk, for those who read files."""
+    if isinstance(tree, bytes):
+        path.write_bytes(tree)
+        return
+    path.mkdir(parents=True)
+    for name, entry in tree:
+        write_tree(entry, path / name)
 
 
 class LossyDisk(Disk):
     """Does the real work below `root`, keeps a model of it beside, and counts the points where it can crash.
 
-    `crash_at` N: after N calls the power is gone, and the call raises PowerCut, as does every later one.
+    `crash_at` N: after N calls the power is gone, and the call raises PowerCut, as does every later one. `before_call`
+    is called at each of those points: what a crash there would leave can be asked with `states`.
     """
 
-    def __init__(self, root: Path, crash_at: int | None = None) -> None:
-        self._root, self._crash_at = root, crash_at
+    def __init__(self, root: Path, crash_at: int | None = None, before_call: Callable[[], None] = lambda: None) -> None:
+        self._root, self._crash_at, self._before_call = root, crash_at, before_call
         self.calls = 0
         self._tree = self._read(root)
         self._mark_synced(self._tree)
 
     def unsynced(self, folder: Path) -> None:
         """Declares what is below `folder` as written by others, without any sync."""
-        parent = self._folder(folder.parent)
-        parent.now[folder.name] = self._read(folder)
+        self._folder(folder.parent).change({folder.name: self._read(folder)})
 
     # --- the calls that durable.py makes -------------------------------------------------------------------------
 
@@ -92,7 +136,7 @@ class LossyDisk(Disk):
         self._tick()
         path.write_bytes(data)
         file = _File(data)
-        self._folder(path.parent).now[path.name] = file
+        self._folder(path.parent).change({path.name: file})
         self._tick()
         file.synced = data
 
@@ -104,77 +148,80 @@ class LossyDisk(Disk):
 
     def sync_dir(self, path: Path) -> None:
         self._tick()
-        folder = self._folder(path)
-        folder.synced = dict(folder.now)
+        self._folder(path).sync()
 
     def rename(self, source: Path, target: Path) -> None:
         self._tick()
         super().rename(source, target)
-        moved = self._folder(source.parent).now.pop(source.name)
-        self._folder(target.parent).now[target.name] = moved
+        here, there = self._folder(source.parent), self._folder(target.parent)
+        moved = here.now[source.name]
+        if here is there:
+            here.change({source.name: None, target.name: moved})
+        else:
+            here.change({source.name: None})
+            there.change({target.name: moved})
 
     def remove(self, path: Path) -> None:
-        if self._crash_at is not None and self.calls >= self._crash_at:
-            raise PowerCut
+        self._tick()
         super().remove(path)
-        if path.parent.exists():
-            self._folder(path.parent).now.pop(path.name, None)
+        parent = self._folder(path.parent)
+        gone = parent.now.get(path.name)
+        if isinstance(gone, _Folder):
+            self._emptied(gone)
+        if gone is not None:
+            parent.change({path.name: None})
 
     # --- what is left ---------------------------------------------------------------------------------------------
 
-    def images(self, into: Path) -> Iterator[Path]:
-        """Every state that a crash at this moment may leave, one after the other, each in the folder it yields."""
-        folders = list(self._folders(self._tree))
-        for lost in Lost:
-            for choice in itertools.product((True, False), repeat=len(folders)):
-                kept = dict(zip(folders, choice, strict=True))
-                image = into / "image"
-                shutil.rmtree(image, ignore_errors=True)
-                self._write_image(self._tree, image, kept, lost)
-                yield image
+    def states(self, path: Path) -> set[Entries]:
+        """Everything that a crash at this moment may leave in the folder `path`."""
+        return self._in_folder(self._folder(path))
+
+    def _in_folder(self, folder: _Folder) -> set[Entries]:
+        found: set[Entries] = set()
+        for names in folder.after_crash():
+            each = [self._of_entry(entry) for entry in names.values()]
+            found |= {tuple(sorted(zip(names, states, strict=True))) for states in itertools.product(*each)}
+        return found
+
+    def _of_entry(self, entry: _File | _Folder) -> set[Tree]:
+        return set(entry.after_crash()) if isinstance(entry, _File) else set(self._in_folder(entry))
 
     def _tick(self) -> None:
         if self._crash_at is not None and self.calls >= self._crash_at:
             raise PowerCut
+        self._before_call()
         self.calls += 1
 
     def _read(self, path: Path) -> _Folder:
-        entries = {p.name: self._read(p) if p.is_dir() else _File(p.read_bytes()) for p in path.iterdir()}
-        return _Folder(now=dict(entries))
+        folder = _Folder()
+        for entry in sorted(path.iterdir()):
+            folder.change({entry.name: self._read(entry) if entry.is_dir() else _File(entry.read_bytes())})
+        return folder
 
     def _mark_synced(self, folder: _Folder) -> None:
-        folder.synced = dict(folder.now)
+        folder.sync()
         for entry in folder.now.values():
             if isinstance(entry, _Folder):
                 self._mark_synced(entry)
             else:
                 entry.synced = entry.now
 
+    def _emptied(self, folder: _Folder) -> None:
+        for name, entry in list(folder.now.items()):
+            if isinstance(entry, _Folder):
+                self._emptied(entry)
+            folder.change({name: None})
+
     def _folder(self, path: Path) -> _Folder:
         here = self._tree
         for part in path.relative_to(self._root).parts:
-            entry = here.now.setdefault(part, _Folder())  # made by mkdir, which is nobody's promise
+            if part not in here.now:
+                here.change({part: _Folder()})  # made by mkdir, which is nobody's promise
+            entry = here.now[part]
             assert isinstance(entry, _Folder)
             here = entry
         return here
-
-    def _folders(self, folder: _Folder) -> Iterator[_Folder]:
-        """Those whose names are not all synced: only they can be lost in two ways."""
-        if folder.now != folder.synced:
-            yield folder
-        seen = {id(entry): entry for entry in (*folder.now.values(), *folder.synced.values())}
-        for entry in seen.values():
-            if isinstance(entry, _Folder):
-                yield from self._folders(entry)
-
-    def _write_image(self, folder: _Folder, path: Path, kept: dict[_Folder, bool], lost: Lost) -> None:
-        path.mkdir(parents=True, exist_ok=True)
-        entries = folder.now if kept.get(folder, True) else folder.synced
-        for name, entry in entries.items():
-            if isinstance(entry, _Folder):
-                self._write_image(entry, path / name, kept, lost)
-            else:
-                (path / name).write_bytes(entry.after_crash(lost))
 
 
 class PowerCut(BaseException):

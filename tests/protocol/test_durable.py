@@ -14,7 +14,7 @@ import pytest
 
 from backpropagate_protocol.durable import Disk, NotWhole, commit_dir, rename, seal, verify_dir, write_file
 from backpropagate_protocol.rundir import MANIFEST, PARTIAL, FileEntry, Manifest, checkpoint_step
-from tests.protocol.lossy_disk import FailingDisk, LossyDisk, PowerCut, no_descriptors
+from tests.protocol.lossy_disk import FailingDisk, LossyDisk, PowerCut, Tree, no_descriptors, write_tree
 
 OLD, NEW = b"old content", b"the new content, which is longer"
 STEP = "step-00000007"
@@ -57,8 +57,9 @@ def test_a_crash_at_any_moment_leaves_the_old_content_or_the_new(tmp_path: Path)
         except PowerCut:
             pass
 
-        found = {(image / "history.json").read_bytes() for image in disk.images(tmp_path)}
+        found = {dict(state)["history.json"] for state in disk.states(work)}
 
+        assert found
         assert found <= ({NEW} if finished else {OLD, NEW})
         crash_at += 1
     assert crash_at > 4  # it crashed at the write, its sync, the rename, and the folder's sync
@@ -79,11 +80,14 @@ def test_a_crash_at_any_moment_leaves_no_checkpoint_or_a_whole_one(tmp_path: Pat
         except PowerCut:
             pass
 
-        for image in disk.images(tmp_path):
-            found = [p for p in (image / "checkpoints").iterdir() if checkpoint_step(p.name) is not None]
+        left: set[Tree] = set()
+        for state in disk.states(work / "checkpoints"):
+            found = [tree for name, tree in state if checkpoint_step(name) is not None]
             assert len(found) == 1 or not finished
-            for folder in found:
-                assert verify_dir(folder).step == 7
+            left.update(found)
+        for number, tree in enumerate(left):
+            write_tree(tree, work / "left" / str(number))
+            assert verify_dir(work / "left" / str(number)).step == 7
         crash_at += 1
     assert crash_at > 8
 

@@ -64,3 +64,17 @@ def test_where_saving_is_free_no_more_than_save_seconds_and_one_step_is_at_risk(
         if cadence.due(number, now):
             cadence.saved(now, now)
             safe = now
+
+
+def test_one_that_is_written_beside_the_training_costs_what_it_held_it_up_for_and_a_tenth_of_what_it_took() -> None:
+    cadence = Cadence(None, 60.0, 10**9, start=0.0)
+    assert cadence.due(1, 6.0)
+    cadence.saved(6.0, 11.0, released=6.1)  # written for 5 seconds
+    assert not cadence.due(2, 90.0)
+    assert cadence.due(3, 100.0)
+
+
+def test_while_one_is_written_only_a_wish_or_the_last_step_waits_for_it() -> None:
+    assert not Cadence(None, 60.0, 10, start=0.0).due(9, 1e9, writing=True)
+    assert Cadence(None, 60.0, 10, start=0.0).due(10, 1e9, writing=True)
+    assert Cadence(5, 60.0, 10, start=0.0).due(5, 1e9, writing=True)

@@ -40,8 +40,15 @@ _REPORTED = {
     "error": (FaultKind.INTERNAL, "RUNTIME_TRAINING_FAILED"),
 }
 _DEADLY = {"segfault": "SIGSEGV", "abort": "SIGABRT", "sigkill": "SIGKILL"}
-_IN_SAVE = {"sigkill_in_save", "sigkill_before_manifest"}
+_IN_SAVE = {"sigkill_in_save", "sigkill_before_manifest", "sigkill_beside_save"}
 _IN_EVALUATION = {"sigkill_in_evaluation", "oom_in_evaluation", "hang_in_evaluation", "hold_in_evaluation"}
+_WITHIN = {
+    "oom_in_forward",
+    "oom_in_backward",
+    "oom_in_optimizer",
+    "oom_by_others",
+    "thrash",
+}  # tests/runner/test_shrinking.py
 _OTHERS = {
     "sigterm_self",
     "sigstop",
@@ -61,7 +68,7 @@ _OTHERS = {
 
 
 def test_every_kind_is_tried_in_this_file() -> None:
-    assert set(_REPORTED) | set(_DEADLY) | _IN_SAVE | _IN_EVALUATION | _OTHERS == KINDS
+    assert set(_REPORTED) | set(_DEADLY) | _IN_SAVE | _IN_EVALUATION | _WITHIN | _OTHERS == KINDS
 
 
 @pytest.mark.parametrize("kind", _REPORTED)
@@ -108,6 +115,7 @@ def test_a_death_during_a_save_leaves_the_older_checkpoint_and_nothing_that_look
     named = [p for p in run_of(job).checkpoints.iterdir() if checkpoint_step(p.name) is not None]
     assert [p.name for p in named] == ["step-00000005"]
     assert verify_dir(named[0]).step == 5
+    assert [m.step for m in child.of(CheckpointSaved)] == [5]
 
 
 @pytest.mark.parametrize("kind", ["disk_full", "disk_error"])

@@ -11,11 +11,12 @@ from typing import assert_never
 
 import msgspec
 
-from backpropagate.events import FaultSeen, Heat, Noticed, Recovering, StopRequested
+from backpropagate.events import CardTrouble, FaultSeen, Heat, MemoryAwaited, Noticed, Recovering, StopRequested
 from backpropagate.judge import decisions as d
 from backpropagate.judge.plan import Stage, Start
 from backpropagate.judge.policy import Policy
 from backpropagate.judge.stage import StagePolicy
+from backpropagate.judge.vitals import Vitals
 from backpropagate_protocol import messages as m
 from backpropagate_protocol.catalogue import ExitCode
 from backpropagate_protocol.jobs import (
@@ -137,9 +138,19 @@ def _heard(line: str) -> d.Input:
         case "limits":
             return d.CardLimits(now, number["slowdown"], number["shutdown"])
         case "celsius":
-            return d.Temperature(now, int(words[0]))
+            return d.Temperature(now, int(words[0]), number.get("slowdown"), number.get("shutdown"))
+        case "xid":
+            return d.XidSeen(now, int(words[0]))
+        case "vitals":
+            return d.CardVitals(now, msgspec.convert(number, Vitals))
+        case "card-gone":
+            return d.CardGone(now, "GPU is lost")
+        case "shared":
+            return d.MemorySpilled(now, int(words[0]), number["used"], number["total"])
         case "sensor-lost":
-            return d.SensorLost(now, "no answer")
+            return d.SensorLost(now, "no answer", hung="hung" in words)
+        case "held":
+            return d.MemoryHeld(now, int(words[0]), f"blender (pid 4711, {words[0]} MiB)" if words[0] != "0" else "")
         case "memory-short":
             return d.MemoryShort(now, "macOS calls its memory pressure critical")
         case _:
@@ -160,6 +171,11 @@ def _message(verb: str, words: list[str], number: dict[str, int], options: dict[
             return m.Started("toy", "toy", step, 100, 8 * step, micro, accumulation, 1, 1, "fp32")
         case "progress":
             return m.Progress(step, 100, 8 * step, step, 1.0, step_seconds=float(number.get("seconds", 1)))
+        case "rehearsed":
+            return m.Rehearsed(number.get("micro", 8), 512, 1.0)
+        case "halved":
+            micro = number["micro"]
+            return m.Halved(step, micro, number.get("accumulation", 8 // micro), "out of memory")
         case "saved":
             return m.CheckpointSaved(f"step-{step:08d}", step, 8 * step, step, float(number.get("seconds", 1)), 1000)
         case "not-saved":
@@ -169,7 +185,7 @@ def _message(verb: str, words: list[str], number: dict[str, int], options: dict[
             needed, free = number.get("needed", 0), number.get("free", 0)
             phase = m.Phase(options.get("phase", "train"))
             code, text = options.get("code", _CODES[kind]), options.get("says", f"a fault: {words[0]}")
-            return m.Fault(kind, code, text, "", "", phase, step, needed, free)
+            return m.Fault(kind, code, text, "", "", phase, step, needed, free, number.get("others", 0))
         case "stopped":
             return m.Stopped(step, saved=True)
         case "done" if words == ["made"]:
@@ -249,8 +265,12 @@ def _event(emit: d.Emit) -> str:
         case Recovering() as e:
             begin = e.checkpoint or "the start"
             return f"recovering in {e.delay:g} s with {e.micro_batch} x {e.accumulation} from {begin}: {e.reason}"
+        case MemoryAwaited() as e:
+            return f"memory awaited for at most {e.seconds:g} s: {e.memory} MiB, held by {e.holders}"
         case Heat() as e:
             return f"heat {e.level} at {e.celsius}"
+        case CardTrouble() as e:
+            return f"card, to {e.deed}: {e.text}"
         case StopRequested() as e:
             time = f", {e.seconds:g} s" if e.seconds else ""
             return f"stop for {e.reason}, {'saving' if e.save else 'not saving'}{time}"

@@ -14,7 +14,9 @@ from backpropagate.wishes.options import Value
 if TYPE_CHECKING:
     from backpropagate.judge.estimate import Estimate, Range
 
-_KEYS = tuple(key for key in TRAINING_KEYS if key not in ("training.name", "safety.wait", "safety.grace"))
+# Wishes about how a run is kept alive, which change nothing of what it needs.
+_NO_MATTER = ("training.name", "safety.wait", "safety.grace", "safety.standby")
+_KEYS = tuple(key for key in TRAINING_KEYS if key not in _NO_MATTER)
 
 
 @click.command(cls=Command)

@@ -117,7 +117,20 @@ def _gpu_in_words(status: object) -> str:
     if "error" in status:
         return str(status["error"])
     used, total = status["memory_used"] / 1024, status["memory_total"] / 1024
-    return f"{status['name']}, {used:.1f} of {total:.1f} GB in use, {status['temperature']} °C ({status['condition']})"
+    said = f"{status['name']}, {used:.1f} of {total:.1f} GB in use, {status['temperature']} °C ({status['condition']})"
+    return "".join([said, *(f"; {text}" for text in _health_in_words(status))])
+
+
+def _health_in_words(status: dict[str, object]) -> list[str]:
+    slowdown, shutdown, left = status["slowdown"], status["shutdown"], status["to_slowdown"]
+    said = [f"slows down at {slowdown} °C, off at {shutdown} °C"] if slowdown and shutdown else []
+    said += [f"{left} °C left until it slows down"] if left is not None else []
+    said += [f"{status['power']:.0f} of {status['power_limit']:.0f} W"] if status["power_limit"] else []
+    throttled = status["throttled"]
+    said += [str(text) for text in throttled] if isinstance(throttled, list | tuple) else []
+    said += [f"the driver asks for {status['recovery']}"] if status["recovery"] else []
+    errors = status["uncorrected_errors"]
+    return said + ([f"{errors} memory errors lost data"] if errors else [])
 
 
 def _about_in_words(about: dict[str, object]) -> list[str]:

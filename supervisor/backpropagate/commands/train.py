@@ -31,7 +31,7 @@ TRAINING_KEYS = (
     "data.max_tokens", "data.order", "data.eval_split", "training.eval_steps", "training.early_stopping",
     "training.keep_best", "tracking.report_to", "tracking.project",
     "training.output_dir", "training.name", "safety.save_steps", "safety.keep_checkpoints", "safety.grace",
-    "safety.oom_recovery", "safety.wait", "runner.python", "export.after_training", "export.ollama_name",
+    "safety.oom_recovery", "safety.standby", "safety.wait", "runner.python", "export.after_training", "export.ollama_name",
     "export.directory",
 )  # fmt: skip
 

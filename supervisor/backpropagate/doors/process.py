@@ -38,6 +38,7 @@ _CHUNK = 1 << 18
 _DRAIN_SECONDS = 5.0  # what a dead runner left in the pipe is read, but nobody can keep the pipe open for ever
 _GROUP_SECONDS = 2.0
 _BURIAL_SECONDS = 5.0
+_FIRST_VICTIM = "1000"  # the most that oom_score_adj can be
 
 
 def _environment(run_id: str) -> dict[str, str]:
@@ -138,6 +139,40 @@ class Runner:
                 pass  # gone already
             except PermissionError:
                 pass  # macOS: nothing but zombies is left in the group
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is dead at this moment, though the event loop may hear of it only later."""
+        if sys.platform == "linux" and self._process.returncode is None:
+            try:
+                return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+            except ChildProcessError:
+                return True  # fetched already
+        return self._process.returncode is not None
+
+    async def ended(self) -> Death:
+        """Waits for its end, no matter what it had said."""
+        code = await self._process.wait()
+        self.alive = False
+        return death.decode(code, oom_kills=death.oom_kill_count() - self._oom_kills)
+
+    def expendable(self, is_it: bool) -> None:
+        """Whether the kernel shall end it before all others when memory runs out; Linux only.
+
+        From now on deaths of want of memory are counted anew: those before were not its own.
+        """
+        self._oom_kills = death.oom_kill_count()
+        if sys.platform == "linux":
+            try:
+                inherited = Path("/proc/self/oom_score_adj").read_text(encoding="ascii")
+                wanted = _FIRST_VICTIM if is_it else inherited
+                Path(f"/proc/{self.pid}/oom_score_adj").write_text(wanted, encoding="ascii")
+            except OSError:
+                pass  # it is gone, or not ours to say
+
+    def discount_oom_kill(self) -> None:
+        """The kernel's counter grew, and another one was meant."""
+        self._oom_kills += 1
 
     async def wait(self, drained: anyio.Event) -> Death:
         """Waits for its end, and for `drained`: that all it had said was read."""

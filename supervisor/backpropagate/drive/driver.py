@@ -22,6 +22,7 @@ from backpropagate.doors import process
 from backpropagate.doors.death import with_last_words
 from backpropagate.drive.narrate import narrate
 from backpropagate.drive.reporter import Reporter
+from backpropagate.drive.standby import End, Standby, Turn
 from backpropagate.drive.stops import Stops
 from backpropagate.events import AttemptStarted, CheckpointQuarantined, Noticed, StageStarted, Step
 from backpropagate.judge.decisions import (
@@ -36,6 +37,7 @@ from backpropagate.judge.decisions import (
     Give,
     Input,
     Kill,
+    MemoryShort,
     Quarantine,
     RunnerExited,
     RunnerGarbled,
@@ -55,7 +57,7 @@ from backpropagate.sensors.card import Card
 from backpropagate_protocol.catalogue import ExitCode
 from backpropagate_protocol.framing import ProtocolError
 from backpropagate_protocol.jobs import TrainJob
-from backpropagate_protocol.messages import CheckpointSaved, Hello, Ping, RunJob, ToParent
+from backpropagate_protocol.messages import CheckpointSaved, Hello, Ping, Progress, Rehearsed, RunJob, ToParent
 from backpropagate_protocol.redact import redact
 from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import RunSpec, rail
@@ -63,6 +65,7 @@ from backpropagate_protocol.spec import RunSpec, rail
 _TICK = 1.0
 _PING_EVERY = 5.0
 _LAST_WORDS = 1 << 16
+_MUTE_SECONDS = 5.0
 
 
 class Judge(Protocol):
@@ -101,11 +104,16 @@ class Driver:
         card: Card,
         stops: Stops,
         clock: Callable[[], float] = time.monotonic,
+        standby: str = "off",
     ) -> None:
         self._spec, self._run_dir, self._policy, self._report = spec, run_dir, policy, report
         self._card, self._stops, self._clock = card, stops, clock
+        card.child = lambda: self._runner.pid if self._runner is not None else None
         self._runner: process.Runner | None = None
         self._kill_at_birth = False
+        self._standby = Standby(standby, spec.backend, self._warn, clock)
+        self._plain = True  # the newest Job computes as the spec says: what fits it fits the next run
+        self._stood_by = False  # the newest child did
         self.packages: dict[str, str] = {}  # that the newest child has
         self._finish: Finish | None = None
         self._tasks: TaskGroup
@@ -122,6 +130,7 @@ class Driver:
                 tasks.start_soon(self._keep_time)
                 if self._card.wanted:
                     tasks.start_soon(self._card.watch, self.feed, lambda: self._policy.device, self._warn)
+                tasks.start_soon(self._standby.keep, self._child, self._not_ours, tasks)
                 tasks.start_soon(pressure.watch, self.feed, lambda: self._policy.device, self._clock)
                 await self._ended.wait()
             tasks.cancel_scope.cancel()
@@ -130,6 +139,8 @@ class Driver:
 
     def feed(self, input: Input) -> None:
         """Tells the policy, and does what it answers."""
+        if isinstance(input, MemoryShort):
+            self._standby.end()
         for action in self._policy.handle(input):
             self._act(action)
         wake = self._policy.wake_at
@@ -140,6 +151,7 @@ class Driver:
         """A wish to end: `ctrl-c` and `sigterm` (the second one kills), `owner-gone`, `kill`."""
         if reason == "owner-gone" and self._policy.stop_asked:
             return  # it went away after asking; that is no second request
+        self._standby.end()
         code = ExitCode.INTERRUPTED if reason in ("ctrl-c", "kill") else ExitCode.TRY_LATER
         self.feed(StopAsked(self._clock(), reason, code, kill=reason == "kill"))
 
@@ -148,8 +160,7 @@ class Driver:
     def _act(self, action: Action) -> None:
         match action:
             case Spawn():
-                self._kill_at_birth = False
-                self._tasks.start_soon(self._child, action.warm or rail(self._spec))
+                self._spawn(action.warm or rail(self._spec))
             case FindCheckpoint():
                 self._tasks.start_soon(self._find_checkpoint)
             case Assign():
@@ -178,6 +189,15 @@ class Driver:
             case _:
                 assert_never(action)
 
+    def _spawn(self, warm: str) -> None:
+        self._kill_at_birth = False
+        self._stood_by = self._standby.take(warm)
+        if not self._stood_by:
+            self._tasks.start_soon(self._child, warm)
+
+    def _not_ours(self) -> None:
+        self._to_runner(process.Runner.discount_oom_kill)
+
     def _to_runner(self, deed: Callable[[process.Runner], None]) -> None:
         if self._runner is not None:
             deed(self._runner)
@@ -185,6 +205,7 @@ class Driver:
     def _assign(self, job: Assign) -> None:
         if self._runner is None:
             return  # it died this very moment; its exit is on the way
+        self._plain = job.gradient_checkpointing == self._spec.train.gradient_checkpointing
         folder = str(self._run_dir.checkpoints / job.checkpoint.name) if job.checkpoint else None
         self._report.event(
             AttemptStarted(
@@ -198,6 +219,7 @@ class Driver:
                 resume_step=job.checkpoint.step if job.checkpoint else 0,
                 versions=self.packages,
                 gradient_checkpointing=job.gradient_checkpointing,
+                standby=self._stood_by,
             )
         )
         train = TrainJob(
@@ -211,6 +233,8 @@ class Driver:
             prepared=job.prepared,
             held_out=job.held_out,
             kernels=probed.working(self._spec.runner_python, self.packages),
+            smaller=job.smaller,
+            rehearse=self._card.rehearsal(job.micro_batch),
         )
         self._tasks.start_soon(self._send_when_free, self._runner, train)
 
@@ -238,13 +262,15 @@ class Driver:
 
     # --- tasks ------------------------------------------------------------------------------------------------------
 
-    async def _child(self, warm: str) -> None:
-        """One child's life, from spawn to burial."""
+    async def _child(self, warm: str, turn: Turn | None = None) -> None:
+        """One child's life, from spawn to burial. With a `turn` it is the standby, and nobody's child until that comes."""
         python, run_id = self._spec.runner_python, self._spec.run_id
         log = _open_log(self._run_dir.log)
-        begin = os.fstat(log).st_size
         try:
             async with process.running(python, run_id, warm, log) as runner:
+                if turn is not None and not await turn.comes(runner):
+                    return
+                begin = os.fstat(log).st_size
                 self._runner = runner
                 if self._kill_at_birth:
                     runner.kill()
@@ -256,6 +282,9 @@ class Driver:
                     tasks.cancel_scope.cancel()
                 self._runner = None
         except OSError as error:
+            if turn is not None and turn.end is not End.TAKEN:
+                turn.decide(End.DIED)
+                return
             self._runner = None
             self.feed(SpawnFailed(self._clock(), error.strerror or str(error)))
             return
@@ -268,6 +297,10 @@ class Driver:
             async with aclosing(runner.messages()) as messages:
                 async for message in messages:
                     self._hear(message)
+            drained.set()
+            # Whoever dies closes it too, so a moment is allowed; one that lives on without it can tell us nothing more.
+            await anyio.sleep(_MUTE_SECONDS)
+            self.feed(RunnerGarbled(self._clock(), "the runner closed its pipe and did not end"))
         except ProtocolError as error:
             self.feed(RunnerGarbled(self._clock(), redact(str(error))))
         finally:
@@ -276,6 +309,8 @@ class Driver:
     def _hear(self, message: ToParent) -> None:
         if isinstance(message, Hello):
             self.packages = message.packages
+        if isinstance(message, Progress):
+            self._standby.advanced()
         event = narrate(message, time=time.time(), run_id=self._spec.run_id, attempt=self._policy.attempt)
         if isinstance(event, Step) and self._card.latest is not None:
             event = msgspec.structs.replace(event, celsius=self._card.latest.celsius)
@@ -286,6 +321,9 @@ class Driver:
         fit = self._policy.fit if self._spec.train.batch_size is None else None
         if isinstance(message, CheckpointSaved) and self._card.fit_key and fit is not None:
             userstate.remember(self._card.fit_key, fit)
+
+        if isinstance(message, Rehearsed) and self._card.fit_key and self._plain:
+            userstate.remember_rehearsed(self._card.fit_key, message.micro_batch, message.tokens)
 
     def _warn(self, text: str) -> None:
         self._report.event(Noticed(time=time.time(), run_id=self._spec.run_id, level="warning", text=redact(text)))

@@ -7,6 +7,7 @@ from typing import assert_never
 import msgspec
 
 from backpropagate.events import (
+    BatchHalved,
     CheckpointCommitted,
     CheckpointMissed,
     DataPrepared,
@@ -16,6 +17,7 @@ from backpropagate.events import (
     ModelReady,
     Noticed,
     PhaseEntered,
+    Rehearsal,
     RouteFound,
     Step,
 )
@@ -29,10 +31,12 @@ from backpropagate_protocol.messages import (
     Evaluated,
     ExportRoute,
     Fault,
+    Halved,
     Hello,
     Notice,
     PhaseChanged,
     Progress,
+    Rehearsed,
     Said,
     Started,
     Stopped,
@@ -65,6 +69,11 @@ def narrate(message: ToParent, *, time: float, run_id: str, attempt: int) -> Eve
             )
         case Evaluated():
             return Evaluation(time=time, run_id=run_id, **msgspec.structs.asdict(message))
+        case Rehearsed():
+            return Rehearsal(time=time, run_id=run_id, **msgspec.structs.asdict(message))
+        case Halved():
+            told = msgspec.structs.asdict(message) | {"reason": redact(message.reason)}
+            return BatchHalved(time=time, run_id=run_id, attempt=attempt, **told)
         case PhaseChanged():
             return PhaseEntered(
                 time=time,
@@ -121,6 +130,7 @@ def narrate(message: ToParent, *, time: float, run_id: str, attempt: int) -> Eve
                 seconds=message.seconds,
                 bytes=message.bytes,
                 loss=message.loss,
+                blocked=message.blocked,
             )
         case CheckpointFailed():
             return CheckpointMissed(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from backpropagate.events import AttemptStarted, DataPrepared
+from backpropagate.events import AttemptStarted, BatchHalved, DataPrepared
 from backpropagate.judge import plan, telling
 from backpropagate.judge.campaign import Facts
 from backpropagate.keep import journal
@@ -39,6 +39,8 @@ def where_it_stood(spec: RunSpec, run_dir: RunDir) -> Stood:
         if isinstance(event, AttemptStarted):
             attempts, micro = max(attempts, event.attempt), event.micro_batch
             checkpointing = checkpointing if event.gradient_checkpointing is None else event.gradient_checkpointing
+        elif isinstance(event, BatchHalved):
+            micro = event.micro_batch
         elif isinstance(event, DataPrepared):
             prepared, held_out = PreparedRef(event.path, event.digest), telling.held_out(event)
     start = plan.Start(

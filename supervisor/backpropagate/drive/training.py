@@ -91,7 +91,8 @@ class Training:
     async def run(self) -> Finish:
         """Trains to the end. Raises, if nothing was told of the run yet, BusyError if the card is taken, and RUNTIME_GPU_OOM if
         the training cannot fit on it."""
-        driver = Driver(self._spec, self._run_dir, self._policy, self._report, self.card, self._stops)
+        wish = self._spec.safety.standby
+        driver = Driver(self._spec, self._run_dir, self._policy, self._report, self.card, self._stops, standby=wish)
         try:
             finish = await driver.drive()
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from backpropagate.judge.halving import halved
 from backpropagate.judge.states import BACKOFF
 from backpropagate.judge.verdict import Again, Cause, Rules, Standing, Verdict, judge
 from backpropagate_protocol.spec import SafetySpec
@@ -39,6 +40,20 @@ class Budget:
         )
         self._causes.append(cause)
         return judge(cause, at, self.rules)
+
+    def smaller(self, micro: int, effective: int) -> tuple[int, ...]:
+        """The micro-batches that a child may go down to by itself, one after the other."""
+        found: list[int] = []
+        while self.rules.oom_recovery and self._halvings + len(found) < self.rules.max_halvings:
+            next_one = halved(found[-1] if found else micro, effective, self.rules.least_batch)
+            if next_one is None:
+                break
+            found.append(next_one)
+        return tuple(found)
+
+    def halved_in_place(self) -> None:
+        """Pays for a halving that cost no child."""
+        self._halvings += 1
 
     def spend(self, verdict: Again) -> float:
         """Pays for a respawn; returns the delay before it."""

@@ -26,7 +26,18 @@ from backpropagate_protocol.spec import SafetySpec
 
 # What a policy is told of the world around the child.
 Surroundings = (
-    d.CheckpointFound | d.SearchFailed | d.CardKnown | d.CardLimits | d.Temperature | d.SensorLost | d.MemoryShort
+    d.CheckpointFound
+    | d.SearchFailed
+    | d.CardKnown
+    | d.CardLimits
+    | d.Temperature
+    | d.CardVitals
+    | d.XidSeen
+    | d.CardGone
+    | d.MemorySpilled
+    | d.SensorLost
+    | d.MemoryShort
+    | d.MemoryHeld
 )
 # What a child says of its work while it goes on.
 Report = (
@@ -39,6 +50,8 @@ Report = (
     | m.Said
     | m.Turn
     | m.Evaluated
+    | m.Rehearsed
+    | m.Halved
 )
 
 
@@ -174,7 +187,7 @@ class ChildPolicy(ABC):
     def _cause_of_death(self, death: d.Death) -> Cause:
         """It ended without a word that would explain it."""
         mute = not self._hello and self.recoveries == 0
-        cause = self._own_cause(*of_death(death, mute=mute, who=self._who))
+        cause = self._explained(self._own_cause(*of_death(death, mute=mute, who=self._who)))
         self._emit(self._tell.fault(cause, death.text))
         return cause
 
@@ -223,8 +236,13 @@ class ChildPolicy(ABC):
     def _own_cause(self, kind: Kind, code: str, message: str) -> Cause:
         return Cause(kind, code, message, self.last_step, self.attempt, trained=self._trained, phase=self._phase)
 
+    def _explained(self, cause: Cause) -> Cause:
+        """What else is known of it."""
+        return cause
+
     def _blame(self, cause: Cause) -> None:
         """The first cause is what `_exited` will have judged."""
+        cause = self._explained(cause)
         self._emit(self._tell.fault(cause))
         self._cause = self._cause or cause
 

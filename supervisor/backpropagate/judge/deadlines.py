@@ -11,7 +11,7 @@ from backpropagate_protocol.spec import SafetySpec
 HELLO = 120.0  # an interpreter starts, nothing else
 IMPORT = 900.0  # frameworks from a cold or slow disk
 DATA = 900.0  # between two reports of progress while rows are read
-CHECKPOINT = 900.0
+CHECKPOINT = 900.0  # until it is known what a save takes here
 FINISH = 1800.0
 STAGE = 900.0  # of an export, between two signs of progress
 TEARDOWN = 15.0  # after Done: the result stands, the process need not
@@ -28,6 +28,15 @@ class StepTimes:
         self._p99 = 0.0
         self._new = 0
         self.known = False  # whether p99 says anything yet
+        self._slowest_save: float | None = None
+
+    def saved(self, seconds: float) -> None:
+        """What a save took."""
+        self._slowest_save = max(seconds, self._slowest_save or 0.0)
+
+    def save_limit(self, floor: float) -> float:
+        """Far above what saves take here: others may write to the same disk, and a save that is killed has to be done anew."""
+        return CHECKPOINT if self._slowest_save is None else min(CHECKPOINT, max(4 * floor, 20 * self._slowest_save))
 
     def first(self, seconds: float) -> None:
         """An attempt's first step compiles, allocates and warms up: a bound, of use while nothing better is known."""
@@ -73,7 +82,7 @@ def limit(phase: Phase, safety: SafetySpec, steps: StepTimes) -> float:
             # Before any step's time is known: the slowest step of all is the first.
             return max(5 * steps.p99, safety.hang_floor) if steps.known else safety.first_step_deadline
         case Phase.CHECKPOINT:
-            return CHECKPOINT
+            return steps.save_limit(safety.hang_floor)
         case Phase.FINISH:
             return FINISH
         case Phase.TEARDOWN:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from backpropagate.events import Event
+from backpropagate.judge.vitals import Vitals
 from backpropagate_protocol.catalogue import ExitCode
 from backpropagate_protocol.jobs import PreparedRef, StageJob
 from backpropagate_protocol.messages import Save, Stop, ToParent
@@ -127,14 +128,55 @@ class CardLimits:
 
 @dataclass(frozen=True, slots=True)
 class Temperature:
+    """to_slowdown, to_shutdown: degrees that the hottest part has left, where the card says so."""
+
     now: float
     celsius: int
+    to_slowdown: int | None = None
+    to_shutdown: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CardVitals:
+    """What else a reading says of the card's health."""
+
+    now: float
+    vitals: Vitals
+
+
+@dataclass(frozen=True, slots=True)
+class XidSeen:
+    """The driver reported an error with this number, of whatever process."""
+
+    now: float
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class CardGone:
+    """The driver has lost the card."""
+
+    now: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySpilled:
+    """Windows: how much of the host's memory stands in for the card's. MiB, of the card's used and total, too."""
+
+    now: float
+    shared: int
+    used: int
+    total: int
 
 
 @dataclass(frozen=True, slots=True)
 class SensorLost:
+    """hung: the driver did not answer, rather than answered that there is nothing to read."""
+
     now: float
     text: str
+    hung: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +185,15 @@ class MemoryShort:
 
     now: float
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryHeld:
+    """Other processes hold so much of the card's memory, in MiB. `holders`: who they are, for people."""
+
+    now: float
+    memory: int
+    holders: str
 
 
 Input = (
@@ -158,8 +209,13 @@ Input = (
     | CardKnown
     | CardLimits
     | Temperature
+    | CardVitals
+    | XidSeen
+    | CardGone
+    | MemorySpilled
     | SensorLost
     | MemoryShort
+    | MemoryHeld
 )
 
 # --- what it answers ------------------------------------------------------------------------------------------------
@@ -192,6 +248,7 @@ class Assign:
     checkpoint: Found | None
     prepared: PreparedRef | None
     held_out: PreparedRef | None = None
+    smaller: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

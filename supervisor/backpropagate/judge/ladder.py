@@ -17,8 +17,9 @@ class Rung(Enum):
 
 
 def time_to_save(grace: float, step: float, save: float) -> float:
-    """Seconds for a stop that saves: the child ends the step it is in, and writes. `step`, `save`: the slowest so far."""
-    return max(grace, min(LONGEST, 2 * step + 2 * save))
+    """Seconds for a stop that saves: the child ends the step it is in, and writes, maybe the checkpoint before this one too.
+    `step`, `save`: the slowest so far."""
+    return max(grace, min(LONGEST, 2 * step + 3 * save))
 
 
 class Ladder:

@@ -15,18 +15,17 @@ from typing import assert_never
 from backpropagate.judge import decisions as d
 from backpropagate.judge import ladder, telling
 from backpropagate.judge.budget import Budget
-from backpropagate.judge.child import ChildPolicy, Report, Surroundings
+from backpropagate.judge.child import Report, Surroundings
 from backpropagate.judge.halving import least_batch
+from backpropagate.judge.on_card import OnCard
+from backpropagate.judge.others import PATIENCE, Others
 from backpropagate.judge.plan import Start
 from backpropagate.judge.states import (
     BEFORE_TRAINING,
-    BLIND_COOLING,
-    COOLING_PATIENCE,
     DISK_PATIENCE,
     WITHOUT_CHILD,
     State,
 )
-from backpropagate.judge.thermal import HeatLevel, Thermal
 from backpropagate.judge.timers import Timer
 from backpropagate.judge.verdict import Again, Cause, GiveUp, Kind
 from backpropagate_protocol import messages as m
@@ -35,7 +34,7 @@ from backpropagate_protocol.messages import Phase
 from backpropagate_protocol.spec import RunSpec
 
 
-class Policy(ChildPolicy):
+class Policy(OnCard):
     """One training's judgement."""
 
     _who = "the training process"
@@ -56,8 +55,7 @@ class Policy(ChildPolicy):
         self.device = ""
         self._card_pending = start.wait_for_card
         self._slowest_save = 0.0
-        self._thermal = Thermal(spec.safety)
-        self._blind = False
+        self._others = Others()
 
     def _forget_attempt(self) -> None:
         super()._forget_attempt()
@@ -75,17 +73,13 @@ class Policy(ChildPolicy):
                 self._card_pending = False
                 self.micro = self.micro if input.micro_batch is None else input.micro_batch
                 self._assign_if_ready(now)
-            case d.CardLimits():
-                self._thermal.limits(input.slowdown, input.shutdown)
-            case d.Temperature():
-                self._temperature(now, input.celsius)
-            case d.SensorLost():
-                self._sensor_lost(now, input.text)
+            case d.MemoryHeld():
+                self._memory_held(now, input)
             case d.MemoryShort():
                 if self.state is State.WORKING:
                     self._fault(now, self._own_cause(Kind.OOM, "RUNTIME_GPU_OOM", f"memory is short: {input.text}"))
             case _:
-                assert_never(input)
+                self._card_said(now, input)
 
     # --- from one child to the next ---------------------------------------------------------------------------------
 
@@ -140,9 +134,15 @@ class Policy(ChildPolicy):
         self._enter(now, Phase.IMPORT)
         accumulation = self.effective // self.micro
         checkpointing, data = self.gradient_checkpointing, (self.prepared, self.held_out)
-        self._out.append(d.Assign(self.attempt, self.micro, accumulation, checkpointing, self.committed, *data))
+        smaller = self._budget.smaller(self.micro, self.effective)
+        self._out.append(
+            d.Assign(self.attempt, self.micro, accumulation, checkpointing, self.committed, *data, smaller)
+        )
 
     def _judge(self, now: float, cause: Cause) -> None:
+        if self._others.are_to_blame(cause):
+            self._await_memory(now, cause)
+            return
         unknown = self.gradient_checkpointing is None and not self.device.startswith("cuda")
         can_help = unknown or self.gradient_checkpointing is False
         resuming = self.committed is not None
@@ -159,20 +159,18 @@ class Policy(ChildPolicy):
         else:
             self._respawn(now, cause, verdict)
 
-    def _respawn(self, now: float, cause: Cause, verdict: Again) -> None:
+    def _respawn(self, now: float, cause: Cause, verdict: Again, wait: float | None = None) -> None:
+        """`wait`: until then, whatever the budget says."""
         self._forget_attempt()
         self.recoveries += 1
         self.micro = verdict.micro
-        if cause.kind in (Kind.OOM, Kind.HOST_OOM):
+        if cause.kind in (Kind.OOM, Kind.HOST_OOM) and wait is None:
             self.fit = verdict.micro
         if verdict.gradient_checkpointing:
             self.gradient_checkpointing = True
-        delay = self._budget.spend(verdict)
+        delay = self._budget.spend(verdict) if wait is None else wait
         self._announce = cause.message
-        if verdict.cool_first and not self._thermal.is_cool:
-            self.state = State.COOLING
-            self._timers.set(Timer.COOL, now + (BLIND_COOLING if self._blind else COOLING_PATIENCE))
-        else:
+        if not (verdict.cool_first and self._cool_down(now)):
             self._spawn_after(now, delay)
         self._search()
 
@@ -194,7 +192,9 @@ class Policy(ChildPolicy):
                 self._said_saved(now, message)
             case m.CheckpointFailed():
                 self._said_not_saved(now, message)
-            case m.Notice() | m.Said() | m.Turn() | m.Evaluated():
+            case m.Halved():
+                self._said_halved(now, message)
+            case m.Notice() | m.Said() | m.Turn() | m.Evaluated() | m.Rehearsed():
                 pass  # for people
             case _:
                 assert_never(message)
@@ -207,9 +207,23 @@ class Policy(ChildPolicy):
             text = f"the runner began with (micro-batch, accumulation, step) {got} instead of {asked}"
             self._fault(now, self._own_cause(Kind.MISMATCH, "RUNTIME_PROTOCOL", text))
             return
+        self._others.begun()
         self._enter(now, Phase.FIRST_STEP)
 
+    def _said_halved(self, now: float, halved: m.Halved) -> None:
+        """It did by itself what a verdict would have come to, and lost nothing by it."""
+        allowed = next(iter(self._budget.smaller(self.micro, self.effective)), None)
+        if halved.micro_batch != allowed or halved.micro_batch * halved.accumulation != self.effective:
+            text = f"the runner went on with a micro-batch of {halved.micro_batch}, and was allowed {allowed or 'none'}"
+            self._fault(now, self._own_cause(Kind.MISMATCH, "RUNTIME_PROTOCOL", text))
+            return
+        self._budget.halved_in_place()
+        self.micro = self.fit = halved.micro_batch
+        self._enter(now, self._phase)
+
     def _said_progress(self, now: float, progress: m.Progress) -> None:
+        if progress.step <= self.last_step:
+            return  # who says the same again has got no further, and its deadline stands
         (self._steps.add if self._trained else self._steps.first)(progress.step_seconds)
         self._trained = True
         self.last_step, self.total_steps = progress.step, progress.total_steps
@@ -218,16 +232,23 @@ class Policy(ChildPolicy):
     def _said_saved(self, now: float, saved: m.CheckpointSaved) -> None:
         if self.committed is None or saved.step > self.committed.step:
             self._budget.progress()
+            self._others.progress()
         self._slowest_save = max(self._slowest_save, saved.seconds)
+        self._steps.saved(saved.seconds)
         self.committed = d.Found(saved.name, saved.step, saved.samples_seen, saved.order, self.total_steps, saved.loss)
         self.last_step = max(self.last_step, saved.step)
-        self._enter(now, Phase.TRAIN)
+        self._save_ended(now)
 
     def _said_not_saved(self, now: float, failed: m.CheckpointFailed) -> None:
-        self._enter(now, Phase.TRAIN)
+        self._save_ended(now)
         if failed.failures >= DISK_PATIENCE and self.state is State.WORKING:
             text = f"{failed.failures} checkpoints in a row could not be written: {failed.message}"
             self._pause(now, self._own_cause(Kind.DISK, "RUNTIME_DISK_FULL", text), "disk", None)
+
+    def _save_ended(self, now: float) -> None:
+        """One that is written beside the training says nothing of the training's own progress."""
+        if self._phase is Phase.CHECKPOINT:
+            self._enter(now, Phase.TRAIN)
 
     def _said_done(self, now: float, done: m.Done) -> None:
         if isinstance(done.result, m.TrainResult) and self.state is not State.KILLING:
@@ -242,11 +263,6 @@ class Policy(ChildPolicy):
         if cause.kind is Kind.CHECKPOINT and self.committed is not None:
             self._out.append(d.Quarantine(self.committed.name, cause.message))
 
-    def _pause(self, now: float, cause: Cause, reason: str, to_save: float | None) -> None:
-        """Ends the child politely for a cause of ours; `_exited` then judges the cause."""
-        self._blame(cause)
-        self._ask(now, reason, to_save)
-
     @property
     def _time_to_save(self) -> float | None:
         if self._phase in BEFORE_TRAINING:  # there is nothing yet that a save would keep
@@ -255,6 +271,8 @@ class Policy(ChildPolicy):
 
     def _due(self, now: float, timer: Timer) -> None:
         match timer:
+            case Timer.RESPAWN if self._others.awaited and self._others.are_there:
+                self._look_again(now)
             case Timer.SEARCH:
                 self._out.append(d.FindCheckpoint())
             case Timer.COOL:
@@ -262,36 +280,34 @@ class Policy(ChildPolicy):
             case _:
                 super()._due(now, timer)
 
-    # --- heat -------------------------------------------------------------------------------------------------------
+    # --- memory that others hold ------------------------------------------------------------------------------------
 
-    def _temperature(self, now: float, celsius: int) -> None:
-        self._blind = False
-        level = self._thermal.read(celsius)
-        if self.state is State.COOLING and self._thermal.is_cool:
-            self._emit(self._tell.heat(HeatLevel.COOL, celsius))
-            self._spawn(now)
+    def _await_memory(self, now: float, cause: Cause) -> None:
+        """Goes on unchanged when they are gone: a smaller batch would stay small for the rest of the run."""
+        delay = self._others.wait(now)
+        if delay is None:
+            self._finish(telling.memory_held(self._others.culprits, PATIENCE / 60))
             return
-        if level is None or self.state not in (State.READYING, State.WORKING, State.STOPPING):
-            return
-        if self.state is State.STOPPING and level is HeatLevel.PAUSE:
-            return
-        self._emit(self._tell.heat(level, celsius))
-        text = f"the GPU reached {celsius} °C"
-        cause = self._own_cause(Kind.OVERHEAT, "RUNTIME_GPU_TEMPERATURE_CRITICAL", text)
-        if level is HeatLevel.KILL:
-            self._fault(now, cause)
-        elif level is HeatLevel.PAUSE:
-            self._pause(now, cause, "heat", self._time_to_save)
+        memory = max(cause.others, self._others.memory)
+        self._emit(self._tell.memory_awaited(memory, self._others.culprits, PATIENCE))
+        self._respawn(now, cause, Again(self.micro, counts=False), delay)
 
-    def _sensor_lost(self, now: float, text: str) -> None:
-        if not self._blind:
-            self._blind = True
-            self._emit(self._tell.blind(text))
-        if self.state is State.COOLING:
-            self._timers.set(Timer.COOL, now + BLIND_COOLING)
-
-    def _not_cooling(self, now: float) -> None:
-        if self._blind:
-            self._spawn(now)
+    def _look_again(self, now: float) -> None:
+        delay = self._others.wait(now)
+        if delay is None:
+            self._finish(telling.memory_held(self._others.culprits, PATIENCE / 60))
         else:
-            self._finish(telling.still_hot(self._thermal.celsius, COOLING_PATIENCE / 60))
+            self._timers.set(Timer.RESPAWN, now + delay)
+
+    def _spawn(self, now: float) -> None:
+        self._others.awaited = False
+        super()._spawn(now)
+
+    def _memory_held(self, now: float, held: d.MemoryHeld) -> None:
+        self._others.read(held.memory, held.holders)
+        if self.state is not State.WAITING or not self._others.awaited:
+            return
+        if self._others.are_there:
+            self._emit(self._tell.memory_awaited(held.memory, held.holders, PATIENCE))
+        else:
+            self._spawn(now)

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from backpropagate.events import DataPrepared, FaultSeen, Heat, Noticed, Recovering, StopRequested
+from backpropagate.events import (
+    CardTrouble,
+    DataPrepared,
+    FaultSeen,
+    Heat,
+    MemoryAwaited,
+    Noticed,
+    Recovering,
+    StopRequested,
+)
 from backpropagate.judge.decisions import Finish, Found, StopAsked
+from backpropagate.judge.health import Finding
 from backpropagate.judge.verdict import Cause, GiveUp
 from backpropagate_protocol.catalogue import CATALOGUE, ExitCode
 from backpropagate_protocol.errors import BackpropagateError
@@ -51,6 +61,20 @@ class Telling:
             resume_step=resume_step,
             steps_lost=max(0, last_step - resume_step),
             stage=self._stage,
+        )
+
+    def memory_awaited(self, memory: int, holders: str, seconds: float) -> MemoryAwaited:
+        return MemoryAwaited(time=0.0, run_id=self._run_id, holders=holders, memory=memory, seconds=seconds)
+
+    def card(self, finding: Finding) -> CardTrouble:
+        return CardTrouble(
+            time=0.0,
+            run_id=self._run_id,
+            source=finding.source,
+            code=finding.code,
+            text=finding.text,
+            deed=finding.deed.value,
+            advice=finding.advice,
         )
 
     def heat(self, level: str, celsius: int) -> Heat:
@@ -107,6 +131,13 @@ def unkillable() -> Finish:
     return Finish(
         "failed", info.exit, info.code, "the training process cannot be killed: the driver holds it", info.remedy
     )
+
+
+def memory_held(holders: str, minutes: float) -> Finish:
+    info = CATALOGUE["STATE_BUSY"]
+    text = f"the GPU's memory is still held by {holders} after {minutes:.0f} minutes"
+    remedy = "End them, or wait until they are done; then `backprop resume RUN`."
+    return Finish("interrupted", info.exit, info.code, text, remedy)
 
 
 def still_hot(celsius: int, minutes: float) -> Finish:

@@ -52,6 +52,8 @@ class Cause:
     free: int = 0
     trained: bool = False
     phase: Phase = Phase.TRAIN
+    others: int = 0  # MiB that other processes took since the training began
+    xid: int = 0  # the driver's number for it, if it reported one
 
 
 def reported(fault: Fault, attempt: int, trained: bool) -> Cause:
@@ -68,6 +70,7 @@ def reported(fault: Fault, attempt: int, trained: bool) -> Cause:
         free=fault.free,
         trained=trained,
         phase=fault.phase,
+        others=fault.others,
     )
 
 
@@ -155,14 +158,15 @@ def judge(cause: Cause, at: Standing, rules: Rules) -> Verdict:
             smaller = _smaller(at, rules)
             return Again(smaller, counts=False, halving=True) if smaller else _give_up(cause)
         case Kind.CUDA:
-            return _twice(cause, at) or _budgeted(cause, at, rules, _smaller(at, rules))
+            # With a number of the driver's it is known to be no want of memory.
+            return _twice(cause, at) or _budgeted(cause, at, rules, None if cause.xid else _smaller(at, rules))
         case Kind.OVERHEAT:
             return _budgeted(cause, at, rules, halved(at.micro, at.effective, rules.least_batch), cool_first=True)
         case Kind.INTERNAL:
             return _twice(cause, at) or _budgeted(cause, at, rules)
         case Kind.DIED:
-            # An attempt that was killed before its first step tells nothing about the step.
-            return (_twice(cause, at) if cause.trained else None) or _budgeted(cause, at, rules)
+            # An attempt that was killed before its first step tells nothing about the step, unless the driver knows why.
+            return (_twice(cause, at) if cause.trained or cause.xid else None) or _budgeted(cause, at, rules)
         case Kind.HANG | Kind.PROTOCOL | Kind.GPU_BUSY | Kind.CHECKPOINT:
             return _budgeted(cause, at, rules)
         case _:
@@ -188,6 +192,8 @@ def _out_of_memory(cause: Cause, at: Standing, rules: Rules) -> Verdict:
         if at.loaded and rules.oom_recovery:
             return _budgeted(cause, at, rules)  # it did fit: somebody else has the memory at this moment
         return _give_up(cause, f"the model itself does not fit into the GPU's memory{figures}")
+    if cause.phase is Phase.EVALUATE and rules.oom_recovery:
+        return _budgeted(cause, at, rules)  # the training fits; the scoring went down to single rows by itself
     if rules.oom_recovery:
         smaller = _smaller(at, rules)
         if smaller is not None:
@@ -204,7 +210,8 @@ def _out_of_memory(cause: Cause, at: Standing, rules: Rules) -> Verdict:
 
 def _twice(cause: Cause, at: Standing) -> GiveUp | None:
     for earlier in at.earlier:
-        if (earlier.kind, earlier.step) == (cause.kind, cause.step):
+        alike = earlier.kind is cause.kind or (cause.xid and earlier.xid == cause.xid)
+        if alike and earlier.step == cause.step:
             return _give_up(earlier, f"the same fault came twice at step {cause.step}: {earlier.message}")
     return None
 

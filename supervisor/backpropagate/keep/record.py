@@ -10,6 +10,8 @@ import msgspec
 
 from backpropagate.events import (
     AttemptStarted,
+    BatchHalved,
+    CardTrouble,
     CheckpointCommitted,
     DataPrepared,
     Event,
@@ -61,6 +63,7 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     gpu_uuid: str = ""
     micro_batch_history: list[tuple[int, int]] = []  # (step, micro-batch from there on)
     faults: list[dict[str, object]] = []
+    gpu_troubles: list[dict[str, object]] = []  # what the card and its driver reported: code, text, what followed
     recoveries: int = 0
     packages: dict[str, str] = {}
     exit_code: int | None = None
@@ -172,6 +175,9 @@ class Record:
                 used = {**row.hyperparameters, "gradient_checkpointing": event.gradient_checkpointing}
                 row = msgspec.structs.replace(row, hyperparameters=used)
             self._forget_after(event.resume_step)
+        elif isinstance(event, BatchHalved):
+            sizes = [*row.micro_batch_history, (max(0, event.step - 1), event.micro_batch)]
+            row = msgspec.structs.replace(row, micro_batch_history=sizes)
         elif isinstance(event, DataPrepared):
             row = msgspec.structs.replace(row, dataset_digest=event.source_digest or event.digest)
         elif isinstance(event, ModelReady):
@@ -189,6 +195,9 @@ class Record:
                 "step": event.step,
             }
             row = msgspec.structs.replace(row, faults=[*row.faults, fault][-50:])
+        elif isinstance(event, CardTrouble):
+            trouble: dict[str, object] = {"code": event.code, "text": event.text, "deed": event.deed}
+            row = msgspec.structs.replace(row, gpu_troubles=[*row.gpu_troubles, trouble][-50:])
         elif isinstance(event, Recovering):
             row = msgspec.structs.replace(row, recoveries=row.recoveries + 1)
         elif isinstance(event, StageStarted | StageEnded | ExportProved | Exported):

@@ -1,4 +1,4 @@
-"""What this user's runs share across output folders: locks of GPUs, and which micro-batch fitted where."""
+"""What this user's runs share across output folders: locks of GPUs, and what fitted where."""
 
 from __future__ import annotations
 
@@ -79,13 +79,27 @@ def fitted(key: str) -> int | None:
     return _load().get(key)
 
 
-def remember(key: str, micro_batch: int) -> None:
+def rehearsed(key: str, micro_batch: int) -> int:
+    """Tokens of the longest sample that is known to fit in micro-batches of that size; 0: of none."""
+    return _load().get(_rehearsal(key, micro_batch), 0)
+
+
+def remember_rehearsed(key: str, micro_batch: int, tokens: int) -> None:
+    """As `remember`."""
+    remember(_rehearsal(key, micro_batch), tokens)
+
+
+def _rehearsal(key: str, micro_batch: int) -> str:
+    return f"{key}|tokens that fit at {micro_batch}"
+
+
+def remember(key: str, number: int) -> None:
     """Remembers it; a failure to do so is of no consequence."""
     known = _load()
-    if known.get(key) == micro_batch:
+    if known.get(key) == number:
         return
     try:
         state_dir().mkdir(parents=True, exist_ok=True)
-        durable.write_file(_file(), msgspec.json.encode({**known, key: micro_batch}))
+        durable.write_file(_file(), msgspec.json.encode({**known, key: number}))
     except OSError:
         pass

@@ -13,18 +13,33 @@ from backpropagate.doors.environ import environment
 from backpropagate.doors.process import visible_device
 from backpropagate.events import Event, ModelReady
 from backpropagate.judge import plan
-from backpropagate.judge.decisions import CardKnown, CardLimits, Input, SensorLost, StopAsked, Temperature
+from backpropagate.judge.decisions import (
+    CardGone,
+    CardKnown,
+    CardLimits,
+    CardVitals,
+    Input,
+    MemoryHeld,
+    MemorySpilled,
+    SensorLost,
+    StopAsked,
+    Temperature,
+    XidSeen,
+)
 from backpropagate.judge.estimate import Gpu, Sizing
 from backpropagate.judge.too_large import doubt, refusal
+from backpropagate.judge.xids import FINAL
 from backpropagate.keep import locks, userstate
 from backpropagate.sensors import gpu
+from backpropagate.sensors.holders import in_words, others
 from backpropagate_protocol.catalogue import ExitCode
 from backpropagate_protocol.errors import BackpropagateError, BusyError
 from backpropagate_protocol.spec import RunSpec
 
 _RETRY_LOCK = 1.0
 _RETRY_PROBE = 0.1  # someone may only be looking who has it
-_RETRY_SENSOR = 60.0
+_RETRY_SENSOR = (60.0, 60.0, 120.0, 300.0, 600.0)  # and from then on
+_HANGS = 3  # in a row, then it is asked nothing more: each may leave a process that nobody can end
 _MEMORY_SECONDS = 30.0
 _MEMORY_SLACK = 256  # MiB: a desktop's windows come and go
 
@@ -77,6 +92,8 @@ class Card:
         self._news = anyio.Event()
         self._lost: str | None = None
         self._feed: Callable[[Input], None] | None = None
+        self.child: Callable[[], int | None] = lambda: None  # the process that trains, if one lives
+        self._others: tuple[int, str] | None = None
         self._held = reserved or Reservation()
         self._own = reserved is None
 
@@ -99,29 +116,66 @@ class Card:
         """
         self._feed = feed
         known = False
+        failures = hangs = 0
         while True:
             try:
                 async with aclosing(gpu.samples(self._device, self._script)) as samples:
                     async for sample in samples:
+                        for code in sample.xids:
+                            feed(XidSeen(self._clock(), code))
+                        if FINAL.intersection(sample.xids):
+                            return
+                        if sample.xids:
+                            continue
                         known = known or await self._first(sample, feed, warn)
                         if not known:
                             return
+                        failures = hangs = 0
                         self._seen(sample)
-                        feed(Temperature(self._clock(), sample.celsius))
+                        self._tell_others(sample, feed, self.child())
+                        self._tell_health(sample, feed)
             except gpu.SensorError as error:
                 self.latest = None
                 self._lost = str(error)
+                if error.gone:
+                    feed(CardGone(self._clock(), self._lost))
+                    return
+                hangs = hangs + 1 if error.hung else 0
                 if known or self._spec.backend == "cuda" or device().startswith("cuda"):
-                    feed(SensorLost(self._clock(), self._lost))
+                    feed(SensorLost(self._clock(), self._lost, error.hung))
             if not known:
                 feed(CardKnown(self._clock()))
                 return
-            await anyio.sleep(_RETRY_SENSOR)
+            if hangs >= _HANGS:
+                return
+            await anyio.sleep(_RETRY_SENSOR[min(failures, len(_RETRY_SENSOR) - 1)])
+            failures += 1
+
+    def _tell_health(self, sample: gpu.Sample, feed: Callable[[Input], None]) -> None:
+        now, vitals = self._clock(), sample.vitals
+        feed(CardVitals(now, vitals))
+        feed(Temperature(now, sample.celsius, sample.to_slowdown, sample.to_shutdown))
+        # An optimizer that keeps its state in paged memory has it in the host's, and is meant to.
+        if vitals.shared is not None and not self._spec.train.optim.startswith("paged"):
+            feed(MemorySpilled(now, vitals.shared, sample.memory_used, sample.memory_total))
 
     def _seen(self, sample: gpu.Sample) -> None:
         self.latest = sample
         self._news.set()
         self._news = anyio.Event()
+
+    def _tell_others(self, sample: gpu.Sample, feed: Callable[[Input], None], child: int | None) -> None:
+        found = others(sample.holders, child) if sample.holders is not None else None
+        if found is None:
+            return
+        told = sum(holder.memory for holder in found), in_words(found)
+        if told != self._others:
+            self._others = told
+            feed(MemoryHeld(self._clock(), *told))
+
+    def rehearsal(self, micro_batch: int) -> int | None:
+        """TrainJob.rehearse for it; None where no card is watched."""
+        return None if self.fit_key is None else userstate.rehearsed(self.fit_key, micro_batch)
 
     async def memory_back(self) -> None:
         """Returns when a dead child's memory is back, or gets no freer since others have it; within 30 s in any case."""
@@ -144,7 +198,9 @@ class Card:
         except OSError as error:
             warn(f"the GPU cannot be reserved for this run ({error.strerror or error}); other runs may use it too")
         self._idle = sample.memory_used
+        self._tell_others(sample, feed, None)  # a child, if there is one, has no Job yet
         feed(CardLimits(self._clock(), sample.slowdown, sample.shutdown))
+        feed(CardVitals(self._clock(), sample.vitals))  # before anything is begun on a card that needs a reset
         self.fit_key = userstate.fit_key(sample.name, self._spec)
         micro = self._known
         if micro is None:

@@ -10,6 +10,8 @@ import msgspec
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from backpropagate.doors import process
+from backpropagate.judge.vitals import Vitals
+from backpropagate.sensors.holders import Holder
 
 FIRST_SAMPLE_SECONDS = 15.0  # a cold driver loads for seconds
 SILENCE_SECONDS = 20.0
@@ -31,10 +33,23 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     power_limit: float = 0.0
     utilization: int = 0
     error: str = ""
+    holders: tuple[Holder, ...] | None = None  # processes that compute on it; None: the driver does not say
+    to_slowdown: int | None = None  # degrees that the hottest part has left, by the card's own account
+    to_shutdown: int | None = None
+    vitals: Vitals = Vitals()
+    xids: tuple[int, ...] = ()  # errors that the driver reported just now; a line that has some has no figures
+    gone: bool = False  # `error` says that the card is lost
 
 
 class SensorError(Exception):
-    """There is nothing to read, or it fell silent; the message says why."""
+    """There is nothing to read, or it fell silent; the message says why.
+
+    hung: the driver did not answer. gone: it answered that the card is lost.
+    """
+
+    def __init__(self, message: str, *, hung: bool = False, gone: bool = False) -> None:
+        super().__init__(message)
+        self.hung, self.gone = hung, gone
 
 
 def helper_command(device: str, interval: float, script: Path | None, count: int = 0) -> list[str]:
@@ -52,7 +67,9 @@ def helper_command(device: str, interval: float, script: Path | None, count: int
     return argv + (["--script", str(script)] if script else [])
 
 
-async def samples(device: str, script: Path | None = None, interval: float = INTERVAL) -> AsyncGenerator[Sample]:
+async def samples(
+    device: str, script: Path | None = None, interval: float = INTERVAL, silence: float = SILENCE_SECONDS
+) -> AsyncGenerator[Sample]:
     """Readings, as they come; to be closed (aclosing) by who stops reading. Raises SensorError when there are no more, and after a silence."""
     try:
         async with process.helper(helper_command(device, interval, script)) as helper:
@@ -67,11 +84,11 @@ async def samples(device: str, script: Path | None = None, interval: float = INT
                     except (anyio.IncompleteRead, anyio.EndOfStream, anyio.BrokenResourceError) as error:
                         raise SensorError("the helper process ended") from error
                 if not line:
-                    raise SensorError(f"no answer from the driver within {patience:.0f} s")
+                    raise SensorError(f"no answer from the driver within {patience:.0f} s", hung=True)
                 sample = msgspec.json.decode(line, type=Sample)
                 if sample.error:
-                    raise SensorError(sample.error)
+                    raise SensorError(sample.error, gone=sample.gone)
                 yield sample
-                patience = SILENCE_SECONDS + interval
+                patience = silence + interval
     except (OSError, msgspec.DecodeError) as error:
         raise SensorError(str(error)) from error

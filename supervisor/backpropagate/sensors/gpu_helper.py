@@ -6,13 +6,17 @@ import argparse
 import os
 import sys
 import threading
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Collection
+from pathlib import Path, PurePath
 
 import msgspec
 import pynvml
 
+from backpropagate.judge.xids import FINAL
 from backpropagate.sensors.gpu import Sample
+from backpropagate.sensors.holders import Holder
+from backpropagate.sensors.nvml_health import Errors, is_lost, known, margins, vitals
+from backpropagate.sensors.shared_memory import shared_memory
 
 _MIB = 1 << 20
 
@@ -25,22 +29,20 @@ def _handle(device: str) -> object:
 
 
 def _known(read: Callable[[], int]) -> int:
-    """A figure that this card or driver may not have."""
-    try:
-        return int(read())
-    except pynvml.NVMLError:
-        return 0
+    return known(read) or 0
 
 
 def _text(value: str | bytes) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
-def read(handle: object) -> Sample:
+def read(handle: object, shared: Callable[[Collection[int]], int | None] = shared_memory) -> Sample:
     """One sample; raises NVMLError if the card cannot even say how warm it is."""
     celsius = int(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU))
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
     limit = pynvml.nvmlDeviceGetTemperatureThreshold
+    to_slowdown, to_shutdown = margins(handle)
+    holders = _holders(handle)
     return Sample(
         uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
         name=_text(pynvml.nvmlDeviceGetName(handle)),
@@ -51,8 +53,29 @@ def read(handle: object) -> Sample:
         memory_total=int(memory.total) // _MIB,
         power=_known(lambda: pynvml.nvmlDeviceGetPowerUsage(handle)) / 1000,
         power_limit=_known(lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle)) / 1000,
+        holders=holders,
         utilization=_known(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu),
+        to_slowdown=to_slowdown,
+        to_shutdown=to_shutdown,
+        vitals=vitals(handle, shared({holder.pid for holder in holders or ()})),
     )
+
+
+def _holders(handle: object) -> tuple[Holder, ...] | None:
+    try:
+        listed = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    except pynvml.NVMLError:
+        return None
+    # On Windows the driver knows who is there, and not how much they have.
+    return tuple(Holder(int(one.pid), _name(int(one.pid)), int(one.usedGpuMemory or 0) // _MIB) for one in listed)
+
+
+def _name(pid: int) -> str:
+    """The program's own name, without where it lies; empty for a process of another container."""
+    try:
+        return PurePath(_text(pynvml.nvmlSystemGetProcessName(pid))).name
+    except pynvml.NVMLError:
+        return ""
 
 
 def _say(sample: Sample) -> None:
@@ -75,21 +98,29 @@ def main() -> None:
     options = parser.parse_args()
     ended = threading.Event()
     threading.Thread(target=_end_with_owner, args=(ended,), daemon=True).start()
-    interval = options.interval
+    interval, shared = options.interval, shared_memory  # type: float, Callable[[Collection[int]], int | None]
     if options.script:
         from backpropagate.sensors.gpu_script import install
 
-        interval = install(options.script)
+        interval, shared = install(options.script)
     try:
         pynvml.nvmlInit()
         handle = _handle(options.device)
         taken = 0
-        while not options.count or taken < options.count:
-            _say(read(handle))
+        errors = Errors(handle, ended)
+        while True:
+            _say(read(handle, shared))
             taken += 1
-            ended.wait(interval)
+            if taken == options.count:
+                return
+            seen = errors.wait(interval)
+            if seen:
+                _say(Sample(xids=seen))
+                if FINAL.intersection(seen):
+                    return  # the driver itself may hang at the next question
+                errors.rest(interval)
     except pynvml.NVMLError as error:
-        _say(Sample(error=str(error) or "NVML failed"))
+        _say(Sample(error=str(error) or "NVML failed", gone=is_lost(error)))
     except ValueError:
         _say(Sample(error=f"there is no device called {options.device!r}"))
     except BrokenPipeError:

@@ -4,23 +4,25 @@ pynvml calls functions of a loaded C library and hands them ctypes pointers to f
 library's place whose functions fill them from a file; all of pynvml's own code runs as it does on a real card.
 
 The file is JSON: {"celsius": [60, 91, ...], "interval": 0.05, ...}; the last temperature stays. A temperature of null is a
-card that no longer answers. With "begin": PATH the first temperature stays until that file exists, so that the series can
+card that cannot be read any more. With "begin": PATH the first temperature (and list of processes) stays until that file exists, so that the series can
 be played at an exact moment of a run.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
 import msgspec
 import pynvml
 
+from backpropagate.sensors.gpu_script_health import OK, AilingLibrary, Ailments, fill
+
 
 class Script(msgspec.Struct, frozen=True):
-    """What the card does. MiB, watts, seconds."""
+    """What the card does. MiB, watts, seconds. `ails`: what is wrong with it."""
 
     celsius: list[int | None]
     interval: float = 0.05
@@ -33,52 +35,64 @@ class Script(msgspec.Struct, frozen=True):
     slowdown: int = 0
     shutdown: int = 0
     begin: str = ""
+    ails: Ailments = Ailments()
+    holders: tuple[
+        tuple[tuple[int, str, int], ...], ...
+    ] = ()  # pid, path, MiB of all; reading by reading, the last one stays
 
 
 class _Reference(Protocol):
     """What ctypes.byref gives."""
 
-    _obj: ctypes.c_uint
+    _obj: object
 
 
-def _fill(reference: object, value: int) -> int:
-    cast(_Reference, reference)._obj.value = value
-    return int(pynvml.NVML_SUCCESS)
+class _Process(Protocol):
+    """nvmlProcessInfo_t."""
+
+    pid: int
+    usedGpuMemory: int
 
 
-class ScriptedLibrary:
+class ScriptedLibrary(AilingLibrary):
     """Stands where pynvml expects the loaded C library. Each method is one C function: it returns a status code."""
 
     def __init__(self, script: Script) -> None:
+        super().__init__(script.ails)
         self._script = script
         self._reads = 0
         self._looks = 0  # at the memory
+        self._lists = 0  # of processes
 
     def nvmlInitWithFlags(self, flags: int) -> int:
-        return int(pynvml.NVML_SUCCESS)
+        return OK
 
     def nvmlShutdown(self) -> int:
-        return int(pynvml.NVML_SUCCESS)
+        return OK
 
     def nvmlDeviceGetHandleByIndex_v2(self, index: object, handle: object) -> int:
-        return int(pynvml.NVML_SUCCESS)
+        return OK
 
     def nvmlDeviceGetHandleByUUID(self, uuid: object, handle: object) -> int:
-        return int(pynvml.NVML_SUCCESS)
+        return OK
 
     def nvmlDeviceGetTemperature(self, handle: object, sensor: object, out: object) -> int:
         celsius = self._script.celsius[min(self._reads, len(self._script.celsius) - 1)]
         if self._reads or not self._script.begin or Path(self._script.begin).exists():
             self._reads += 1
-        return int(pynvml.NVML_ERROR_GPU_IS_LOST) if celsius is None else _fill(out, celsius)
+        begun = self.begin_reading(self._reads)
+        if begun != OK:
+            return begun
+        return int(pynvml.NVML_ERROR_UNKNOWN) if celsius is None else fill(out, celsius)
 
     def nvmlDeviceGetTemperatureThreshold(self, handle: object, threshold: ctypes.c_uint, out: object) -> int:
         limits = {
             pynvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN: self._script.slowdown,
             pynvml.NVML_TEMPERATURE_THRESHOLD_SHUTDOWN: self._script.shutdown,
+            pynvml.NVML_TEMPERATURE_THRESHOLD_MEM_MAX: self._script.ails.memory_limit,
         }
         limit = limits.get(threshold.value, 0)
-        return _fill(out, limit) if limit else int(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return fill(out, limit) if limit else int(pynvml.NVML_ERROR_NOT_SUPPORTED)
 
     def nvmlDeviceGetMemoryInfo(self, handle: object, out: object) -> int:
         memory = cast(_Reference, out)._obj
@@ -87,18 +101,37 @@ class ScriptedLibrary:
         self._looks += 1
         for field, value in (("total", total), ("used", used), ("free", total - used)):
             setattr(memory, field, value)
-        return int(pynvml.NVML_SUCCESS)
+        return OK
+
+    def nvmlDeviceGetComputeRunningProcesses_v3(self, handle: object, count: object, out: object) -> int:
+        if not self._script.holders:
+            return int(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        listed = self._script.holders[min(self._lists, len(self._script.holders) - 1)]
+        if out is None:  # how many there are is asked first
+            fill(count, len(listed))
+            if listed:
+                return int(pynvml.NVML_ERROR_INSUFFICIENT_SIZE)
+        if self._lists or not self._script.begin or Path(self._script.begin).exists():
+            self._lists += 1
+        for slot, (pid, _, memory) in zip(cast(Sequence[_Process], out or ()), listed, strict=False):
+            slot.pid, slot.usedGpuMemory = pid, memory << 20
+        return fill(count, len(listed))
+
+    def nvmlSystemGetProcessName(self, pid: ctypes.c_uint, buffer: ctypes.Array[ctypes.c_char], size: object) -> int:
+        names = {number: path for listed in self._script.holders for number, path, _ in listed}
+        buffer.value = names[pid.value].encode()
+        return OK
 
     def nvmlDeviceGetUUID(self, handle: object, buffer: ctypes.Array[ctypes.c_char], size: object) -> int:
         buffer.value = self._script.uuid.encode()
-        return int(pynvml.NVML_SUCCESS)
+        return OK
 
     def nvmlDeviceGetName(self, handle: object, buffer: ctypes.Array[ctypes.c_char], size: object) -> int:
         buffer.value = self._script.name.encode()
-        return int(pynvml.NVML_SUCCESS)
+        return OK
 
     def nvmlDeviceGetPowerUsage(self, handle: object, out: object) -> int:
-        return _fill(out, int(self._script.power * 1000))
+        return fill(out, int(self._script.power * 1000))
 
     @property
     def nvmlErrorString(self) -> Callable[[int], bytes]:
@@ -108,8 +141,9 @@ class ScriptedLibrary:
         return name
 
 
-def install(path: Path) -> float:
-    """From now on pynvml talks to the script; returns the seconds between two samples."""
+def install(path: Path) -> tuple[float, Callable[[Collection[int]], int | None]]:
+    """From now on pynvml talks to the script. Returns the seconds between two samples, and what tells of shared memory."""
     script = msgspec.json.decode(path.read_bytes(), type=Script)
-    pynvml.nvmlLib = ScriptedLibrary(script)
-    return script.interval
+    library = ScriptedLibrary(script)
+    pynvml.nvmlLib = library
+    return script.interval, lambda pids: library.shared

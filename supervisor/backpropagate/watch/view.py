@@ -77,6 +77,11 @@ class RunView:
                 self.device, self.device_memory = event.device, event.device_memory
                 self.step, self.total_steps = event.step, event.total_steps
                 self.micro_batch, self.accumulation = event.micro_batch, event.accumulation
+            case events.BatchHalved():
+                self.micro_batch, self.accumulation = event.micro_batch, event.accumulation
+                self.recoveries.append(in_place(event))
+            case events.MemoryAwaited():
+                self.phase = "waiting for memory"
             case events.CheckpointCommitted():
                 self.checkpoint_step, self.checkpoint_time = event.step, event.time
             case events.FaultSeen():
@@ -86,6 +91,8 @@ class RunView:
             case events.Heat():
                 self.celsius = event.celsius
                 self.notices.append(heat_in_words(event))
+            case events.CardTrouble():
+                self.notices.append(trouble_in_words(event))
             case events.Noticed():
                 self.notices.append(event.text)
             case events.LinkStarted():
@@ -146,6 +153,11 @@ class RunView:
         return [loss for _, loss in list(self._losses)]  # copied first: another thread may be drawing
 
 
+def in_place(event: events.BatchHalved) -> str:
+    where = f"at step {event.step}" if event.step else "before the first step"
+    return f"RUNTIME_GPU_OOM {where} → went on there, batch {event.micro_batch} × {event.accumulation}"
+
+
 def _recovery(event: events.Recovering, fault: str) -> str:
     if event.stage:
         return f"{fault or event.reason} → did {event.stage} once more"
@@ -161,6 +173,11 @@ def heat_in_words(event: events.Heat) -> str:
         "cool": "the GPU is cool again: {} °C",
     }
     return words.get(event.level, event.level + ": {} °C").format(event.celsius)
+
+
+def trouble_in_words(event: events.CardTrouble) -> str:
+    text = f"the GPU's driver reported {event.text}" if event.source == "xid" else event.text
+    return f"{text}. {event.advice}" if event.advice else text
 
 
 def sparkline(values: Sequence[float], width: int = 24, bars: str = BARS) -> str:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from backpropagate import events
 from backpropagate.events import Event
 from backpropagate.watch import campaigns, stages
-from backpropagate.watch.view import RunView, duration, heat_in_words, held_out, learning_rate, measured, memory, span
+from backpropagate.watch.view import (
+    RunView,
+    duration,
+    heat_in_words,
+    held_out,
+    learning_rate,
+    measured,
+    memory,
+    span,
+    trouble_in_words,
+)
 
 
 def progress_line(view: RunView) -> str:
@@ -65,7 +75,8 @@ def in_words(event: Event) -> str:
         case events.AttemptStarted():
             start = f" from step {event.resume_step}" if event.checkpoint else ""
             saving = ", with gradient checkpointing" if event.gradient_checkpointing else ""
-            return f"attempt {event.attempt}{start}, batch {event.micro_batch} × {event.accumulation}{saving}" if event.attempt > 1 else ""  # fmt: skip
+            standby = ", by the standby" if event.standby else ""
+            return f"attempt {event.attempt}{start}, batch {event.micro_batch} × {event.accumulation}{saving}{standby}" if event.attempt > 1 else ""  # fmt: skip
         case (
             events.CampaignExtended()
             | events.LinkStarted()
@@ -96,6 +107,13 @@ def in_words(event: Event) -> str:
                 f"training on {event.device} in {event.precision}, batch {event.micro_batch} × {event.accumulation}, "
                 f"{event.trainable_parameters:,} of {event.parameters:,} parameters"
             )
+        case events.Rehearsal():
+            return f"the longest rows fit: {event.micro_batch} at once, of up to {event.tokens:,} tokens"
+        case events.BatchHalved():
+            where = f"step {event.step} is done anew" if event.step else "tried again"
+            return f"out of memory: {where} in smaller parts, batch {event.micro_batch} × {event.accumulation}"
+        case events.MemoryAwaited():
+            return f"{event.memory:,} MiB of the GPU's memory are held by {event.holders}: waiting until they are free"
         case events.Evaluation():
             best = ", the best so far" if event.best else ""
             return f"step {event.step}: loss {event.loss:.4f} on {event.rows} held-out rows{best}"
@@ -118,6 +136,8 @@ def in_words(event: Event) -> str:
             return f"recovering{wait}: from {where}, batch {event.micro_batch} × {event.accumulation}"
         case events.Heat():
             return heat_in_words(event)
+        case events.CardTrouble():
+            return trouble_in_words(event)
         case events.StopRequested():
             return f"stopping {_REASONS.get(event.reason, f'({event.reason})')}{', saving first' if event.save else ''}"
         case events.RunEnded():

@@ -347,4 +347,5 @@ def safety_spec(settings: Settings) -> SafetySpec:
         temperature_pause=pause,
         temperature_kill=kill,
         wait_for_lock=settings.flag("safety.wait"),
+        standby=settings.text("safety.standby"),
     )

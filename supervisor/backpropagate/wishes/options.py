@@ -208,6 +208,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(key="safety.temperature_warn", kind="int", default=80, argument="temperature_warn", least=30, most=120, help="GPU temperature, °C, that is reported."),
     Option(key="safety.temperature_pause", kind="int", default=90, argument="temperature_pause", least=30, most=120, help="GPU temperature, °C, at which a run saves and waits until the card is cool."),
     Option(key="safety.temperature_kill", kind="int", default=95, argument="temperature_kill", least=30, most=120, help="GPU temperature, °C, at which the training process is ended at once."),
+    Option(key="safety.standby", kind="str", default="auto", argument="standby", flags=("--standby",), choices=("auto", "on", "off"), help="A second training process, imports done, that takes over at a fault. auto: after a minute of training, where memory is plentiful."),
     Option(key="safety.wait", kind="bool", default=False, argument="wait", flags=("--wait",), help="Output folder or GPU busy: wait instead of giving up."),
     # runner
     Option(key="runner.python", kind="str", default=None, argument="runner_python", flags=("--runner-python",), help="Python interpreter that has the training packages. Default: this one."),

@@ -48,3 +48,14 @@ def test_scoring_amid_a_training_has_the_deadline_of_a_first_step_and_a_stage_of
 
 def test_every_phase_has_a_deadline() -> None:
     assert all(limit(phase, SafetySpec(), StepTimes()) > 0 for phase in Phase)
+
+
+def test_a_save_has_minutes_until_it_is_known_what_saves_take_here() -> None:
+    steps = StepTimes()
+    assert limit(Phase.CHECKPOINT, SafetySpec(), steps) == 900.0
+    steps.saved(0.5)
+    assert limit(Phase.CHECKPOINT, SafetySpec(hang_floor=30.0), steps) == 120.0
+    steps.saved(12.0)
+    assert limit(Phase.CHECKPOINT, SafetySpec(hang_floor=30.0), steps) == 240.0
+    steps.saved(100.0)
+    assert limit(Phase.CHECKPOINT, SafetySpec(hang_floor=30.0), steps) == 900.0

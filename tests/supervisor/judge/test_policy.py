@@ -23,6 +23,14 @@ messages = st.one_of(
     st.builds(lambda s: m.CheckpointSaved(f"step-{s:08d}", s, 8 * s, 0, 0.1, 1), steps),
     st.builds(lambda n: m.CheckpointFailed(1, "RUNTIME_DISK_FULL", "full", n), st.integers(1, 4)),
     st.builds(lambda k, s: m.Fault(k, "RUNTIME_TRAINING_FAILED", "x", step=s), st.sampled_from(m.FaultKind), steps),
+    st.builds(
+        lambda p, s, o: m.Fault(m.FaultKind.OOM, "RUNTIME_GPU_OOM", "x", phase=p, step=s, others=o),
+        st.sampled_from((m.Phase.LOAD, m.Phase.TRAIN, m.Phase.EVALUATE)),
+        steps,
+        st.sampled_from((0, 9_000)),
+    ),
+    st.builds(lambda n, s: m.Halved(s, n, EFFECTIVE // n, "x"), st.sampled_from((12, 6, 3, 1)), steps),
+    st.just(m.Rehearsed(24, 100, 0.1)),
     st.just(m.Stopped(1, True)),
     st.just(m.Done(m.TrainResult("/a", 20, 160, 0, 0.1))),
     st.just(m.Started("toy", "toy", 0, 20, 0, 8, 3, 1, 1, "fp32")),
@@ -38,6 +46,8 @@ class Training(World):
     def watch(self, action: d.Action) -> None:
         if isinstance(action, d.Assign):
             assert action.micro_batch * action.accumulation == EFFECTIVE
+            assert all(EFFECTIVE % smaller == 0 for smaller in action.smaller)
+            assert [*action.smaller] == sorted({*action.smaller} - {action.micro_batch}, reverse=True)
 
 
 @given(stories(messages, longest=60))

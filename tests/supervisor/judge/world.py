@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from backpropagate.judge import decisions as d
 from backpropagate.judge.child import ChildPolicy
 from backpropagate.judge.states import State
+from backpropagate.judge.vitals import Vitals
 from backpropagate_protocol import messages as m
 from backpropagate_protocol.catalogue import ExitCode
 
@@ -30,8 +31,16 @@ def stories(messages: st.SearchStrategy[m.ToParent], longest: int) -> st.SearchS
         st.builds(lambda t: ("late", t), st.floats(1, 4000)),
         st.builds(lambda c: ("celsius", c), st.integers(30, 110)),
         st.just(("lost", None)),
+        st.builds(lambda x: ("xid", x), st.integers(1, 172)),
+        st.builds(
+            lambda x: ("vitals", x),
+            st.builds(Vitals, throttle=st.integers(0, 255), recovery=st.none() | st.integers(0, 8)),
+        ),
+        st.just(("gone", None)),
+        st.just(("spilled", None)),
         st.just(("short", None)),
         st.just(("limits", None)),
+        st.builds(lambda memory: ("held", memory), st.sampled_from((0, 300, 9_000))),
     )
     return st.lists(happenings, max_size=longest)
 
@@ -89,8 +98,18 @@ class World:
                 self.tell(d.Temperature(now, degrees))
             case "lost", _:
                 self.tell(d.SensorLost(now, "gone"))
+            case "xid", int() as code:
+                self.tell(d.XidSeen(now, code))
+            case "vitals", Vitals() as vitals:
+                self.tell(d.CardVitals(now, vitals))
+            case "gone", _:
+                self.tell(d.CardGone(now, "it is"))
+            case "spilled", _:
+                self.tell(d.MemorySpilled(now, 9000, 8000, 8000))
             case "short", _:
                 self.tell(d.MemoryShort(now, "it is"))
+            case "held", int() as memory:
+                self.tell(d.MemoryHeld(now, memory, "blender (pid 4711)"))
             case "limits", _:
                 self.tell(d.CardLimits(now, 85, 92))
             case _:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,60 @@ def test_it_is_free_again_when_its_holder_is_killed(tmp_path: Path) -> None:
         other.wait()
     assert locks.holder_of(path) is None
     with locks.hold(path, "my-run", "the folder"):
+        pass
+
+
+_RACE = """
+import sys
+from pathlib import Path
+from backpropagate.keep import locks
+from backpropagate_protocol.errors import BusyError
+path = Path(sys.argv[1])
+for line in sys.stdin:  # each line is a round; whoever wins it keeps the lock until all have answered
+    try:
+        with locks.hold(path, "a-run", "the folder", patience=0):
+            print("won", flush=True)
+            sys.stdin.readline()
+    except BusyError:
+        print("lost", flush=True)
+        sys.stdin.readline()
+    print("over", flush=True)
+"""
+
+
+def test_of_many_who_start_at_once_exactly_one_wins(tmp_path: Path) -> None:
+    path = tmp_path / "x.lock"
+    command = [sys.executable, "-P", "-c", _RACE, str(path)]
+    with ExitStack() as ended:
+        racers = [
+            ended.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            for _ in range(5)
+        ]
+
+        def said(line: str | None) -> list[str]:
+            for racer in racers:
+                assert racer.stdin is not None
+                if line is not None:
+                    racer.stdin.write(line)
+                    racer.stdin.flush()
+            return [racer.stdout.readline().strip() for racer in racers if racer.stdout is not None]
+
+        for _ in range(60):
+            assert sorted(said("go\n")) == ["lost"] * 4 + ["won"]
+            assert said("on\n") == ["over"] * 5
+        for racer in racers:
+            assert racer.stdin is not None
+            racer.stdin.close()
+    assert locks.holder_of(path) is None
+
+
+def test_the_name_of_a_dead_holder_whose_number_another_process_has_now_keeps_nobody_out(tmp_path: Path) -> None:
+    path = tmp_path / "x.lock"
+    with locks.hold(path, "dead-run", "the folder"):
+        name = (tmp_path / "x.lock.holder").read_bytes()
+    (tmp_path / "x.lock.holder").write_bytes(name)  # with the id of a process that lives: this one
+    assert locks.holder_of(path) is None
+    with locks.hold(path, "my-run", "the folder", patience=0):
         pass
 
 
