@@ -85,7 +85,8 @@ class Supervised:
         self._process.wait(PATIENCE)
 
     def children(self) -> list[psutil.Process]:
-        return psutil.Process(self._process.pid).children()
+        found: list[psutil.Process] = psutil.Process(self._process.pid).children()
+        return found
 
     def cpu_seconds(self) -> float:
         times = psutil.Process(self._process.pid).cpu_times()

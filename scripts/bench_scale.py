@@ -91,7 +91,7 @@ from backpropagate_runner.prepare import prepare
 from backpropagate_runner.validate import scan
 source, cache, backend = sys.argv[1:]
 if backend == "toy":
-    from backpropagate_backends.toy import BytesTokenizer
+    from backpropagate_backends.toy_tokenizer import BytesTokenizer
     tokenizer = BytesTokenizer()
 else:
     from backpropagate_backends import registry

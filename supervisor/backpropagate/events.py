@@ -9,28 +9,28 @@ from __future__ import annotations
 
 import msgspec
 
-from backpropagate.measured import Check, LinkScore
-from backpropagate_protocol.spec import DataSpec
+from backpropagate.campaign_events import CampaignExtended as CampaignExtended
+from backpropagate.campaign_events import LinkEnded as LinkEnded
+from backpropagate.campaign_events import LinkMerged as LinkMerged
+from backpropagate.campaign_events import LinkScored as LinkScored
+from backpropagate.campaign_events import LinkStarted as LinkStarted
+from backpropagate.measured import Check
+from backpropagate.told import Told
 
 
-class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_defaults=True):
-    time: float
-    run_id: str
-
-
-class RunCreated(_Event, frozen=True, kw_only=True, tag="run_created"):
+class RunCreated(Told, frozen=True, kw_only=True, tag="run_created"):
     """First line of the first supervisor; a resume appends RunResumed instead."""
 
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = msgspec.field(default_factory=dict)
 
 
-class RunResumed(_Event, frozen=True, kw_only=True, tag="run_resumed"):
+class RunResumed(Told, frozen=True, kw_only=True, tag="run_resumed"):
     """A new supervisor took the run up again; `previous` is the status it found."""
 
     previous: str
 
 
-class AttemptStarted(_Event, frozen=True, kw_only=True, tag="attempt_started"):
+class AttemptStarted(Told, frozen=True, kw_only=True, tag="attempt_started"):
     """A child was spawned. `resume_step` 0 with no `checkpoint` means from the start."""
 
     attempt: int
@@ -39,19 +39,19 @@ class AttemptStarted(_Event, frozen=True, kw_only=True, tag="attempt_started"):
     accumulation: int
     checkpoint: str | None = None
     resume_step: int = 0
-    versions: dict[str, str] = {}  # of the packages that the child will use
+    versions: dict[str, str] = msgspec.field(default_factory=dict)  # of the packages that the child will use
     gradient_checkpointing: bool | None = None  # None: the backend's own choice
     standby: bool = False  # it had been waiting, its frameworks imported
 
 
-class PhaseEntered(_Event, frozen=True, kw_only=True, tag="phase"):
+class PhaseEntered(Told, frozen=True, kw_only=True, tag="phase"):
     phase: str
     done: int = 0
     total: int = 0
     detail: str = ""
 
 
-class DataPrepared(_Event, frozen=True, kw_only=True, tag="data"):
+class DataPrepared(Told, frozen=True, kw_only=True, tag="data"):
     path: str
     digest: str
     format: str
@@ -64,10 +64,10 @@ class DataPrepared(_Event, frozen=True, kw_only=True, tag="data"):
     held_out_path: str = ""
     held_out_digest: str = ""
     held_out_rows: int = 0
-    dropped: dict[str, int] = {}
+    dropped: dict[str, int] = msgspec.field(default_factory=dict)
 
 
-class ModelReady(_Event, frozen=True, kw_only=True, tag="model_ready"):
+class ModelReady(Told, frozen=True, kw_only=True, tag="model_ready"):
     """The child's Started message."""
 
     attempt: int
@@ -85,7 +85,7 @@ class ModelReady(_Event, frozen=True, kw_only=True, tag="model_ready"):
     notes: tuple[str, ...] = ()
 
 
-class Step(_Event, frozen=True, kw_only=True, tag="step"):
+class Step(Told, frozen=True, kw_only=True, tag="step"):
     """One optimizer step, from the child's Progress."""
 
     step: int
@@ -101,10 +101,10 @@ class Step(_Event, frozen=True, kw_only=True, tag="step"):
     memory_used: int = 0
     memory_reserved: int = 0
     celsius: int = 0  # of the GPU, from the newest sensor reading; 0: unknown
-    extra: dict[str, float] = {}
+    extra: dict[str, float] = msgspec.field(default_factory=dict)
 
 
-class Rehearsal(_Event, frozen=True, kw_only=True, tag="rehearsal"):
+class Rehearsal(Told, frozen=True, kw_only=True, tag="rehearsal"):
     """The longest samples were tried before step 1, and fit. `tokens`: of the longest; `memory`: MiB, at the peak."""
 
     micro_batch: int
@@ -113,7 +113,7 @@ class Rehearsal(_Event, frozen=True, kw_only=True, tag="rehearsal"):
     memory: int = 0
 
 
-class BatchHalved(_Event, frozen=True, kw_only=True, tag="batch_halved"):
+class BatchHalved(Told, frozen=True, kw_only=True, tag="batch_halved"):
     """The memory ran out in forward or backward of `step`, and the same child did the same samples again in smaller
     micro-batches: no step was lost. `step` 0: in the rehearsal."""
 
@@ -126,7 +126,7 @@ class BatchHalved(_Event, frozen=True, kw_only=True, tag="batch_halved"):
     free: int = 0
 
 
-class MemoryAwaited(_Event, frozen=True, kw_only=True, tag="memory_awaited"):
+class MemoryAwaited(Told, frozen=True, kw_only=True, tag="memory_awaited"):
     """Other processes hold memory of the card without which the training does not fit: it goes on when that is free again,
     unchanged. `holders`: who they are, for people; `seconds`: how long is waited at most."""
 
@@ -135,7 +135,7 @@ class MemoryAwaited(_Event, frozen=True, kw_only=True, tag="memory_awaited"):
     seconds: float
 
 
-class Evaluation(_Event, frozen=True, kw_only=True, tag="evaluation"):
+class Evaluation(Told, frozen=True, kw_only=True, tag="evaluation"):
     """The held-out rows were scored, from the child's Evaluated."""
 
     step: int
@@ -144,10 +144,10 @@ class Evaluation(_Event, frozen=True, kw_only=True, tag="evaluation"):
     tokens: int
     seconds: float
     best: bool
-    extra: dict[str, float] = {}
+    extra: dict[str, float] = msgspec.field(default_factory=dict)
 
 
-class CheckpointCommitted(_Event, frozen=True, kw_only=True, tag="checkpoint"):
+class CheckpointCommitted(Told, frozen=True, kw_only=True, tag="checkpoint"):
     name: str
     step: int
     samples_seen: int
@@ -158,24 +158,24 @@ class CheckpointCommitted(_Event, frozen=True, kw_only=True, tag="checkpoint"):
     blocked: float = 0.0  # of the seconds, those that the training stood still for it
 
 
-class CheckpointMissed(_Event, frozen=True, kw_only=True, tag="checkpoint_failed"):
+class CheckpointMissed(Told, frozen=True, kw_only=True, tag="checkpoint_failed"):
     step: int
     code: str
     message: str
     failures: int
 
 
-class CheckpointQuarantined(_Event, frozen=True, kw_only=True, tag="checkpoint_quarantined"):
+class CheckpointQuarantined(Told, frozen=True, kw_only=True, tag="checkpoint_quarantined"):
     name: str
     reason: str
 
 
-class Noticed(_Event, frozen=True, kw_only=True, tag="notice"):
+class Noticed(Told, frozen=True, kw_only=True, tag="notice"):
     level: str
     text: str
 
 
-class FaultSeen(_Event, frozen=True, kw_only=True, tag="fault"):
+class FaultSeen(Told, frozen=True, kw_only=True, tag="fault"):
     """A child failed or died. `death` decodes the exit code or signal, if it is known yet. `stage`: other than the training."""
 
     attempt: int
@@ -191,7 +191,7 @@ class FaultSeen(_Event, frozen=True, kw_only=True, tag="fault"):
     stage: str = ""
 
 
-class Recovering(_Event, frozen=True, kw_only=True, tag="recovering"):
+class Recovering(Told, frozen=True, kw_only=True, tag="recovering"):
     """What the supervisor does about a fault: respawn after `delay` seconds. `stage`: other than the training, and done anew."""
 
     reason: str
@@ -204,14 +204,14 @@ class Recovering(_Event, frozen=True, kw_only=True, tag="recovering"):
     stage: str = ""
 
 
-class Heat(_Event, frozen=True, kw_only=True, tag="heat"):
+class Heat(Told, frozen=True, kw_only=True, tag="heat"):
     """The GPU crossed a threshold; level: warning, pause, kill, cool."""
 
     level: str
     celsius: int
 
 
-class CardTrouble(_Event, frozen=True, kw_only=True, tag="card_trouble"):
+class CardTrouble(Told, frozen=True, kw_only=True, tag="card_trouble"):
     """The GPU or its driver reported something of its health. source: xid, recovery, throttle, memory; `code`: the driver's
     number; deed: note, advise, restart, link, save, reset, reboot: what follows for the run."""
 
@@ -222,7 +222,7 @@ class CardTrouble(_Event, frozen=True, kw_only=True, tag="card_trouble"):
     advice: str = ""
 
 
-class StopRequested(_Event, frozen=True, kw_only=True, tag="stop_requested"):
+class StopRequested(Told, frozen=True, kw_only=True, tag="stop_requested"):
     """reason: ctrl-c, sigterm, owner-gone, heat, disk, …; `seconds`: how long the child has before it is killed."""
 
     reason: str
@@ -230,16 +230,16 @@ class StopRequested(_Event, frozen=True, kw_only=True, tag="stop_requested"):
     seconds: float = 0.0
 
 
-class StageStarted(_Event, frozen=True, kw_only=True, tag="stage_started"):
+class StageStarted(Told, frozen=True, kw_only=True, tag="stage_started"):
     """A child was given a stage of the chain other than the training. Its progress follows as PhaseEntered."""
 
     stage: str
     attempt: int
     pid: int
-    versions: dict[str, str] = {}  # of the packages that the child will use
+    versions: dict[str, str] = msgspec.field(default_factory=dict)  # of the packages that the child will use
 
 
-class StageEnded(_Event, frozen=True, kw_only=True, tag="stage_ended"):
+class StageEnded(Told, frozen=True, kw_only=True, tag="stage_ended"):
     """A stage is done: a later supervisor of this run does not do it again if `path` is still there."""
 
     stage: str
@@ -251,7 +251,7 @@ class StageEnded(_Event, frozen=True, kw_only=True, tag="stage_ended"):
     notes: tuple[str, ...] = ()
 
 
-class RouteFound(_Event, frozen=True, kw_only=True, tag="export_route"):
+class RouteFound(Told, frozen=True, kw_only=True, tag="export_route"):
     """The preflight's answer: what the chain will do. Bytes are estimates of what will lie on the disk."""
 
     architecture: str
@@ -268,7 +268,7 @@ class RouteFound(_Event, frozen=True, kw_only=True, tag="export_route"):
     notes: tuple[str, ...] = ()
 
 
-class ExportProved(_Event, frozen=True, kw_only=True, tag="export_proved"):
+class ExportProved(Told, frozen=True, kw_only=True, tag="export_proved"):
     """What was exported was compared with what was trained."""
 
     passed: bool
@@ -278,7 +278,7 @@ class ExportProved(_Event, frozen=True, kw_only=True, tag="export_proved"):
     positions: int = 0
 
 
-class Exported(_Event, frozen=True, kw_only=True, tag="exported"):
+class Exported(Told, frozen=True, kw_only=True, tag="exported"):
     """The result is under its final name, with its report beside it."""
 
     path: str
@@ -289,61 +289,7 @@ class Exported(_Event, frozen=True, kw_only=True, tag="exported"):
     report: str = ""
 
 
-class CampaignExtended(_Event, frozen=True, kw_only=True, tag="campaign_extended"):
-    """`--append`: one more run for this campaign, after those that its spec and earlier such events name."""
-
-    data: DataSpec
-    name: str
-
-
-class LinkStarted(_Event, frozen=True, kw_only=True, tag="link_started"):
-    """A run of the campaign begins or goes on; `run_id` is the campaign's, `link_run` its own."""
-
-    link: int  # from 1
-    links: int
-    link_run: str
-    name: str
-    offset: int = 0  # bytes of that run's own events from before: what follows them belongs to this supervisor
-
-
-class LinkEnded(_Event, frozen=True, kw_only=True, tag="link_ended"):
-    """A run of the campaign is trained; its adapter is kept."""
-
-    link: int
-    link_run: str
-    name: str
-    adapter: str
-    digest: str = ""
-    steps: int = 0
-    final_loss: float | None = None
-    recoveries: int = 0
-    seconds: float = 0.0
-    samples_seen: int = 0
-    order: int = 0
-    model_revision: str = ""  # the base's commit that was trained on: the runs after it use the same
-    source_digest: str = ""  # of its own file as it was read; its rows are counted in its DataSpec
-
-
-class LinkMerged(_Event, frozen=True, kw_only=True, tag="link_merged"):
-    """What was trained up to this run is one adapter. `coefficient`: the newest run's weight in it."""
-
-    link: int
-    folder: str
-    rule: str
-    coefficient: float
-    digest: str = ""
-    chosen: bool = False  # of several rules, by their scores (`--merge auto`)
-
-
-class LinkScored(_Event, frozen=True, kw_only=True, tag="link_scored"):
-    """What the merged adapter, the newest run's own and the base say to the held-out rows of every task so far."""
-
-    link: int
-    scores: tuple[LinkScore, ...]
-    names: tuple[str, ...] = ()  # of the tasks, by number
-
-
-class RunEnded(_Event, frozen=True, kw_only=True, tag="run_ended"):
+class RunEnded(Told, frozen=True, kw_only=True, tag="run_ended"):
     """Last line of a supervisor. status: completed, failed, interrupted, partial."""
 
     status: str

@@ -14,7 +14,7 @@ from pathlib import Path
 from transformers import Trainer
 
 from backpropagate.commands.train import train as command
-from backpropagate.judge import plan
+from backpropagate.judge.start import first_micro_batch
 from backpropagate.wishes.build_spec import build_spec
 from backpropagate.wishes.options import BY_ARGUMENT
 from backpropagate.wishes.settings import Settings
@@ -52,7 +52,7 @@ class Wished:
 
     @property
     def job(self) -> TrainJob:
-        micro_batch = plan.first_micro_batch(self.spec)
+        micro_batch = first_micro_batch(self.spec)
         return TrainJob(
             spec=self.spec,
             run_dir=str(self.folder / "run"),

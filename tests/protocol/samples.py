@@ -223,7 +223,6 @@ TO_PARENT: dict[str, m.ToParent] = {
     "done-trained": m.Done(m.TrainResult("/output/lora", 20, 160, 0xBADCAFE, 0.125, "f" * 64)),
     "done-report": m.Done(m.DataReport("alpaca", 99, 1, ("line 7: no answer",), {"chat": 98})),
     "done-answers": m.Done(m.Answers(("Hello!", "世界"))),
-    "evaluated": m.Evaluated(5, 2.25, 64, 4_096, 1.5, True, {"accuracy": 0.5}),
     "rehearsed": m.Rehearsed(2, 2_048, 1.5, 20_000),
     "halved": m.Halved(7, 1, 8, "CUDA out of memory", 900, 12),
     "said": m.Said("Wel"),

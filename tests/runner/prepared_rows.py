@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from backpropagate_backends.base import Tokenizer
-from backpropagate_backends.toy import EOS, BytesTokenizer
+from backpropagate_backends.toy_tokenizer import EOS, BytesTokenizer
 from backpropagate_protocol.jobs import PreparedRef
 from backpropagate_protocol.messages import DataReady
 from backpropagate_protocol.prepared import Prepared, View, open_prepared

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from backpropagate_backends.base import Tokenizer
-from backpropagate_backends.toy import EOS, BytesTokenizer
+from backpropagate_backends.toy_tokenizer import EOS, BytesTokenizer
 from backpropagate_protocol.errors import DatasetError, InvalidSettingError
 from backpropagate_protocol.jobs import PreparedRef
 from backpropagate_protocol.messages import DataReady
@@ -297,7 +297,7 @@ def test_two_writers_of_the_same_set_both_succeed_and_the_first_stays(tmp_path: 
 
 def test_processes_that_prepare_the_same_rows_at_once_all_get_them(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from backpropagate_backends.toy import BytesTokenizer\n"
+        "import sys; from pathlib import Path; from backpropagate_backends.toy_tokenizer import BytesTokenizer\n"
         "from backpropagate_protocol.spec import DataSpec; from backpropagate_runner.prepare import prepare\n"
         "from backpropagate_runner.validate import scan\n"
         "data = DataSpec(source=sys.argv[1]); found = scan(data); print('ready', flush=True); sys.stdin.readline()\n"
@@ -333,7 +333,7 @@ def test_what_a_dead_writer_left_is_swept_and_what_a_living_one_writes_is_not(tm
 def test_a_disk_that_takes_no_more_is_an_os_error_and_leaves_nothing(tmp_path: Path) -> None:
     """The system's limit on the size of a file stands for a full disk: the writes themselves fail."""
     code = (
-        "import resource, sys; from pathlib import Path; from backpropagate_backends.toy import BytesTokenizer\n"
+        "import resource, sys; from pathlib import Path; from backpropagate_backends.toy_tokenizer import BytesTokenizer\n"
         "from backpropagate_protocol.spec import DataSpec; from backpropagate_runner.prepare import prepare\n"
         "from backpropagate_runner.validate import scan\n"
         "data = DataSpec(source=sys.argv[1]); found = scan(data)\n"

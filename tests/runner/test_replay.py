@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backpropagate_backends.toy import EOS, BytesTokenizer
+from backpropagate_backends.toy_tokenizer import EOS, BytesTokenizer
 from backpropagate_protocol.errors import DatasetError
 from backpropagate_protocol.jobs import PreparedRef
 from backpropagate_protocol.messages import DataReady

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from backpropagate_backends.base import Tokenizer
-from backpropagate_backends.toy import BytesTokenizer
+from backpropagate_backends.toy_tokenizer import BytesTokenizer
 from backpropagate_protocol.about_data import DataReport, Spread
 from backpropagate_protocol.errors import DatasetError
 from backpropagate_protocol.jobs import ValidateJob

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backpropagate_backends.toy import BytesTokenizer
+from backpropagate_backends.toy_tokenizer import BytesTokenizer
 from backpropagate_protocol.errors import DatasetError
 from backpropagate_protocol.spec import DataSpec
 from tests.runner.prepared_rows import made, opened, text, texts, written

@@ -13,9 +13,10 @@ import msgspec
 
 from backpropagate.events import CardTrouble, FaultSeen, Heat, MemoryAwaited, Noticed, Recovering, StopRequested
 from backpropagate.judge import decisions as d
-from backpropagate.judge.plan import Stage, Start
+from backpropagate.judge.plan import Stage
 from backpropagate.judge.policy import Policy
 from backpropagate.judge.stage import StagePolicy
+from backpropagate.judge.start import Start
 from backpropagate.judge.vitals import Vitals
 from backpropagate_protocol import messages as m
 from backpropagate_protocol.catalogue import ExitCode

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from backpropagate.events import AttemptStarted, BatchHalved, DataPrepared
-from backpropagate.judge import plan, telling
+from backpropagate.judge import telling
 from backpropagate.judge.campaign import Facts
+from backpropagate.judge.start import Start, first_micro_batch
 from backpropagate.keep import journal
 from backpropagate.keep.past import Past
 from backpropagate.keep.record import Record
@@ -20,7 +21,7 @@ class Stood:
     """What earlier supervisors left: the record so far, how the next child of the training begins, what stages are done."""
 
     record: Record
-    start: plan.Start
+    start: Start
     past: Past
     status: str
     facts: Facts | None = None  # of a campaign
@@ -43,8 +44,8 @@ def where_it_stood(spec: RunSpec, run_dir: RunDir) -> Stood:
             micro = event.micro_batch
         elif isinstance(event, DataPrepared):
             prepared, held_out = PreparedRef(event.path, event.digest), telling.held_out(event)
-    start = plan.Start(
-        micro_batch=micro or plan.first_micro_batch(spec),
+    start = Start(
+        micro_batch=micro or first_micro_batch(spec),
         gradient_checkpointing=checkpointing,
         prepared=prepared,
         held_out=held_out,

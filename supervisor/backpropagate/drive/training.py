@@ -10,10 +10,10 @@ from backpropagate.doors.environ import environment
 from backpropagate.drive.driver import Driver
 from backpropagate.drive.reporter import Reporter
 from backpropagate.drive.stops import Stops
-from backpropagate.judge import plan
 from backpropagate.judge.decisions import Finish
 from backpropagate.judge.estimate import Gpu, Sizing
 from backpropagate.judge.policy import Policy
+from backpropagate.judge.start import Start
 from backpropagate.keep import results
 from backpropagate.keep.record import RunRow, finite
 from backpropagate.sensors.card import Card, Reservation
@@ -75,7 +75,7 @@ class Training:
         run_dir: RunDir,
         report: Reporter,
         stops: Stops,
-        start: plan.Start,
+        start: Start,
         gpu_script: Path | None,
         reserved: Reservation | None = None,
     ) -> None:

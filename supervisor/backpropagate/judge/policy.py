@@ -19,7 +19,7 @@ from backpropagate.judge.child import Report, Surroundings
 from backpropagate.judge.halving import least_batch
 from backpropagate.judge.on_card import OnCard
 from backpropagate.judge.others import PATIENCE, Others
-from backpropagate.judge.plan import Start
+from backpropagate.judge.start import Start
 from backpropagate.judge.states import (
     BEFORE_TRAINING,
     DISK_PATIENCE,

@@ -12,7 +12,6 @@ import anyio
 from backpropagate.doors.environ import environment
 from backpropagate.doors.process import visible_device
 from backpropagate.events import Event, ModelReady
-from backpropagate.judge import plan
 from backpropagate.judge.decisions import (
     CardGone,
     CardKnown,
@@ -27,6 +26,7 @@ from backpropagate.judge.decisions import (
     XidSeen,
 )
 from backpropagate.judge.estimate import Gpu, Sizing
+from backpropagate.judge.start import first_micro_batch
 from backpropagate.judge.too_large import doubt, refusal
 from backpropagate.judge.xids import FINAL
 from backpropagate.keep import locks, userstate
@@ -217,7 +217,7 @@ class Card:
         fitted = userstate.fitted(self.fit_key)
         sizing = self._sizing(card) if self._sizing is not None and sample.memory_total else None
         sized = sizing.largest(card.free) if sizing is not None else None
-        micro = plan.first_micro_batch(self._spec, fitted=fitted, sized=sized, card_memory=sample.memory_total)
+        micro = first_micro_batch(self._spec, fitted=fitted, sized=sized, card_memory=sample.memory_total)
         if sizing is not None and fitted is None:
             self.refused = refusal(sizing, card)
             doubts = doubt(sizing, card, micro)

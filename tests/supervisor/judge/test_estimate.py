@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from backpropagate.judge.cards import power_of
 from backpropagate.judge.estimate import MIB, Estimate, Gpu, Measured, Range, Rows, Sizing, estimate
 from backpropagate.judge.memory import memory
-from backpropagate.judge.plan import first_micro_batch
+from backpropagate.judge.start import first_micro_batch
 from backpropagate.judge.too_large import doubt, refusal
 from backpropagate.wishes.preset_configs import CONFIGS
 from backpropagate.wishes.presets import MODELS

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from backpropagate.judge.halving import halved, largest_divisor, least_batch
-from backpropagate.judge.plan import first_micro_batch
+from backpropagate.judge.start import first_micro_batch
 from backpropagate.judge.verdict import Again, Cause, GiveUp, Kind, Rules, Standing, judge
 from tests.supervisor.transcript import spec
 

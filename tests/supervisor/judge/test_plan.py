@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from backpropagate.judge import plan
-from backpropagate.judge.plan import first_micro_batch
 from backpropagate.judge.prompts import PROMPTS
+from backpropagate.judge.start import first_micro_batch
 from backpropagate_protocol import messages as m
 from backpropagate_protocol.jobs import PlaceJob, PreflightJob, ProveJob, ReferenceJob, RegisterJob
 from backpropagate_protocol.rundir import ExportDir, OutputDir

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from backpropagate.judge import decisions as d
 from backpropagate.judge.halving import halved, largest_divisor
-from backpropagate.judge.plan import Start
 from backpropagate.judge.policy import Policy
+from backpropagate.judge.start import Start
 from backpropagate_protocol import messages as m
 from tests.supervisor.judge.world import HELLO, Happening, World, steps, stories
 from tests.supervisor.transcript import spec
