@@ -17,19 +17,36 @@ _WORDS = {"true": True, "1": True, "false": False, "0": False}
 
 def pair(row: Columns) -> Pair:
     """`chosen` and `rejected`, each text or turns, with or without `prompt`."""
-    sides = [row.get(column) for column in ("chosen", "rejected")]
+    sides = [_listed(row.get(column)) for column in ("chosen", "rejected")]
     for side, column in zip(sides, ("chosen", "rejected"), strict=True):
         if side is None:
             raise RowError(f"{column} is missing")
-    if row.get("prompt") is None and all(isinstance(side, str) for side in sides):
+    if asked(row) is None and all(isinstance(side, str) for side in sides):
         return text_pair(row)
     whole = [_conversation(row, side, column) for side, column in zip(sides, ("chosen", "rejected"), strict=True)]
     return _parted(row, *whole)
 
 
+def asked(row: Columns) -> object:
+    """The prompt, by the names that it goes under; None if it has no column of its own."""
+    if row.get("prompt") is not None:
+        return row["prompt"]
+    instruction, more = row.get("instruction"), row.get("input")
+    if instruction and more:
+        return f"{text_of(instruction, 'instruction')}\n\n{text_of(more, 'input')}"
+    if isinstance(row.get("chosen"), dict):  # one turn, which answers a conversation beside it
+        more = more or row.get("conversations") or row.get("messages")
+    return row.get("question") or instruction or more or None
+
+
+def _listed(side: object) -> object:
+    """One turn alone stands for a list of it."""
+    return [side] if isinstance(side, dict) else side
+
+
 def _conversation(row: Columns, side: object, column: str) -> list[Message]:
     """All turns of one side, those of the prompt included."""
-    prompt = row.get("prompt")
+    prompt = asked(row)
     if prompt is None:
         return led_by_system(row, messages_of(side, column))
     turns = answer_turns(side, column)
@@ -63,11 +80,15 @@ def _parted(row: Columns, chosen: list[Message], rejected: list[Message]) -> Pai
 def text_pair(row: Columns) -> Pair:
     """Texts that are joined as they are, without a template; without `prompt`, it is what the two share."""
     chosen, rejected = filled(row.get("chosen"), "chosen"), filled(row.get("rejected"), "rejected")
-    prompt = row.get("prompt")
+    prompt = asked(row)
+    if row.get("system"):
+        raise RowError("has a system column, which texts without a template have no place for")
     if prompt is not None:
         text = text_of(prompt, "prompt")
         return Pair(Completion(text, chosen), Completion(text, rejected))
     cut = _parting(chosen, rejected)
+    if cut == 0 and chosen != rejected:
+        raise RowError("chosen and rejected share no beginning, and there is no prompt: name its column prompt")
     one, other = filled(chosen[cut:], "the answer in chosen"), filled(rejected[cut:], "the answer in rejected")
     return Pair(Completion(chosen[:cut], one), Completion(rejected[:cut], other))
 
@@ -88,9 +109,9 @@ def chosen(row: Columns) -> Chat | Text:
     """Of a preference row, what supervised fine-tuning learns: the preferred answer."""
     if row.get("rejected") is None:
         raise RowError("rejected is missing")
-    side, prompt = row.get("chosen"), row.get("prompt")
+    side, prompt = _listed(row.get("chosen")), asked(row)
     if prompt is None and isinstance(side, str):
-        return Text(filled(side, "chosen"))
+        return _text(row)
     turns = _conversation(row, side, "chosen")
     messages, dropped = answered(turns)
     if prompt is None:
@@ -112,9 +133,18 @@ def chosen_text(row: Columns) -> Completion | Text:
     """The same of texts that are joined as they are."""
     if row.get("rejected") is None:
         raise RowError("rejected is missing")
-    text = filled(row.get("chosen"), "chosen")
-    prompt = row.get("prompt")
-    return Text(text) if prompt is None else Completion(text_of(prompt, "prompt"), text)
+    if asked(row) is None:
+        return _text(row)
+    answer = text_pair(row).chosen
+    assert isinstance(answer, Completion)
+    return answer
+
+
+def _text(row: Columns) -> Text:
+    """All of `chosen`, if the pair shows that the prompt is in it."""
+    if isinstance(row.get("rejected"), str):
+        text_pair(row)
+    return Text(filled(row.get("chosen"), "chosen"))
 
 
 def labelled(row: Columns, answer: Answer) -> Labelled:

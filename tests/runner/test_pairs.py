@@ -36,12 +36,56 @@ def pair(row: Columns, format: str = "preference") -> Pair:
         {"prompt": [ASK], "chosen": [ASK, YES], "rejected": [ASK, NO]},
         {"prompt": [ASK], "chosen": "Yes.", "rejected": [NO]},
         {"chosen": [ASK, YES], "rejected": [ASK, NO]},
+        {"question": "Is fire hot?", "chosen": "Yes.", "rejected": "No."},
+        {"instruction": "Is fire hot?", "input": "", "chosen": "Yes.", "rejected": "No."},
+        {"input": "Is fire hot?", "chosen": "Yes.", "rejected": "No."},
+        {"prompt": "Is fire hot?", "chosen": [ASK, YES], "rejected": [ASK, NO], "messages": [ASK, YES]},
+        {
+            "conversations": [ASK],
+            "chosen": {"from": "gpt", "value": "Yes."},
+            "rejected": {"from": "gpt", "value": "No."},
+        },
     ],
-    ids=["texts", "turns", "whole after text", "whole after turns", "mixed", "no prompt"],
+    ids=[
+        "texts",
+        "turns",
+        "whole after text",
+        "whole after turns",
+        "mixed",
+        "no prompt",
+        "question",
+        "instruction",
+        "input",
+        "beside messages",
+        "one turn after conversations",
+    ],
 )
 def test_every_way_to_write_a_pair_is_the_same_pair(row: Columns) -> None:
     assert detect(row, "orpo") == "preference"
     assert pair(row) == Pair(Chat([ASK, YES]), Chat([ASK, NO]))
+
+
+def test_an_instruction_and_its_input_are_one_prompt_under_the_system_column() -> None:
+    row: Columns = {
+        "system": "Be brief.",
+        "instruction": "Is it hot?",
+        "input": "Fire",
+        "chosen": "Yes.",
+        "rejected": "No.",
+    }
+    system: Message = {"role": "system", "content": "Be brief."}
+    asked: Message = {"role": "user", "content": "Is it hot?\n\nFire"}
+    assert pair(row) == Pair(Chat([system, asked, YES]), Chat([system, asked, NO]))
+    assert convert("preference", row) == Chat([system, asked, YES])
+
+
+@pytest.mark.parametrize("format", ["preference", "preference_text"])
+@pytest.mark.parametrize("method", ["dpo", "sft"])
+def test_texts_whose_prompt_is_nowhere_are_bad_rows_and_not_trained_without_it(format: str, method: str) -> None:
+    with pytest.raises(RowError, match="share no beginning"):
+        convert(format, {"query": "Is fire hot?", "chosen": "Yes.", "rejected": "No."}, method)
+    with pytest.raises(RowError, match="has a system column"):
+        convert(format, {"system": "Be brief.", "chosen": "It is hot.", "rejected": "It is cold."}, method)
 
 
 def test_turns_that_both_share_belong_to_the_prompt() -> None:
@@ -68,9 +112,8 @@ def test_a_system_column_and_tools_are_in_both_answers() -> None:
         ),
         ("The sky is blue", "The sky is black", "The sky is"),
         ("The sky is", "The sky is black", "The sky"),
-        ("Yes", "No", ""),
     ],
-    ids=["dialogue", "words", "one begins the other", "nothing shared"],
+    ids=["dialogue", "words", "one begins the other"],
 )
 def test_texts_are_parted_before_the_word_in_which_they_differ(chosen: str, rejected: str, prompt: str) -> None:
     found = pair({"chosen": chosen, "rejected": rejected})
