@@ -20,6 +20,7 @@ from array import array
 import msgspec
 
 from backpropagate_runner.example import Answer, Completion, Example, Labelled, Pair, Text
+from backpropagate_runner.unspaced import UNSPACED
 
 EXACT, NEAR = "exact", "near"
 SIMILAR = 0.8
@@ -28,11 +29,7 @@ _BAND = 6
 _RUN = 3  # words
 # Rows with the same band that are remembered: rows made from one template all have the same ones.
 MOST_ALIKE = 16
-# Where no spaces part words, each sign is one: Thai to Burmese, Khmer, kana, Chinese.
-_UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
-)
-_WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
+_WORD = re.compile(f"[{UNSPACED}]|[^\\W{UNSPACED}]+")
 _EMPTY = 0xFFFFFFFF
 
 

@@ -5,18 +5,22 @@ Where two conversations have their prompt in them, it is what both begin with; a
 
 from __future__ import annotations
 
+import re
 from itertools import takewhile
 
 from backpropagate_runner.example import Answer, Chat, Completion, Labelled, Pair, Text
 from backpropagate_runner.prompts import Columns, answer_turns, assistants, led_by_system, prompt_turns
 from backpropagate_runner.turns import Message, RowError, answered, described, filled, messages_of, text_of, tools_of
+from backpropagate_runner.unspaced import UNSPACED
 
 _SPEAKER = "Assistant:"  # ends the prompt in texts that write a dialogue out, as Anthropic's preference data do
+_SIGN = re.compile(f"[{UNSPACED}\u3000-\u303f\uff00-\uff65]")  # with the marks that end sentences of such writing
 _WORDS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def pair(row: Columns) -> Pair:
     """`chosen` and `rejected`, each text or turns, with or without `prompt`."""
+    row = _unrepeated(row)
     sides = [_listed(row.get(column)) for column in ("chosen", "rejected")]
     for side, column in zip(sides, ("chosen", "rejected"), strict=True):
         if side is None:
@@ -37,6 +41,17 @@ def asked(row: Columns) -> object:
     if isinstance(row.get("chosen"), dict):  # one turn, which answers a conversation beside it
         more = more or row.get("conversations") or row.get("messages")
     return row.get("question") or instruction or more or None
+
+
+def _unrepeated(row: Columns) -> Columns:
+    """Without the prompt's text at the beginning of both answers, where it would be learnt as if it were answered."""
+    prompt, sides = asked(row), {column: row.get(column) for column in ("chosen", "rejected")}
+    if not isinstance(prompt, str) or not prompt.strip():
+        return row
+    rest = {column: side.removeprefix(prompt) for column, side in sides.items() if isinstance(side, str)}
+    if len(rest) < 2 or any(not text.strip() or text == sides[column] for column, text in rest.items()):
+        return row
+    return {**row, **rest}
 
 
 def _listed(side: object) -> object:
@@ -79,6 +94,7 @@ def _parted(row: Columns, chosen: list[Message], rejected: list[Message]) -> Pai
 
 def text_pair(row: Columns) -> Pair:
     """Texts that are joined as they are, without a template; without `prompt`, it is what the two share."""
+    row = _unrepeated(row)
     chosen, rejected = filled(row.get("chosen"), "chosen"), filled(row.get("rejected"), "rejected")
     prompt = asked(row)
     if row.get("system"):
@@ -100,15 +116,17 @@ def _parting(one: str, other: str) -> int:
     at = shared.rfind(_SPEAKER)
     if at >= 0:
         return at + len(_SPEAKER)
-    while shared and not shared[-1].isspace():
-        shared = shared[:-1]
-    return len(shared.rstrip())
+    if shared[-1:].isspace() or _SIGN.fullmatch(shared[-1:]):
+        return len(shared.rstrip())
+    before = shared.rsplit(maxsplit=1)
+    return len(before[0]) if len(before) > 1 else 0
 
 
 def chosen(row: Columns) -> Chat | Text:
     """Of a preference row, what supervised fine-tuning learns: the preferred answer."""
     if row.get("rejected") is None:
         raise RowError("rejected is missing")
+    row = _unrepeated(row)
     side, prompt = _listed(row.get("chosen")), asked(row)
     if prompt is None and isinstance(side, str):
         return _text(row)
