@@ -84,6 +84,17 @@ def test_a_curriculum_is_shuffled_within_its_tenths(tmp_path: Path) -> None:
         arranged(make_data(tmp_path / "other"), order="curriculum")
 
 
+def test_eleven_rows_are_parted_into_ten_bands(tmp_path: Path) -> None:
+    writer = PreparedWriter(tmp_path / "data")
+    for _ in range(11):
+        writer.add([1, 2, 3], [0, 1, 1])
+    easy = array("q", range(11))
+    writer.commit(key="k", skipped=0, truncated=0, format="text", source_digest="d", easy=easy)
+    bands = arranged(Prepared(tmp_path / "data"), order="curriculum").bands
+    assert bands is not None
+    assert bands.tolist() == [0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+
+
 def test_the_length_of_a_pair_is_that_of_both_answers(tmp_path: Path) -> None:
     writer = PreparedWriter(tmp_path / "pairs", kind=PAIRS)
     writer.add_pair(([1, 2, 3], [0, 1, 1]), ([1, 2], [0, 1]))
