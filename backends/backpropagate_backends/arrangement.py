@@ -6,7 +6,6 @@ that a halved batch reads the same samples in the same steps.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,5 +89,5 @@ def _bands(data: Prepared) -> Ids:
         raise ValueError(f"{data.folder} holds no order from easy to hard")
     easy = np.frombuffer(data.easy, dtype=np.int64)
     bands = np.empty(len(easy), dtype=np.int64)
-    bands[easy] = np.arange(len(easy)) // max(1, math.ceil(len(easy) / BANDS))
+    bands[easy] = np.arange(len(easy)) * BANDS // max(1, len(easy))
     return bands

@@ -85,12 +85,33 @@ def out_of_balance(preference: Preference, data: Prepared) -> str:
     return f"{good} good answers and {bad} bad ones weigh {ratio:.2f} to 1; {better} would balance them"
 
 
-def neighbours(ids: Sequence[int], samples: int) -> list[int]:
-    """Whose answer each sample is confronted with: that of the one before it in the optimizer step, the first's with the
-    last's. A step of one sample (the end of an epoch) takes its neighbour in the data."""
-    if len(ids) == 1:
-        return [(ids[0] - 1) % samples]
-    return [ids[-1], *ids[:-1]]
+def neighbours(ids: Sequence[int], data: Prepared) -> list[int]:
+    """Whose answer each sample is confronted with: that of a sample of the optimizer step with another prompt; each answer is
+    taken once. With the samples of each prompt beside each other, going back by as many as the commonest prompt has leaves
+    every prompt that is not in more than half of them. The others go back in the data. Hangs on ids and data alone."""
+    prompts = [_prompt(data, index) for index in ids]
+    places: dict[bytes, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        places.setdefault(prompt, []).append(place)
+    grouped = [place for group in places.values() for place in group]
+    back = max(map(len, places.values()))
+    found = list(ids)
+    for at, place in enumerate(grouped):
+        other = grouped[(at - back) % len(grouped)]
+        same = prompts[other] == prompts[place]
+        found[place] = _back_in_data(data, ids[place], prompts[place], back) if same else ids[other]
+    return found
+
+
+def _back_in_data(data: Prepared, index: int, prompt: bytes, back: int) -> int:
+    """The first sample with another prompt, from `back` before this one; if there is none, the sample before it."""
+    candidates = ((index - distance) % len(data) for distance in range(back, back + len(data)))
+    return next((other for other in candidates if _prompt(data, other) != prompt), (index - 1) % len(data))
+
+
+def _prompt(data: Prepared, index: int) -> bytes:
+    row = _row(*data.row(index))
+    return row[0][: _prompt_length(row)].tobytes()
 
 
 def batches_by_length(data: Prepared) -> Iterator[list[int]]:

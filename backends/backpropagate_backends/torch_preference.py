@@ -215,7 +215,7 @@ class PreferenceTrainer(ExactTrainer):
         once. None if it was told not to go on."""
         collator = preference_collator(self.preference, data, self.processing_class, self._max_length)
         assert isinstance(collator, LabelCollator)
-        others, drifts = neighbours(ids, len(data)), []
+        others, drifts = neighbours(ids, data), []
         with self._still() as model:
             for start in range(0, len(ids), size):
                 if not go_on():

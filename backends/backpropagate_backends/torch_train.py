@@ -81,8 +81,8 @@ def train(
     )
     if isinstance(trainer, PreferenceTrainer) and preference is not None:
         trainer.prefer(preference, data, spec.data.max_length)
-        if preference.method == "kto" and session.resume is None and out_of_balance(preference, data):
-            session.notice(out_of_balance(preference, data), "warning")
+        if preference.method == "kto" and session.resume is None and (said := out_of_balance(preference, data)):
+            session.notice(said, "warning")
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
     # TRL turns the adapters of a quantised base to bf16, and loading a checkpoint turns them to fp32: a run would change

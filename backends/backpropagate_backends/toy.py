@@ -31,6 +31,7 @@ from backpropagate_protocol.measured import Score
 from backpropagate_protocol.messages import Made, Progress, Started, TrainResult
 from backpropagate_protocol.prepared import Prepared
 from backpropagate_protocol.spec import ModelSpec, TrainSpec
+from backpropagate_protocol.toy_rules import refused_by_toy
 
 _MOMENTUM = 0.9
 _MET = 0.1
@@ -93,6 +94,9 @@ class ToyBackend:
         _wishes(job.spec.model)
         if job.spec.train.mode != "lora" or job.spec.train.method != "sft":
             raise InvalidSettingError("the toy backend knows no other training than --method sft --mode lora")
+        wish = refused_by_toy(job.spec.data, job.spec.train)
+        if wish:
+            raise InvalidSettingError(f"the toy backend cannot serve {wish}", suggestion="Leave it out.")
 
     def tokenizer(self, model: ModelSpec) -> BytesTokenizer:
         return BytesTokenizer()

@@ -78,6 +78,7 @@ _ROWS = (
     CodeInfo("DEP_EXPORT_TOOL_MISSING", "a tool that this export needs is not installed", _N, _USER, "pip install 'backpropagate[export]'; the message names the tool and other ways."),
     CodeInfo("DEP_PLOT_TOOL_MISSING", "the package that draws pictures is not installed", _N, _USER, "pip install 'backpropagate[plot]'; the numbers are in campaign.json without it."),
     CodeInfo("DEP_TRACKER_MISSING", "a tracker that was asked for is not installed", _N, _USER, "pip install 'backpropagate[monitoring]', or leave it out of --report-to."),
+    CodeInfo("DEP_TRACKER_UNREACHABLE", "a tracker does not take the run", _L, _TRY, "trackers.log in the run directory says why; then run `backprop track RUN` again."),
     CodeInfo("DEP_VERSION_UNSUPPORTED", "an installed package has a version we do not support", _N, _USER, "Install a version inside the range that the message names."),
     # while running
     CodeInfo("RUNTIME_TRAINING_FAILED", "the training failed", _R, _FAILED, "runner.log in the run directory has the traceback; `backprop resume RUN` goes on from the newest checkpoint."),

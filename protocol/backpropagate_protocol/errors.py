@@ -208,6 +208,7 @@ _SHARED: dict[str, type[BackpropagateError]] = {
     "DEP_EXPORT_TOOL_MISSING": DependencyError,
     "DEP_PLOT_TOOL_MISSING": DependencyError,
     "DEP_TRACKER_MISSING": DependencyError,
+    "DEP_TRACKER_UNREACHABLE": DependencyError,
     "INPUT_RUN_AMBIGUOUS": RunNotFoundError,
     "CONFIG_OUTPUT_UNWRITABLE": ConfigurationError,
     "DEP_MLX_UNAVAILABLE": DependencyError,

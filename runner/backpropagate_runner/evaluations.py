@@ -59,9 +59,7 @@ class Evaluations:
         """
         if self._keeps_best and self._before is not None and self.standing is not None:
             old = self._before
-            self.standing = msgspec.structs.replace(
-                self.standing, best_step=old.best_step, best_loss=old.best_loss, worse=0
-            )
+            self.standing = msgspec.structs.replace(self.standing, best_step=old.best_step, best_loss=old.best_loss)
         self._before = None
 
     def lose_best(self) -> None:

@@ -165,9 +165,12 @@ def canonical(name: str) -> str | None:
 
 def detect(row: Columns, method: str = "sft") -> str | None:
     """The format of a row, by its columns; None if they fit none. A `label` that is not plainly a verdict is taken for one
-    only where the method asks for verdicts."""
+    only where the method asks for verdicts, and two answers come before a conversation that stands beside them only where
+    it asks for such, or where they are the conversation's last turn."""
     if _fits("labelled", row) and (method == "kto" or is_verdict(row["label"])):
         return "labelled"
+    if _fits("preference", row) and (kind_of(method) != PLAIN or isinstance(row["chosen"], dict)):
+        return "preference"
     if "conversations" in row or "messages" in row:
         return "sharegpt" if "conversations" in row else "messages"
     name = next((name for name in _TRIED if _fits(name, row)), None)

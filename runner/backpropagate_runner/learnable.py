@@ -9,6 +9,8 @@ from backpropagate_protocol.prepared import LABELLED
 from backpropagate_runner.dropped import in_words
 from backpropagate_runner.tokenise import Tokeniser
 
+_BOUNDED = ("short_trace", "long_trace", "cut_trace", "too_short", "too_long")
+
 
 def check_learnable(name: str, tokeniser: Tokeniser, samples: int, dropped: Mapping[str, int]) -> None:
     """Raises DatasetError for a loss mask that cannot be right, and where no row is left."""
@@ -25,6 +27,11 @@ def check_learnable(name: str, tokeniser: Tokeniser, samples: int, dropped: Mapp
             f"{name}: no token would carry loss within {tokeniser.length} tokens of any row",
             suggestion="Raise --max-length if the questions alone fill it; else the model's chat template marks no "
             "assistant turns, and another model or --train-on all is needed.",
+        )
+    if dropped.get("no_trace") and not any(dropped.get(reason) for reason in _BOUNDED):
+        raise DatasetError(
+            f"{name}: no row is left. Left out: {in_words(dropped)}",
+            suggestion="Each answer must have <think>…</think> in it; leave --reasoning-trace out for answers without.",
         )
     raise DatasetError(
         f"{name}: no row is left. Left out: {in_words(dropped)}",

@@ -5,31 +5,63 @@ Where two conversations have their prompt in them, it is what both begin with; a
 
 from __future__ import annotations
 
+import re
 from itertools import takewhile
 
 from backpropagate_runner.example import Answer, Chat, Completion, Labelled, Pair, Text
 from backpropagate_runner.prompts import Columns, answer_turns, assistants, led_by_system, prompt_turns
 from backpropagate_runner.turns import Message, RowError, answered, described, filled, messages_of, text_of, tools_of
+from backpropagate_runner.unspaced import UNSPACED
 
 _SPEAKER = "Assistant:"  # ends the prompt in texts that write a dialogue out, as Anthropic's preference data do
+_SIGN = re.compile(f"[{UNSPACED}\u3000-\u303f\uff00-\uff65]")  # with the marks that end sentences of such writing
 _WORDS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def pair(row: Columns) -> Pair:
     """`chosen` and `rejected`, each text or turns, with or without `prompt`."""
-    sides = [row.get(column) for column in ("chosen", "rejected")]
+    row = _unrepeated(row)
+    sides = [_listed(row.get(column)) for column in ("chosen", "rejected")]
     for side, column in zip(sides, ("chosen", "rejected"), strict=True):
         if side is None:
             raise RowError(f"{column} is missing")
-    if row.get("prompt") is None and all(isinstance(side, str) for side in sides):
+    if asked(row) is None and all(isinstance(side, str) for side in sides):
         return text_pair(row)
     whole = [_conversation(row, side, column) for side, column in zip(sides, ("chosen", "rejected"), strict=True)]
     return _parted(row, *whole)
 
 
+def asked(row: Columns) -> object:
+    """The prompt, by the names that it goes under; None if it has no column of its own."""
+    if row.get("prompt") is not None:
+        return row["prompt"]
+    instruction, more = row.get("instruction"), row.get("input")
+    if instruction and more:
+        return f"{text_of(instruction, 'instruction')}\n\n{text_of(more, 'input')}"
+    if isinstance(row.get("chosen"), dict):  # one turn, which answers a conversation beside it
+        more = more or row.get("conversations") or row.get("messages")
+    return row.get("question") or instruction or more or None
+
+
+def _unrepeated(row: Columns) -> Columns:
+    """Without the prompt's text at the beginning of both answers, where it would be learnt as if it were answered."""
+    prompt, sides = asked(row), {column: row.get(column) for column in ("chosen", "rejected")}
+    if not isinstance(prompt, str) or not prompt.strip():
+        return row
+    rest = {column: side.removeprefix(prompt) for column, side in sides.items() if isinstance(side, str)}
+    if len(rest) < 2 or any(not text.strip() or text == sides[column] for column, text in rest.items()):
+        return row
+    return {**row, **rest}
+
+
+def _listed(side: object) -> object:
+    """One turn alone stands for a list of it."""
+    return [side] if isinstance(side, dict) else side
+
+
 def _conversation(row: Columns, side: object, column: str) -> list[Message]:
     """All turns of one side, those of the prompt included."""
-    prompt = row.get("prompt")
+    prompt = asked(row)
     if prompt is None:
         return led_by_system(row, messages_of(side, column))
     turns = answer_turns(side, column)
@@ -62,12 +94,17 @@ def _parted(row: Columns, chosen: list[Message], rejected: list[Message]) -> Pai
 
 def text_pair(row: Columns) -> Pair:
     """Texts that are joined as they are, without a template; without `prompt`, it is what the two share."""
+    row = _unrepeated(row)
     chosen, rejected = filled(row.get("chosen"), "chosen"), filled(row.get("rejected"), "rejected")
-    prompt = row.get("prompt")
+    prompt = asked(row)
+    if row.get("system"):
+        raise RowError("has a system column, which texts without a template have no place for")
     if prompt is not None:
         text = text_of(prompt, "prompt")
         return Pair(Completion(text, chosen), Completion(text, rejected))
     cut = _parting(chosen, rejected)
+    if cut == 0 and chosen != rejected:
+        raise RowError("chosen and rejected share no beginning, and there is no prompt: name its column prompt")
     one, other = filled(chosen[cut:], "the answer in chosen"), filled(rejected[cut:], "the answer in rejected")
     return Pair(Completion(chosen[:cut], one), Completion(rejected[:cut], other))
 
@@ -79,18 +116,20 @@ def _parting(one: str, other: str) -> int:
     at = shared.rfind(_SPEAKER)
     if at >= 0:
         return at + len(_SPEAKER)
-    while shared and not shared[-1].isspace():
-        shared = shared[:-1]
-    return len(shared.rstrip())
+    if shared[-1:].isspace() or _SIGN.fullmatch(shared[-1:]):
+        return len(shared.rstrip())
+    before = shared.rsplit(maxsplit=1)
+    return len(before[0]) if len(before) > 1 else 0
 
 
 def chosen(row: Columns) -> Chat | Text:
     """Of a preference row, what supervised fine-tuning learns: the preferred answer."""
     if row.get("rejected") is None:
         raise RowError("rejected is missing")
-    side, prompt = row.get("chosen"), row.get("prompt")
+    row = _unrepeated(row)
+    side, prompt = _listed(row.get("chosen")), asked(row)
     if prompt is None and isinstance(side, str):
-        return Text(filled(side, "chosen"))
+        return _text(row)
     turns = _conversation(row, side, "chosen")
     messages, dropped = answered(turns)
     if prompt is None:
@@ -112,9 +151,18 @@ def chosen_text(row: Columns) -> Completion | Text:
     """The same of texts that are joined as they are."""
     if row.get("rejected") is None:
         raise RowError("rejected is missing")
-    text = filled(row.get("chosen"), "chosen")
-    prompt = row.get("prompt")
-    return Text(text) if prompt is None else Completion(text_of(prompt, "prompt"), text)
+    if asked(row) is None:
+        return _text(row)
+    answer = text_pair(row).chosen
+    assert isinstance(answer, Completion)
+    return answer
+
+
+def _text(row: Columns) -> Text:
+    """All of `chosen`, if the pair shows that the prompt is in it."""
+    if isinstance(row.get("rejected"), str):
+        text_pair(row)
+    return Text(filled(row.get("chosen"), "chosen"))
 
 
 def labelled(row: Columns, answer: Answer) -> Labelled:

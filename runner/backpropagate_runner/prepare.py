@@ -30,7 +30,7 @@ from backpropagate_runner.tokenise import Refused, Tokeniser, length_of
 from backpropagate_runner.validate import MAX_ERRORS, PhaseReport, Scan, Ticker, bad_rows
 
 # Raised whenever the same rows and tokenizer would give other tokens than before.
-VERSION = 2
+VERSION = 3
 
 
 def prepared_key(data: DataSpec, tokenizer: Tokenizer, scan: Scan) -> str:

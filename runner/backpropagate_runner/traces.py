@@ -57,9 +57,7 @@ class Traces:
     def __init__(self, tokenizer: Tokenizer, band: tuple[int, int]) -> None:
         self._tokenizer = tokenizer
         self._least, self._most = band
-        # What the tokenizer adds to any text: a token that begins it, perhaps, and the one that ends it.
-        empty = tokenizer.text("")[0]
-        self._begin, self._end = empty[:-1], empty[-1]
+        self._added: list[int] | None = None
 
     def of(self, example: Answer | Text) -> list[list[int]]:
         """The tokens of each trace of the row, without its marks."""
@@ -93,9 +91,10 @@ class Traces:
         return True
 
     def _tokens(self, text: str) -> list[int]:
-        ids = self._tokenizer.text(text)[0]
-        ids = ids[len(self._begin) :]
-        return ids[:-1] if ids and ids[-1] == self._end else ids
+        if self._added is None:  # to any text: a token that begins it, perhaps, and the one that ends it
+            self._added = self._tokenizer.text("")[0]
+        ids = self._tokenizer.text(text)[0][len(self._added) - 1 :]
+        return ids[:-1] if ids and ids[-1] == self._added[-1] else ids
 
 
 def learnt_texts(example: Answer | Text) -> list[str]:

@@ -16,7 +16,7 @@ from backpropagate_protocol.errors import DatasetError, DatasetParseError, Datas
 from backpropagate_protocol.spec import DataSpec, Portion
 from backpropagate_runner import sources
 from backpropagate_runner.example import Chat, Completion, Example, Labelled, Pair
-from backpropagate_runner.examples import TRAIN, Examples, GoodRow, check_selection
+from backpropagate_runner.examples import HELD_OUT, TRAIN, Examples, GoodRow, check_selection
 from backpropagate_runner.formats import PREFERENCES
 from backpropagate_runner.readers import open_source
 from backpropagate_runner.replay import Choice, data_of
@@ -131,7 +131,12 @@ def _pass(data: DataSpec, phase: PhaseReport, max_errors: int, lenient: bool, po
                     errors.append(f"{unit} {row.line}: {row.reason}")
         digest = source.digest(lambda: tick(source.done, source.size, source.name))
     if rows + bad == 0 and choice is None:
-        raise DatasetError(f"{source.name} has no {_wanted_rows(data)}")
+        raise DatasetError(
+            f"{source.name} has no {_wanted_rows(data)}",
+            suggestion="Raise --eval-split to at least 1 divided by the rows, or take more rows with --samples."
+            if data.part == HELD_OUT and data.holdout
+            else None,
+        )
     if bad and not lenient and (rows == 0 or data.on_bad_row != "skip"):
         raise bad_rows(source.name, rows, bad, errors, parse=unparsed > 0)
     phase(rows + bad, rows + bad, f"{rows} rows")

@@ -41,6 +41,7 @@ COMMANDS: dict[str, _Entry] = {
     "show-run": _Entry("runs", "show_run", "Show everything about one run.", "Runs"),
     "diff-runs": _Entry("diff_runs", "diff_runs", "Show in what two runs differ.", "Runs"),
     "replay": _Entry("replay", "replay", "Train an earlier run once more, as a new run.", "Runs"),
+    "track": _Entry("track", "track", "Tell a run's trackers what they were not told.", "Runs"),
     "export-runs": _Entry(
         "export_runs", "export_runs", "Write out the history of an output folder, the oldest run first.", "Runs"
     ),

@@ -46,6 +46,16 @@ def test_rows_of_a_length_share_a_step_and_each_comes_once(tmp_path: Path) -> No
     assert not np.array_equal(order, again)
 
 
+def test_lengths_are_put_in_order_within_fifty_steps_and_no_further(tmp_path: Path) -> None:
+    """Each stretch of 200 samples of the shuffle stays together, wherever its steps come."""
+    way = Arrangement(lengths=np.arange(800) % 97, effective_batch=4)
+    shuffled, steps = shuffles(800, way.steps(800))
+    order = way.order(shuffled, steps)
+    stretch = np.empty(800, dtype=np.int64)
+    stretch[shuffled] = np.arange(800) // 200
+    assert (np.ptp(stretch[order].reshape(-1, 4), axis=1) == 0).all()
+
+
 def test_fewer_rows_than_a_step_stay_as_shuffled_by_length(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", rows=3)
     way = arranged(data, grouped=True)
@@ -72,6 +82,17 @@ def test_a_curriculum_is_shuffled_within_its_tenths(tmp_path: Path) -> None:
     assert order != list(easy)
     with pytest.raises(ValueError, match="no order"):
         arranged(make_data(tmp_path / "other"), order="curriculum")
+
+
+def test_eleven_rows_are_parted_into_ten_bands(tmp_path: Path) -> None:
+    writer = PreparedWriter(tmp_path / "data")
+    for _ in range(11):
+        writer.add([1, 2, 3], [0, 1, 1])
+    easy = array("q", range(11))
+    writer.commit(key="k", skipped=0, truncated=0, format="text", source_digest="d", easy=easy)
+    bands = arranged(Prepared(tmp_path / "data"), order="curriculum").bands
+    assert bands is not None
+    assert bands.tolist() == [0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
 
 
 def test_the_length_of_a_pair_is_that_of_both_answers(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 from random import Random
 
 import msgspec
+import pytest
 
 from backpropagate_protocol.spec import DataSpec
-from backpropagate_runner.duplicates import Duplicates, signature, words
+from backpropagate_runner.duplicates import MOST_ALIKE, Duplicates, signature, words
 from backpropagate_runner.example import Chat, Completion, Example, Labelled, Pair, Text
 from backpropagate_runner.turns import Message
 from backpropagate_runner.validate import scan
@@ -87,7 +88,58 @@ def test_exact_repetitions_are_of_everything_in_the_row() -> None:
 def test_words_of_a_system_turn_do_not_make_rows_alike() -> None:
     system: Message = {"role": "system", "content": "You are helpful."}
     call: Message = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "weather"}}]}
-    assert words(Chat([system, {"role": "user", "content": "Hi there"}, call])) == ["hi", "there", "function", "name", "weather"]  # fmt: skip
+    assert words(Chat([system, {"role": "user", "content": "Hi there"}, call])) == [["hi", "there"], ["function", "name", "weather"]]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["kto", "sft", "pairs"])
+def test_other_answers_to_one_long_prompt_are_not_near(kind: str) -> None:
+    random = Random(4)
+    prompt, one, other, third = (" ".join(passage(random, length)) for length in (200, 15, 15, 15))
+    rows: dict[str, tuple[Example, Example]] = {
+        "kto": (Labelled(Completion(prompt, one), True), Labelled(Completion(prompt, other), True)),
+        "sft": (Completion(prompt, one), Completion(prompt, other)),
+        "pairs": (
+            Pair(Completion(prompt, one), Completion(prompt, other)),
+            Pair(Completion(prompt, one), Completion(prompt, third)),
+        ),
+    }
+    near = Duplicates("near")
+    assert [near.seen(row) for row in rows[kind]] == [None, None]
+
+
+def test_one_answer_with_both_verdicts_stays_twice_and_the_same_verdict_goes() -> None:
+    near = Duplicates("near")
+    rows = [Labelled(Completion("How hot is fire?", answer), good) for answer, good in (("Very.", True), ("Very.", False), ("very", False))]  # fmt: skip
+    assert [near.seen(row) for row in rows] == [None, None, "near_duplicate"]
+
+
+def test_the_same_question_with_an_answer_changed_in_one_word_is_near() -> None:
+    random = Random(5)
+    found = []
+    for _ in range(40):
+        near, asked, said = Duplicates("near"), passage(random), passage(random)
+        near.seen(Completion(" ".join(asked), " ".join(said)))
+        found.append(near.seen(Completion(" ".join(asked), " ".join(changed(said, random, 1)))))
+    assert found.count("near_duplicate") >= 39
+
+
+@pytest.mark.parametrize("own", [60, 3])
+def test_rows_of_one_template_are_compared_with_few_others(own: int) -> None:
+    """However many there are: from half of them on, a row is compared with no more than before."""
+    random = Random(6)
+    template, near, counts = " ".join(passage(random)), Duplicates("near"), [0]
+    for number in range(400):
+        near.seen(Completion(f"{template} {' '.join(passage(random, own))}", f"answer {number} of its own"))
+        counts.append(near.comparisons)
+    assert counts[400] - counts[200] <= 200 * 10 * MOST_ALIKE
+    assert counts[400] - counts[200] <= 1.5 * (counts[200] - counts[0]) + 200
+
+
+def test_where_no_spaces_part_words_signs_are_compared() -> None:
+    near = Duplicates("near")
+    text = "水是湿的吗这个问题看起来很简单但是许多人想了很久也没有得到一个大家都同意的回答所以我们今天再来谈一谈它"
+    assert near.seen(Text(text)) is None
+    assert near.seen(Text(text + "吧")) == "near_duplicate"
 
 
 def test_the_table_grows_without_losing_a_row() -> None:

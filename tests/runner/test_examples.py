@@ -19,6 +19,7 @@ from backpropagate_runner.examples import Examples, GoodRow
 from backpropagate_runner.readers import open_source
 from backpropagate_runner.report import report
 from backpropagate_runner.validate import scan
+from tests.runner.prepared_rows import written
 
 # What may stand between two rows, and what may stand in the place of one.
 BLANK, BROKEN, UNFIT = "\n", '{"text": \n', '{"title": "x"}\n'
@@ -146,3 +147,9 @@ def test_a_choice_that_means_nothing_is_refused(tmp_path: Path, choice: dict[str
     path.write_text(good(0))
     with pytest.raises(InvalidSettingError):
         scan(DataSpec(source=str(path), **choice))  # type: ignore[arg-type]  # the fields are of several types
+
+
+def test_a_file_with_too_few_rows_to_hold_any_out_is_told_to_hold_out_more(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError) as caught:
+        scan(DataSpec(source=written(tmp_path / "r.jsonl", {"text": "a"}), part="held-out", holdout=5))
+    assert "--eval-split" in str(caught.value.suggestion)

@@ -189,7 +189,7 @@ def test_a_preference_is_prompt_and_chosen_answer() -> None:
     assert chat({"prompt": [USER], "chosen": [ANSWER], "rejected": [USER]}) == Chat([USER, ANSWER])
     assert chat({"prompt": "Hi.", "chosen": [USER, ANSWER], "rejected": []}) == Chat([USER, ANSWER])
     assert chat({"chosen": [USER, ANSWER], "rejected": []}) == Chat([USER, ANSWER])
-    assert recognised({"chosen": "all of it", "rejected": "x"})[1] == Text("all of it")
+    assert recognised({"chosen": "all of it", "rejected": "all of x"})[1] == Text("all of it")
     assert reason({"chosen": "x", "rejected": None}) == "rejected is missing"
 
 

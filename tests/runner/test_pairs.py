@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from backpropagate_backends.toy import BytesTokenizer
 from backpropagate_protocol.errors import DatasetFormatError
+from backpropagate_protocol.prepared import Row
 from backpropagate_protocol.spec import DataSpec
 from backpropagate_runner.example import Chat, Completion, Labelled, Pair
 from backpropagate_runner.formats import convert, detect
 from backpropagate_runner.prompts import Columns
+from backpropagate_runner.tokenise import Refused, Tokeniser
 from backpropagate_runner.turns import Message, RowError
 from backpropagate_runner.validate import scan
 from tests.runner.prepared_rows import made, opened, text, written
@@ -36,12 +39,63 @@ def pair(row: Columns, format: str = "preference") -> Pair:
         {"prompt": [ASK], "chosen": [ASK, YES], "rejected": [ASK, NO]},
         {"prompt": [ASK], "chosen": "Yes.", "rejected": [NO]},
         {"chosen": [ASK, YES], "rejected": [ASK, NO]},
+        {"question": "Is fire hot?", "chosen": "Yes.", "rejected": "No."},
+        {"instruction": "Is fire hot?", "input": "", "chosen": "Yes.", "rejected": "No."},
+        {"input": "Is fire hot?", "chosen": "Yes.", "rejected": "No."},
+        {"prompt": "Is fire hot?", "chosen": [ASK, YES], "rejected": [ASK, NO], "messages": [ASK, YES]},
+        {
+            "conversations": [ASK],
+            "chosen": {"from": "gpt", "value": "Yes."},
+            "rejected": {"from": "gpt", "value": "No."},
+        },
     ],
-    ids=["texts", "turns", "whole after text", "whole after turns", "mixed", "no prompt"],
+    ids=[
+        "texts",
+        "turns",
+        "whole after text",
+        "whole after turns",
+        "mixed",
+        "no prompt",
+        "question",
+        "instruction",
+        "input",
+        "beside messages",
+        "one turn after conversations",
+    ],
 )
 def test_every_way_to_write_a_pair_is_the_same_pair(row: Columns) -> None:
     assert detect(row, "orpo") == "preference"
     assert pair(row) == Pair(Chat([ASK, YES]), Chat([ASK, NO]))
+
+
+def test_an_instruction_and_its_input_are_one_prompt_under_the_system_column() -> None:
+    row: Columns = {
+        "system": "Be brief.",
+        "instruction": "Is it hot?",
+        "input": "Fire",
+        "chosen": "Yes.",
+        "rejected": "No.",
+    }
+    system: Message = {"role": "system", "content": "Be brief."}
+    asked: Message = {"role": "user", "content": "Is it hot?\n\nFire"}
+    assert pair(row) == Pair(Chat([system, asked, YES]), Chat([system, asked, NO]))
+    assert convert("preference", row) == Chat([system, asked, YES])
+
+
+def test_a_prompt_that_both_answers_repeat_is_not_learnt() -> None:
+    row: Columns = {"prompt": "Hi. ", "chosen": "Hi. Yes.", "rejected": "Hi. No."}
+    assert pair(row, "preference_text") == Pair(Completion("Hi. ", "Yes."), Completion("Hi. ", "No."))
+    assert convert("preference_text", row) == Completion("Hi. ", "Yes.")
+    assert pair(row).chosen == convert("preference", row) == Chat([{"role": "user", "content": "Hi. "}, YES])
+
+
+@pytest.mark.parametrize("format", ["preference", "preference_text"])
+@pytest.mark.parametrize("method", ["dpo", "sft"])
+def test_texts_whose_prompt_is_nowhere_are_bad_rows_and_not_trained_without_it(format: str, method: str) -> None:
+    with pytest.raises(RowError, match="share no beginning"):
+        convert(format, {"query": "Is fire hot?", "chosen": "Yes.", "rejected": "No."}, method)
+    with pytest.raises(RowError, match="has a system column"):
+        convert(format, {"system": "Be brief.", "chosen": "It is hot.", "rejected": "It is cold."}, method)
 
 
 def test_turns_that_both_share_belong_to_the_prompt() -> None:
@@ -68,9 +122,9 @@ def test_a_system_column_and_tools_are_in_both_answers() -> None:
         ),
         ("The sky is blue", "The sky is black", "The sky is"),
         ("The sky is", "The sky is black", "The sky"),
-        ("Yes", "No", ""),
+        ("水是湿的吗？是的", "水是湿的吗？不是", "水是湿的吗？"),
     ],
-    ids=["dialogue", "words", "one begins the other", "nothing shared"],
+    ids=["dialogue", "words", "one begins the other", "no spaces"],
 )
 def test_texts_are_parted_before_the_word_in_which_they_differ(chosen: str, rejected: str, prompt: str) -> None:
     found = pair({"chosen": chosen, "rejected": rejected})
@@ -183,3 +237,43 @@ def test_a_prompt_alone_fills_the_length_and_the_pair_is_left_out(tmp_path: Path
     )
     ready = made(data, tmp_path / "cache")
     assert (ready.rows, ready.dropped) == (1, {"unlearnable": 1})
+
+
+@pytest.mark.parametrize(("chosen", "rejected"), [("y", "n" * 60), ("y" * 60, "n")])
+def test_a_pair_of_which_one_answer_begins_beyond_the_length_is_left_out(chosen: str, rejected: str) -> None:
+    tokeniser = Tokeniser(DataSpec(source="p", method="dpo", max_length=50), Long(), lambda notice: None)
+    tokeniser.take(Pair(Completion("", chosen), Completion("", rejected)), Nowhere())
+    assert tokeniser.dropped == {"unlearnable": 1}
+
+
+def test_a_template_that_writes_another_prompt_before_the_rejected_answer_is_refused() -> None:
+    tokeniser = Tokeniser(DataSpec(source="p", method="dpo"), Fickle(), lambda notice: None)
+    with pytest.raises(Refused, match="in another way before the rejected answer"):
+        tokeniser.take(Pair(Completion("q", "y"), Completion("q", "n")), Nowhere())
+
+
+class Long(BytesTokenizer):
+    """An answer of 60 signs has as many before it that are not learnt."""
+
+    def completion(self, prompt: str, completion: str) -> Row:
+        return super().completion("." * (60 if len(completion) == 60 else 0), completion)
+
+
+class Fickle(BytesTokenizer):
+    """The prompt hangs on the answer."""
+
+    def completion(self, prompt: str, completion: str) -> Row:
+        return super().completion(completion + prompt, completion)
+
+
+class Nowhere:
+    """No sample may come here."""
+
+    def add(self, ids: list[int], trained: list[int]) -> None:
+        raise AssertionError
+
+    def add_pair(self, chosen: Row, rejected: Row) -> None:
+        raise AssertionError
+
+    def add_labelled(self, ids: list[int], trained: list[int], label: bool) -> None:
+        raise AssertionError

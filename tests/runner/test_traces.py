@@ -10,7 +10,10 @@ import pytest
 
 from backpropagate_backends.toy_tokenizer import BytesTokenizer
 from backpropagate_protocol.errors import DatasetError
+from backpropagate_protocol.prepared import Row
 from backpropagate_protocol.spec import DataSpec
+from backpropagate_runner.example import Chat
+from backpropagate_runner.traces import Traces
 from tests.runner.prepared_rows import made, opened, text, texts, written
 
 
@@ -137,3 +140,21 @@ def test_the_band_is_part_of_what_decides_the_prepared_set(tmp_path: Path) -> No
     source = written(tmp_path / "r.jsonl", asked("<think>hmm</think>So."))
     specs = [DataSpec(source=source), traced(source), traced(source, trace_tokens=(2, 6))]
     assert len({made(spec, tmp_path / "c").path for spec in specs}) == 3
+
+
+def test_a_data_set_without_any_trace_is_told_what_its_answers_need(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError) as caught:
+        made(traced(written(tmp_path / "r.jsonl", asked("So."))), tmp_path / "cache")
+    assert "<think>…</think>" in str(caught.value.suggestion)
+    assert "--reasoning-trace" in str(caught.value.suggestion)
+
+
+class TalksOnly(BytesTokenizer):
+    """Of a model without an end of text: it takes conversations only."""
+
+    def text(self, text: str) -> Row:
+        raise AssertionError
+
+
+def test_rows_without_traces_ask_nothing_of_the_tokenizer() -> None:
+    assert Traces(TalksOnly(), (0, 9)).of(Chat([{"role": "assistant", "content": "So."}])) == []

@@ -238,7 +238,7 @@ def test_the_spellings_of_other_tools_are_understood(foreign: str, ours: str) ->
 
 
 def test_a_shell_completes_commands_and_choices(tmp_path: Path) -> None:
-    commands = backprop(cwd=tmp_path, _BACKPROP_COMPLETE="bash_complete", COMP_WORDS="backprop tra", COMP_CWORD="1")
+    commands = backprop(cwd=tmp_path, _BACKPROP_COMPLETE="bash_complete", COMP_WORDS="backprop trai", COMP_CWORD="1")
     choices = backprop(
         cwd=tmp_path, _BACKPROP_COMPLETE="bash_complete", COMP_WORDS="backprop train --backend c", COMP_CWORD="3"
     )
@@ -250,7 +250,7 @@ def test_a_shell_completes_commands_and_choices(tmp_path: Path) -> None:
 def test_powershell_completes_too(tmp_path: Path) -> None:
     """The protocol only: no PowerShell is asked here. It leaves COMP_CWORD out where nothing has been typed."""
     ask = {"_BACKPROP_COMPLETE": "powershell_complete"}
-    commands = backprop(cwd=tmp_path, COMP_WORDS="backprop tra", COMP_CWORD="tra", **ask)
+    commands = backprop(cwd=tmp_path, COMP_WORDS="backprop trai", COMP_CWORD="trai", **ask)
     choices = backprop(cwd=tmp_path, COMP_WORDS="backprop train --backend", **ask)
     script = backprop("completion", "powershell", cwd=tmp_path)
 

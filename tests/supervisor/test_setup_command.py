@@ -9,6 +9,26 @@ from pathlib import Path
 import pytest
 
 
+def test_its_help_says_what_a_flag_does_here_and_defaults_stand_as_they_are_typed(tmp_path: Path) -> None:
+    def shown(command: str) -> str:
+        said = subprocess.run(
+            [sys.executable, "-P", "-m", "backpropagate", command, "--help"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        return " ".join(said.stdout.split())
+
+    setup = shown("setup")
+    assert "that the environment is made of" in setup
+    assert "is taken as it is" not in setup
+    train = shown("train")
+    assert "[default: none]" in train
+    assert "('" not in train
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [

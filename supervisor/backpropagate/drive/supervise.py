@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -48,6 +48,7 @@ def supervise(
     owner_pipe: bool = False,
     resumed: bool = False,
     gpu_script: Path | None = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
     """Runs it to its end and says how it ended. Blocks; must be called in the main thread of the process.
 
@@ -55,6 +56,7 @@ def supervise(
     resumed: an earlier supervisor of this run ended; go on from the newest checkpoint, and after the training with the
     first stage that is not done.
     gpu_script: a series of sensor readings to play instead of the card's own (drills; see gpu_script.py).
+    tell: is told what happens when all that watch the run are gone: that trackers are waited for, or were not told all.
 
     Raises BusyError (STATE_BUSY) if the output folder, the export's destination or the GPU is taken before anything began,
     RunNotFoundError, STATE_RUN_FINISHED as UserInputError, RUNTIME_DISK_FULL or CONFIG_OUTPUT_UNWRITABLE if the run
@@ -67,7 +69,7 @@ def supervise(
         spec = msgspec.structs.replace(spec, export=reaching(spec.export))
     with ExitStack() as held:
         tracked = Trackers(run_dir, spec.report_to if plan.trains(spec) else ())
-        held.callback(tracked.wait)  # first, so last: when everything else is over and no lock is held
+        held.callback(tracked.wait, tell=tell)  # first, so last: when everything else is over and no lock is held
         with _writable(run_dir, spec.run_id):
             _take_locks(held, spec, run_dir)
             _sweep(spec, run_dir)

@@ -24,7 +24,7 @@ def supervise_when_free(
     resumed: bool = False,
     wait: bool = False,
 ) -> Outcome:
-    """As `supervise`. With `wait`, a folder that is taken is asked for again every second; `tell` is told so once.
+    """As `supervise`. With `wait`, a folder that is taken is asked for again every second; `tell` is told so once, and what `supervise` tells it.
 
     Raises BusyError if it is taken and nobody wants to wait; TrainingAbortedError if the owner, while we wait, wants it
     to end or is gone. Ctrl-C ends the waiting as it ends any command.
@@ -32,7 +32,7 @@ def supervise_when_free(
     told = False
     while True:
         try:
-            return supervise(run_dir, sinks, owner_pipe=owner_pipe, resumed=resumed)
+            return supervise(run_dir, sinks, owner_pipe=owner_pipe, resumed=resumed, tell=tell)
         except BusyError as busy:
             if not wait:
                 raise

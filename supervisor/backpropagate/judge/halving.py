@@ -20,8 +20,11 @@ def largest_divisor(effective: int, at_most: int, least: int = 1) -> int:
 
 
 def halved(micro: int, effective: int, least: int = 1) -> int | None:
-    """The next smaller micro-batch: the largest divisor of `effective` that is at most half; None if that is below `least`."""
+    """The next smaller micro-batch: the largest divisor of `effective` that is at most half; where that is below `least`, the
+    largest that is still smaller; None if there is none."""
     if micro <= 1:
         return None
     found = largest_divisor(effective, micro // 2)
-    return found if found >= least else None
+    if found >= least:
+        return found
+    return next((size for size in range(micro - 1, least - 1, -1) if effective % size == 0), None)

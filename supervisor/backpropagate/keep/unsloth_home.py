@@ -30,9 +30,14 @@ class _Home(msgspec.Struct, frozen=True, kw_only=True):
     what: str  # versions, in words
 
 
-def folder() -> Path:
-    """The environment; it need not exist. Raises OSError if there is no place for one."""
-    return state_dir() / "unsloth"
+def new_folder() -> Path:
+    """Where the next environment is built; not the one in use, which stays as it is until the next one works.
+
+    Raises OSError if there is no place for one.
+    """
+    first, second = state_dir() / "unsloth", state_dir() / "unsloth-2"
+    home = _home()
+    return second if home is not None and Path(home.python).is_relative_to(first) else first
 
 
 def python_in(environment: Path) -> Path:
@@ -41,14 +46,18 @@ def python_in(environment: Path) -> Path:
 
 def known() -> str | None:
     """Its interpreter, with the code of today; None: there is none. Raises OSError if the code cannot be written there."""
-    try:
-        home = msgspec.json.decode((state_dir() / "unsloth.json").read_bytes(), type=_Home)
-    except (OSError, msgspec.DecodeError):
-        return None
-    if not Path(home.python).exists():
+    home = _home()
+    if home is None or not Path(home.python).exists():
         return None
     place_code(Path(home.python).parents[1])
     return home.python
+
+
+def _home() -> _Home | None:
+    try:
+        return msgspec.json.decode((state_dir() / "unsloth.json").read_bytes(), type=_Home)
+    except (OSError, msgspec.DecodeError):
+        return None
 
 
 def remember(python: Path, what: str) -> None:

@@ -39,7 +39,8 @@ class Attendant:
         self._tracker: Tracker = open_tracker(name, Subject(runs.load_spec(run_dir), run_dir))
         if self._tracker.whole:
             self._told = Told()
-        self._told.problem = ""
+        self._told.problem, self._told.kept = "", self._tracker.kept
+        told.save(self._path, self._told)
         self._follower, self._telling = Follower(run_dir.events), Telling()
         self._notes, self._changed = 0, False
         self._ended: Ended | None = None

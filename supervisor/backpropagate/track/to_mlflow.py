@@ -26,7 +26,7 @@ class MLflow:
     """Keeps points back until `flush`: one request for many of them."""
 
     def __init__(self, subject: Subject) -> None:
-        self.whole = False
+        self.whole, self.kept = False, ""
         uri = environment().get("MLFLOW_TRACKING_URI") or subject.run_dir.output.mlruns.absolute().as_uri()
         self._client = MlflowClient(tracking_uri=uri)
         self._points: list[Metric] = []

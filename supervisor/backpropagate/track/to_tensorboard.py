@@ -17,7 +17,7 @@ class TensorBoard:
     """Each process writes a file of its own; TensorBoard shows all files of a folder as one run."""
 
     def __init__(self, subject: Subject) -> None:
-        self.whole = False
+        self.whole, self.kept = False, ""
         folder = subject.run_dir.tensorboard
         first = not (folder.is_dir() and any(folder.iterdir()))
         self._writer = EventFileWriter(str(folder))

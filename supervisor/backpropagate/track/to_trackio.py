@@ -14,7 +14,7 @@ class Trackio:
     """Knows a run by its name, so that name has the run id in it. The notes are its alerts."""
 
     def __init__(self, subject: Subject) -> None:
-        self.whole = False
+        self.whole, self.kept = False, ""
         self._run = trackio.init(
             project=subject.spec.project,
             name=subject.unique_name,

@@ -29,7 +29,7 @@ class WeightsAndBiases:
         earlier = [path for path in subject.run_dir.wandb.glob("offline-run-*") if path.is_dir()]
         self._lines: list[str] = []
         self._told_lines = 0
-        self._run = _begin(subject)
+        self._run, self.kept = _begin(subject)
         self.whole = bool(self._run.offline or earlier)
         self._run.define_metric(_STEP, hidden=True)
         self._run.define_metric("*", step_metric=_STEP)
@@ -58,20 +58,19 @@ class WeightsAndBiases:
         self._run.finish(exit_code=ended.exit_code if ended else 1)
 
 
-def _begin(subject: Subject) -> wandb.Run:
-    """Offline where the service does not take the run: a key that has expired or a network that is down costs nothing."""
+def _begin(subject: Subject) -> tuple[wandb.Run, str]:
+    """And why it is offline, if that was not wished for. Offline where the service does not take the run: a key that has expired or a network that is down costs nothing."""
     if not subject.spec.report_offline:
         before = set(subject.run_dir.wandb.glob("run-*"))
         try:
-            return _init(subject, "online")
+            return _init(subject, "online"), ""
         except wandb.Error as error:
             wandb.teardown()
             for empty in set(subject.run_dir.wandb.glob("run-*")) - before:
                 durable.discard(empty)
-            sys.stderr.write(
-                redact(f"{error}\nW&B takes no run now: it is kept offline, for `wandb sync` afterwards\n")
-            )
-    return _init(subject, "offline")
+            sys.stderr.write(redact(f"{error}\n"))
+            return _init(subject, "offline"), "W&B takes no run now: it is kept offline, for `wandb sync` afterwards"
+    return _init(subject, "offline"), ""
 
 
 def _init(subject: Subject, mode: Literal["online", "offline"]) -> wandb.Run:

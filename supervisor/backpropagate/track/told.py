@@ -18,11 +18,13 @@ from backpropagate_protocol import durable
 
 
 class Told(msgspec.Struct, kw_only=True):
-    """steps: of each curve, the newest step. notes: how many lines. problem: why the last process gave up."""
+    """steps: of each curve, the newest step. notes: how many lines. problem: why the last process gave up. kept: why the run is
+    kept on this machine, though it was to be sent."""
 
     steps: dict[str, int] = {}
     notes: int = 0
     problem: str = ""
+    kept: str = ""
 
     def fresh(self, point: Values) -> Values:
         """The part of it that is new, and from now on is not. The first telling of a step stays."""

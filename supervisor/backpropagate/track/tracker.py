@@ -24,10 +24,12 @@ _LEFT_OUT = ("schema", "run_id", "faults", "output", "report_to", "report_offlin
 class Tracker(Protocol):
     """Gets what is new of one run; made once for each process, and again for the same run after a resume.
 
-    whole: it was begun anew, and wants all of the run, whatever was told before.
+    whole: it was begun anew, and wants all of the run, whatever was told before. kept: why the run is kept on this machine,
+    though it was to be sent; else nothing.
     """
 
     whole: bool
+    kept: str
 
     def values(self, point: Values) -> None: ...
 

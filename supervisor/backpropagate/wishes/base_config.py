@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from backpropagate.wishes.preset_configs import CONFIGS
 from backpropagate_protocol.spec import ModelSpec
 
 _CONFIG = "config.json"
@@ -44,3 +45,9 @@ def _snapshots(model: ModelSpec, cache: Path) -> list[Path]:
     except (OSError, ValueError):
         commit = revision
     return [home / "snapshots" / commit]
+
+
+def config_of(model: ModelSpec, environ: Mapping[str, str]) -> Mapping[str, object] | None:
+    """Its config.json on this machine, or what is known of a preset's; None if there is neither."""
+    found = base_config(model, hub_cache(environ))
+    return CONFIGS.get(model.path) if found is None else found

@@ -20,11 +20,11 @@ from backpropagate.wishes.mlx import check_wishes
 from backpropagate.wishes.models import last_part, looks_like_path, resolve_model
 from backpropagate.wishes.options import Value
 from backpropagate.wishes.preferences import check_preferences
-from backpropagate.wishes.rows import check_order, check_rows
+from backpropagate.wishes.rows import check_order, check_rows, check_toy
 from backpropagate.wishes.settings import Settings
 from backpropagate.wishes.surroundings import check_backend, check_runner, installed, writable_folder
 from backpropagate.wishes.together import check_size, check_together
-from backpropagate.wishes.trackers import wanted_trackers
+from backpropagate.wishes.trackers import check_tracker_names, wanted_trackers
 from backpropagate.wishes.unsloth import check_unsloth, unsloth_python
 from backpropagate_protocol.data_formats import may_be_hub_id
 from backpropagate_protocol.errors import (
@@ -48,14 +48,10 @@ def build_spec(settings: Settings, *, detached: bool = False, verbose: bool = Fa
     toy = settings.text("training.backend") == "toy"
     data = _data(settings)
     check_backend(settings.text("training.backend"))
-    check_together(settings)
-    runner_python = _runner_python(settings)
     train = _train(settings)
     model = _held(model_spec(settings), train)
-    check_preferences(settings.text("training.backend"), data, train)
-    check_rows(data)
-    check_order(data, train)
-    check_size(model, train, environment())
+    _check(settings, model, data, train)
+    runner_python = _runner_python(settings)
     trackers = wanted_trackers(settings, environment())
     output = writable_folder(settings.text("training.output_dir"), least_mib=1 if toy else _LEAST_FREE_MIB)
     run_id = str(uuid.uuid4())
@@ -85,10 +81,26 @@ def build_spec(settings: Settings, *, detached: bool = False, verbose: bool = Fa
     return check_wishes(spec, installed=runner_python is None and all(map(installed, PACKAGES)))
 
 
+def _check(settings: Settings, model: ModelSpec, data: DataSpec, train: TrainSpec) -> None:
+    """What can be told of wishes alone: asked alike before a training and before an estimate of one."""
+    check_together(settings)
+    if settings.flag_or_none("training.unsloth"):
+        check_unsloth(settings)
+    check_preferences(settings.text("training.backend"), data, train)
+    check_rows(data)
+    check_order(data, train)
+    check_toy(settings.text("training.backend"), data, train)
+    check_size(model, train, environment())
+    check_tracker_names(settings)
+
+
 def hypothetical_spec(settings: Settings) -> RunSpec:
     """What `build_spec` would say, where neither data nor packages nor an output folder need be there; for estimates."""
     source = settings.text_or_none("data.source")
-    model, run_id = model_spec(settings), "estimate"
+    run_id, train = "estimate", _train(settings)
+    model = _held(model_spec(settings), train)
+    data = _wishes_about_rows(settings, "" if source is None else _data_source(source))
+    _check(settings, model, data, train)
     output = os.path.abspath(os.path.expanduser(settings.text("training.output_dir")))
     spec = RunSpec(
         run_id=run_id,
@@ -96,22 +108,20 @@ def hypothetical_spec(settings: Settings) -> RunSpec:
         backend=settings.text("training.backend"),
         output=output,
         model=model,
-        data=_wishes_about_rows(settings, "" if source is None else _data_source(source)),
+        data=data,
         lora=_lora(settings),
-        train=_train(settings),
+        train=train,
         safety=safety_spec(settings),
         runner_python=settings.text_or_none("runner.python"),
         export=after_training(settings, name=result_name(model, run_id), folder=output),
     )
-    check_together(settings)
-    return spec
+    return check_wishes(spec, installed=spec.runner_python is None and all(map(installed, PACKAGES)))
 
 
 def _runner_python(settings: Settings) -> str | None:
     """As `check_runner` has it; for Unsloth the interpreter that it lives in."""
     if not settings.flag_or_none("training.unsloth"):
         return check_runner(settings.text_or_none("runner.python"), settings.text("training.backend"))
-    check_unsloth(settings)
     return unsloth_python(settings)
 
 

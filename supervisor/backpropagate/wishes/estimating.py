@@ -9,21 +9,14 @@ import msgspec
 
 from backpropagate.judge.estimate import Estimate, Gpu, Measured, Range, Rows, Sizing, estimate
 from backpropagate.keep import calibrations
-from backpropagate.wishes.base_config import base_config, hub_cache
-from backpropagate.wishes.preset_configs import CONFIGS
+from backpropagate.wishes.base_config import config_of
 from backpropagate.wishes.surroundings import installed
 from backpropagate_protocol.errors import UserInputError
-from backpropagate_protocol.spec import DataSpec, ModelSpec, RunSpec
+from backpropagate_protocol.spec import DataSpec, RunSpec
 
 _LOOK = 1 << 20  # bytes of a file that are read
 _BYTES_OF_A_TOKEN = (3.0, 5.0)
 _LINES = (".jsonl", ".ndjson")
-
-
-def config_of(model: ModelSpec, environ: Mapping[str, str]) -> Mapping[str, object] | None:
-    """Its config.json on this machine, or what is known of a preset's; None if there is neither."""
-    found = base_config(model, hub_cache(environ))
-    return CONFIGS.get(model.path) if found is None else found
 
 
 def sizing_of(spec: RunSpec, gpu: Gpu, environ: Mapping[str, str]) -> Sizing | None:

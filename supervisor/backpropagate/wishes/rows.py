@@ -5,6 +5,7 @@ from __future__ import annotations
 from backpropagate_protocol.data_formats import RANDOM
 from backpropagate_protocol.errors import InvalidSettingError
 from backpropagate_protocol.spec import DataSpec, TrainSpec
+from backpropagate_protocol.toy_rules import refused_by_toy
 
 
 def check_rows(data: DataSpec) -> None:
@@ -20,6 +21,11 @@ def check_rows(data: DataSpec) -> None:
             f"reasoning traces are learnt by the method sft, not by {data.method}",
             suggestion="Leave --reasoning-trace out: the method keeps what stands in the rows as it is.",
         )
+    if data.max_tokens > data.max_length:
+        raise InvalidSettingError(
+            f"rows with more than {data.max_tokens} tokens cannot be dropped: they are cut at {data.max_length} tokens",
+            suggestion="Lower --max-tokens, or raise --max-length.",
+        )
     if 0 < data.max_tokens < data.min_tokens:
         raise InvalidSettingError(
             f"a row cannot have at least {data.min_tokens} and at most {data.max_tokens} tokens",
@@ -33,4 +39,13 @@ def check_order(data: DataSpec, train: TrainSpec) -> None:
         raise InvalidSettingError(
             f"rows cannot be in the order {data.order} and grouped by length at once",
             suggestion="Leave out --order or --group-by-length.",
+        )
+
+
+def check_toy(backend: str, data: DataSpec, train: TrainSpec) -> None:
+    """Raises InvalidSettingError for the first wish that needs a framework, where there is none."""
+    wish = refused_by_toy(data, train) if backend == "toy" else ""
+    if wish:
+        raise InvalidSettingError(
+            f"the backend toy cannot serve {wish}", suggestion="Leave it out, or use --backend auto, cuda or cpu."
         )

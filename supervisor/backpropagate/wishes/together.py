@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from backpropagate.judge.shape import parameters
-from backpropagate.wishes.base_config import base_config, hub_cache
+from backpropagate.wishes.base_config import config_of
 from backpropagate.wishes.models import TINY
 from backpropagate.wishes.settings import Settings
 from backpropagate_protocol.errors import InvalidSettingError, error_for
@@ -117,12 +117,12 @@ def check_together(settings: Settings) -> None:
 def check_size(model: ModelSpec, train: TrainSpec, environ: Mapping[str, str]) -> None:
     """Raises ConfigurationError [RUNTIME_FULL_FT_MODEL_TOO_LARGE] for a model that is too large to be trained whole.
 
-    Told from its config.json, where that is on this machine and says it for certain; else the child tells, before it loads
-    the weights.
+    Told from its config.json, where that is on this machine and says it for certain, or from what is known of a preset; else
+    the child tells, before it loads the weights.
     """
     if train.mode != "full":
         return
-    config = base_config(model, hub_cache(environ))
+    config = config_of(model, environ)
     count = parameters(config) if config is not None else None
     if count is not None and count > train.ceiling * 1e9:
         raise error_for(

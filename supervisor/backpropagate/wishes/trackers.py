@@ -46,11 +46,7 @@ def wanted_trackers(settings: Settings, environ: Mapping[str, str], *, watched: 
     """
     names = _names(settings, environ)
     if not names:
-        if settings["tracking.project"].given:
-            raise InvalidSettingError(
-                "--project would have no effect: no tracker is told of this run",
-                suggestion="Add --report-to, or leave it out.",
-            )
+        _check_project(settings)
         return Wanted(())
     project = settings.text("tracking.project")
     if not _PROJECT.fullmatch(project):
@@ -69,7 +65,22 @@ def wanted_trackers(settings: Settings, environ: Mapping[str, str], *, watched: 
     return Wanted(names, offline=True, notices=(f"wandb: {why}; the run is kept offline, for `wandb sync` afterwards",))
 
 
-def _names(settings: Settings, environ: Mapping[str, str]) -> tuple[str, ...]:
+def check_tracker_names(settings: Settings) -> None:
+    """As `wanted_trackers`, where none need be installed here."""
+    if _said(settings) in ((), ("none",)):
+        _check_project(settings)
+
+
+def _check_project(settings: Settings) -> None:
+    if settings["tracking.project"].given:
+        raise InvalidSettingError(
+            "--project would have no effect: no tracker is told of this run",
+            suggestion="Add --report-to, or leave it out.",
+        )
+
+
+def _said(settings: Settings) -> tuple[str, ...]:
+    """Raises InvalidSettingError for what is no tracker's name."""
     said = settings["tracking.report_to"].value
     names = tuple(dict.fromkeys(name.lower() for name in said)) if isinstance(said, tuple) else ()
     for name in names:
@@ -83,6 +94,11 @@ def _names(settings: Settings, environ: Mapping[str, str]) -> tuple[str, ...]:
             f"--report-to: {' and '.join(sorted(_NOT_SAID & set(names)))} cannot be said beside others",
             suggestion="Name the trackers, or say auto or none alone.",
         )
+    return names
+
+
+def _names(settings: Settings, environ: Mapping[str, str]) -> tuple[str, ...]:
+    names = _said(settings)
     if names == ("none",):
         return ()
     if names == ("auto",):

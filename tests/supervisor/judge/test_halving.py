@@ -22,6 +22,7 @@ def test_kto_alone_needs_two_rows() -> None:
 @pytest.mark.parametrize(("micro", "effective", "least", "smaller"), [
     (8, 8, 1, 4), (2, 8, 1, 1), (1, 8, 1, None), (9, 9, 1, 3), (7, 7, 1, 1),
     (8, 8, 2, 4), (4, 8, 2, 2), (2, 8, 2, None), (3, 9, 2, None), (7, 7, 2, None),
+    (3, 6, 2, 2), (5, 15, 2, 3), (2, 6, 2, None),
 ])  # fmt: skip
 def test_half_is_the_largest_divisor_that_is_at_most_half_and_not_below_the_floor(
     micro: int, effective: int, least: int, smaller: int | None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backpropagate.wishes.build_spec import build_spec
+from backpropagate.wishes.build_spec import build_spec, hypothetical_spec
 from backpropagate.wishes.settings import Settings
 from backpropagate_protocol.errors import BackpropagateError, InvalidSettingError
 from backpropagate_protocol.spec import RunSpec
@@ -57,6 +57,12 @@ def spec_in(folder: Path, environ: dict[str, str], **arguments: object) -> RunSp
         ({"reasoning_trace": True, "min_trace_tokens": 9, "max_trace_tokens": 8}, "at least 9 and at most 8 tokens"),
         ({"reasoning_trace": True, "method": "orpo"}, "learnt by the method sft, not by orpo"),
         ({"min_tokens": 9, "max_tokens": 8}, "at least 9 and at most 8 tokens"),
+        ({"max_tokens": 4096, "max_length": 100}, "more than 4096 tokens cannot be dropped: they are cut at 100"),
+        ({"backend": "toy", "model": "toy", "group_by_length": True}, "toy cannot serve --group-by-length"),
+        ({"backend": "toy", "model": "toy", "attention": "eager"}, "toy cannot serve --attention eager"),
+        ({"backend": "toy", "model": "toy", "compile": True}, "toy cannot serve --compile"),
+        ({"backend": "toy", "model": "toy", "liger": True}, "toy cannot serve --liger"),
+        ({"backend": "toy", "model": "toy", "packing": True}, "toy cannot serve --packing"),
         ({"order": "curriculum", "group_by_length": True}, "in the order curriculum and grouped by length"),
         ({"split": "test"}, "--split would have no effect: a file has no splits"),
         ({"revision": "v2"}, "--revision would have no effect: a folder has no revisions"),
@@ -75,6 +81,37 @@ def test_a_wish_without_effect_is_refused_by_its_flag(tmp_path: Path, arguments:
         spec(tmp_path, **arguments)
     assert words in caught.value.message
     assert caught.value.suggestion
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"method": "orpo", "packing": True}, "nothing of it can be packed"),
+        ({"method": "kto", "batch_size": 1}, "at least 2 rows"),
+        ({"unsloth": True, "fp8": True, "backend": "auto"}, "--fp8 does not go with --unsloth"),
+        ({"report_to": ["bogus"]}, "no tracker called bogus"),
+        ({"report_to": ["none"], "project": "x"}, "--project would have no effect"),
+        ({"order": "curriculum", "group_by_length": True}, "in the order curriculum and grouped by length"),
+        ({"min_tokens": 9, "max_tokens": 8}, "at least 9 and at most 8 tokens"),
+        ({"backend": "mlx", "method": "orpo"}, "MLX cannot serve --method orpo"),
+        ({"model": "qwen2.5-7b", "mode": "full"}, "7.62 billion parameters"),
+    ],
+    ids=str,
+)
+def test_what_a_training_refuses_is_not_estimated_either(
+    tmp_path: Path, arguments: dict[str, object], words: str
+) -> None:
+    wishes = Settings({"model": "tiny", "backend": "cpu", **arguments}, environ={}, folder=tmp_path)
+    with pytest.raises(BackpropagateError) as caught:
+        hypothetical_spec(wishes)
+    assert words in caught.value.message
+
+
+def test_a_preset_that_is_too_large_to_be_trained_whole_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
+    with pytest.raises(BackpropagateError) as caught:
+        spec(tmp_path, model="qwen2.5-7b", mode="full")
+    assert caught.value.code == "RUNTIME_FULL_FT_MODEL_TOO_LARGE"
     assert not (tmp_path / "out").exists()
 
 

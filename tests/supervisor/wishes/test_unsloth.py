@@ -119,3 +119,14 @@ def test_an_environment_that_cannot_be_built_is_told_with_its_last_words(tmp_pat
     assert done.returncode == 1
     assert "[DEP_RUNNER_MISSING]" in done.stderr
     assert "no network here" in done.stderr
+
+
+@posix
+def test_what_was_built_stays_in_use_while_another_is_built(tmp_path: Path, state: Path) -> None:
+    first = unsloth_home.new_folder()
+    assert unsloth_home.new_folder() == first
+    unsloth_home.remember(unsloth_home.python_in(first), "unsloth 1")
+    second = unsloth_home.new_folder()
+    assert second != first
+    unsloth_home.remember(unsloth_home.python_in(second), "unsloth 2")
+    assert unsloth_home.new_folder() == first
