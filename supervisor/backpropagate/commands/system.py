@@ -111,7 +111,7 @@ def _gpu() -> object:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def _gpu_in_words(status: object) -> str:
+def gpu_in_words(status: object) -> str:
     if not isinstance(status, dict):
         return "none found"
     if "error" in status:
@@ -144,7 +144,7 @@ def _about_in_words(about: dict[str, object]) -> list[str]:
     return [
         f"backpropagate {about['backpropagate']}, Python {about['python']}, {about['platform']}",
         f"interpreter   {about['executable']}",
-        f"GPU           {_gpu_in_words(about['gpu'])}",
+        f"GPU           {gpu_in_words(about['gpu'])}",
         f"export        {_export_in_words(about['export'])}",
         "packages      " + ", ".join(f"{name} {version or '-'}" for name, version in packages.items()) + missing,
         "",

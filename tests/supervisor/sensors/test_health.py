@@ -7,7 +7,9 @@ from contextlib import aclosing
 from pathlib import Path
 
 import anyio
+import msgspec
 
+from backpropagate.commands.system import gpu_in_words
 from backpropagate.gpu_safety import Condition, check_gpu_safe, get_gpu_status
 from backpropagate.judge.vitals import Vitals
 from backpropagate.sensors import gpu
@@ -108,3 +110,12 @@ def test_only_windows_lends_memory_and_says_to_whom() -> None:
     assert pid_of("pid_1234_luid_0x00000000_0x0000C4F1_phys_0") == 1234
     assert pid_of("luid_0x00000000_0x0000C4F1_phys_0") == 0
     assert shared_memory({1}) in (None, 0)
+
+
+def test_info_says_it_in_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "card.json"
+    ails = {"throttle": [0x40], "recovery": [4], "uncorrected": [2], "margin": [10]}
+    path.write_text(json.dumps({"celsius": [60], "slowdown": 92, "shutdown": 97, "ails": ails}))
+    said = gpu_in_words(msgspec.to_builtins(get_gpu_status(script=path)))
+    for part in ("off at 97 °C", "12 °C left", "hard by heat", "once nothing runs on it", "2 memory errors"):
+        assert part in said
