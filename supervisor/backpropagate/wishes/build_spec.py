@@ -21,6 +21,7 @@ from backpropagate.wishes.models import last_part, looks_like_path, resolve_mode
 from backpropagate.wishes.options import Value
 from backpropagate.wishes.preferences import check_preferences
 from backpropagate.wishes.rows import check_order, check_rows, check_toy
+from backpropagate.wishes.safety import safety_spec
 from backpropagate.wishes.settings import Settings
 from backpropagate.wishes.surroundings import check_backend, check_runner, installed, writable_folder
 from backpropagate.wishes.together import check_size, check_together
@@ -35,7 +36,7 @@ from backpropagate_protocol.errors import (
 )
 from backpropagate_protocol.mlx_rules import PACKAGES
 from backpropagate_protocol.rundir import OutputDir
-from backpropagate_protocol.spec import DataSpec, LoraSpec, ModelSpec, PlannedFault, RunSpec, SafetySpec, TrainSpec
+from backpropagate_protocol.spec import DataSpec, LoraSpec, ModelSpec, PlannedFault, RunSpec, TrainSpec
 
 DEFAULT_EFFECTIVE_BATCH = 8
 DEFAULT_STEPS = 100
@@ -336,26 +337,3 @@ def _train(settings: Settings) -> TrainSpec:
 def _beta(settings: Settings) -> float | None:
     method = settings.text("training.method")
     return None if method == "sft" else settings.number(f"training.{method}_beta")
-
-
-def safety_spec(settings: Settings) -> SafetySpec:
-    warn, pause, kill = (settings.whole(f"safety.temperature_{level}") for level in ("warn", "pause", "kill"))
-    if not warn <= pause <= kill:
-        raise ConfigurationError(f"the temperatures {warn} (warn), {pause} (pause) and {kill} (kill) °C are not in rising order")  # fmt: skip
-    return SafetySpec(
-        oom_recovery=settings.flag("safety.oom_recovery"),
-        max_halvings=settings.whole("safety.max_halvings"),
-        max_respawns=settings.whole("safety.max_respawns"),
-        save_steps=settings.whole_or_none("safety.save_steps"),
-        save_seconds=settings.number("safety.save_seconds"),
-        keep_checkpoints=settings.whole("safety.keep_checkpoints"),
-        grace=settings.number("safety.grace"),
-        hang_floor=settings.number("safety.hang_floor"),
-        first_step_deadline=settings.number("safety.first_step_deadline"),
-        load_deadline=settings.number("safety.load_deadline"),
-        temperature_warn=warn,
-        temperature_pause=pause,
-        temperature_kill=kill,
-        wait_for_lock=settings.flag("safety.wait"),
-        standby=settings.text("safety.standby"),
-    )

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from backpropagate.keep.runs import as_output
-from backpropagate.wishes.build_spec import safety_spec
 from backpropagate.wishes.export_spec import ExportWish, export_spec
+from backpropagate.wishes.safety import safety_spec
 from backpropagate.wishes.settings import Settings
 from backpropagate.wishes.sources import Source, find, named_as_model
 from backpropagate.wishes.surroundings import check_backend, check_runner, writable_folder
