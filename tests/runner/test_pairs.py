@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backpropagate_backends.toy import BytesTokenizer
+from backpropagate_backends.toy_tokenizer import BytesTokenizer
 from backpropagate_protocol.errors import DatasetFormatError
 from backpropagate_protocol.prepared import Row
 from backpropagate_protocol.spec import DataSpec
