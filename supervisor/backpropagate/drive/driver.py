@@ -210,7 +210,7 @@ class Driver:
             resume_from=folder,
             prepared=job.prepared,
             held_out=job.held_out,
-            kernels=probed.working(self._spec.runner_python, self.packages),
+            kernels=probed.working(self._spec.runner_python, self.packages, self._card.name),
         )
         self._tasks.start_soon(self._send_when_free, self._runner, train)
 
