@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from backpropagate import Trainer
-from backpropagate_protocol.errors import UserInputError
+from backpropagate.gpu_safety import get_gpu_status
+from backpropagate.keep import locks
+from backpropagate_protocol.errors import InvalidSettingError, UserInputError
 
 
 def backprop(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -43,6 +45,8 @@ def test_every_part_is_a_line_for_people(tmp_path: Path) -> None:
     [
         (["--model", "someone/unheard-of"], "INPUT_MODEL_NOT_FOUND"),
         (["--model", "llama-3.2-1b", "--gpu", "RTX 4080"], "INPUT_VALIDATION_FAILED"),
+        (["--model", "llama-3.2-1b", "--backend", "cpu", "--vram-gb", "16"], "CONFIG_INVALID_SETTING"),
+        (["--model", "llama-3.2-1b", "--backend", "mlx"], "INPUT_VALIDATION_FAILED"),
         (["--model", "llama-3.2-1b", "--calibrate", "--vram-gb", "8"], "INPUT_VALIDATION_FAILED"),
         (["--model", "llama-3.2-1b", "--calibrate", "--backend", "cpu"], "INPUT_VALIDATION_FAILED"),
     ],
@@ -62,6 +66,28 @@ def test_a_program_gets_the_same_estimate(tmp_path: Path) -> None:
     assert found.steps == 8
     assert found.seconds is not None
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("memory", ["16", -3, 0, float("nan"), True])
+def test_a_memory_that_no_card_has_is_refused(memory: object) -> None:
+    with pytest.raises(InvalidSettingError, match="vram_gb"):
+        Trainer("llama-3.2-1b", backend="cuda").estimate(vram_gb=memory)  # type: ignore[arg-type]
+
+
+def test_it_is_said_that_no_card_is_seen_and_that_more_fit_than_are_counted(tmp_path: Path) -> None:
+    if get_gpu_status() is None:
+        assert "reckoned for a CUDA card" in backprop(tmp_path, "--model", "llama-3.2-1b").stdout
+    said = backprop(tmp_path, "--model", "llama-3.2-1b", "--vram-gb", "400", "--batch-size", "64").stdout
+    assert "micro-batches up to 16 and more fit" in said
+
+
+def test_a_card_that_a_training_has_is_not_calibrated_on(tmp_path: Path) -> None:
+    """What is measured beside it would be wrong, and it might lose its memory."""
+    status = get_gpu_status()
+    if status is None:
+        pytest.skip("no card is here")
+    with locks.hold(locks.gpu_lock(status.uuid), "r", "the GPU"):
+        assert backprop(tmp_path, "--model", "tiny", "--data", __file__, "--calibrate").returncode == 75
 
 
 def test_a_folder_with_its_config_alone_is_enough(tmp_path: Path) -> None:

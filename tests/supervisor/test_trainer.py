@@ -179,15 +179,13 @@ def test_a_wrong_argument_is_refused_when_the_trainer_is_made(tmp_path: Path) ->
         toy(tmp_path, learning_rate=-1)
     with pytest.raises(UserInputError, match="did you mean lora_r"):
         toy(tmp_path, lora_rr=3)
-    with pytest.raises(InvalidSettingError, match="fp8 is not part of this release"):
-        toy(tmp_path, fp8=True)
     toy(tmp_path, fp8=False, report_to="none", batch_size="auto")
 
 
 @pytest.mark.parametrize(
     ("argument", "advice"),
-    [({"use_unsloth": True}, "Leave it out."), ({"train_on_responses": True}, "train_on='assistant'"),
-     ({"dataset": "d.jsonl"}, "data="), ({"packing": True}, "Give false")],
+    [({"use_unsloth": True}, "unsloth=True"), ({"train_on_responses": True}, "train_on='assistant'"),
+     ({"dataset": "d.jsonl"}, "data="), ({"extra_callbacks": [1]}, "Leave it out.")],
 )  # fmt: skip
 def test_arguments_of_other_releases_are_refused_with_what_to_say_instead(
     tmp_path: Path, argument: dict[str, object], advice: str
@@ -196,7 +194,7 @@ def test_arguments_of_other_releases_are_refused_with_what_to_say_instead(
         toy(tmp_path, **argument)
 
     assert advice in caught.value.suggestion
-    toy(tmp_path, use_unsloth=False, packing=False)
+    toy(tmp_path, unsloth=False, packing=False)
 
 
 @pytest.mark.parametrize("name", ["estimate_vram", "load_model"])

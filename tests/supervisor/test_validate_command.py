@@ -74,3 +74,18 @@ def test_nothing_in_a_shown_row_can_steer_a_terminal() -> None:
     assert "\x1b]" not in shown
     assert "\x07" not in shown
     assert "\u202e" not in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--min-trace-tokens", "5"), "no reasoning traces are asked for"),
+        (("--split", "train"), "a file has no splits"),
+    ],
+)
+def test_what_a_training_would_not_serve_is_refused_here_too(
+    folder: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    done = backprop("validate", "p.jsonl", *TOY, *arguments, cwd=folder)
+    assert done.returncode == 1
+    assert words in done.stderr

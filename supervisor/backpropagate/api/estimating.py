@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict
 
+import msgspec
+
 from backpropagate.doors.environ import environment
-from backpropagate.gpu_safety import get_gpu_status
+from backpropagate.gpu_safety import GPUStatus, get_gpu_status
 from backpropagate.judge.estimate import MIB, Estimate, Gpu, Measured, Range, Rows
+from backpropagate.keep import calibrations, locks
 from backpropagate.wishes.build_spec import hypothetical_spec
 from backpropagate.wishes.estimating import told
 from backpropagate.wishes.settings import Settings
-from backpropagate_protocol.errors import UserInputError
+from backpropagate_protocol.errors import InvalidSettingError, UserInputError
 from backpropagate_protocol.spec import RunSpec
+
+_ON_CARD = ("auto", "cuda")
+_LEAST_GB, _MOST_GB = 0.5, 1e5
 
 
 def estimated(
@@ -23,9 +30,9 @@ def estimated(
     for a base of which nothing is known, and for what keeps the real steps from being made.
     """
     spec = hypothetical_spec(settings)
-    if gpu is not None and vram_gb is None:
-        raise UserInputError(f"how much memory the card {gpu} has was not said", suggestion="Add --vram-gb.")
-    card = Gpu(gpu or "a card", round(vram_gb * 1024)) if vram_gb is not None else _card(spec)
+    _check_card(spec, gpu, vram_gb)
+    status = get_gpu_status() if vram_gb is None and spec.backend in _ON_CARD else None
+    card = Gpu(gpu or "a card", round(vram_gb * 1024)) if vram_gb is not None else _card(status)
     before = told(spec, card, environment())
     if not calibrate:
         return spec, before
@@ -33,12 +40,35 @@ def estimated(
         raise UserInputError("real steps can only be made on the card that is here", suggestion="Leave out --gpu and --vram-gb.")  # fmt: skip
     if not spec.data.source:
         raise UserInputError("real steps need real rows", suggestion="Name the training data with --data.")
-    return spec, _after_real_steps(spec, before)
+    with ExitStack() as held:
+        if status is not None:  # beside a training, both would be short of memory
+            held.enter_context(
+                locks.hold(locks.gpu_lock(status.uuid), "calibration", f"the GPU {status.name}", patience=0.0)
+            )
+        return _after_real_steps(spec, before)
 
 
-def _after_real_steps(spec: RunSpec, before: Estimate) -> Estimate:
+def _check_card(spec: RunSpec, gpu: str | None, vram_gb: float | None) -> None:
+    if spec.backend == "mlx":
+        raise UserInputError(
+            "what a training takes on MLX is not known", suggestion="Leave --backend out to be told of a CUDA card."
+        )
+    for flag, value in {"gpu": gpu, "vram_gb": vram_gb}.items():
+        if value is not None and spec.backend not in _ON_CARD:
+            raise InvalidSettingError(
+                f"{flag} would have no effect: the backend {spec.backend} uses no card", suggestion="Leave it out."
+            )
+    if gpu is not None and vram_gb is None:
+        raise UserInputError(f"how much memory the card {gpu} has was not said", suggestion="Add --vram-gb.")
+    number = isinstance(vram_gb, int | float) and not isinstance(vram_gb, bool)
+    if vram_gb is not None and not (number and _LEAST_GB <= vram_gb < _MOST_GB):
+        raise InvalidSettingError(
+            f"vram_gb: {vram_gb!r} is no card's memory", suggestion="Give a number of GB, such as 16."
+        )
+
+
+def _after_real_steps(spec: RunSpec, before: Estimate) -> tuple[RunSpec, Estimate]:
     from backpropagate.doors.calibrating import calibrated
-    from backpropagate.keep import calibrations
 
     found = calibrated(spec, before.micro_batch)
     measured = Measured(
@@ -50,13 +80,12 @@ def _after_real_steps(spec: RunSpec, before: Estimate) -> Estimate:
     if before.gpu is not None and found.memory_peak:
         calibrations.remember(before.gpu.name, spec, measured)
     rows = Rows(found.rows, Range(found.mean_tokens, found.mean_tokens))
-    return told(spec, before.gpu, environment(), measured=measured, rows=rows)
+    if found.device == "cpu":  # what `auto` came to
+        spec = msgspec.structs.replace(spec, backend="cpu")
+    return spec, told(spec, before.gpu, environment(), measured=measured, rows=rows)
 
 
-def _card(spec: RunSpec) -> Gpu | None:
-    if spec.backend not in ("auto", "cuda"):
-        return None
-    status = get_gpu_status()
+def _card(status: GPUStatus | None) -> Gpu | None:
     if status is None:
         return None
     return Gpu(status.name, status.memory_total, status.memory_used, status.power_limit)

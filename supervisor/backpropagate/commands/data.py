@@ -48,11 +48,13 @@ def validate(data: str, max_errors: int, show: int, **given: Value) -> int:
     from backpropagate.wishes.rows import check_rows
     from backpropagate.wishes.settings import Settings
     from backpropagate.wishes.surroundings import check_backend, check_runner
+    from backpropagate.wishes.together import check_together
     from backpropagate_protocol.about_data import DataReport
     from backpropagate_protocol.jobs import ValidateJob
 
     screen = current()
-    settings = Settings(given)
+    settings = Settings({**given, "data": data})
+    check_together(settings)
     with_model = settings["model.name"].given
     if not with_model:
         _check_tokens_are_made(settings, show)

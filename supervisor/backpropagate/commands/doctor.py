@@ -26,6 +26,7 @@ def doctor(names: tuple[str, ...], deadline: float, **given: Value) -> int:
     """
     import msgspec
 
+    from backpropagate.gpu_safety import get_gpu_status
     from backpropagate.keep import probed
     from backpropagate.wishes.settings import Settings
     from backpropagate.wishes.surroundings import check_runner
@@ -42,7 +43,13 @@ def doctor(names: tuple[str, ...], deadline: float, **given: Value) -> int:
         screen.note(f"trying {name} …")
         reports.append(_tried(name, python, deadline, packages))
     if not names and packages:
-        probed.remember(python, packages, [report.name for report in reports if report.state == WORKS])
+        card = get_gpu_status()
+        probed.remember(
+            python,
+            packages,
+            "" if card is None else card.name,
+            [report.name for report in reports if report.state == WORKS],
+        )
     states = {report.name: report.state for report in reports}
     used = [] if names else _used(states)
     document = {"interpreter": python, "probes": [msgspec.structs.asdict(report) for report in reports], "uses": used}

@@ -13,6 +13,7 @@ from backpropagate.wishes.options import Value
 
 if TYPE_CHECKING:
     from backpropagate.judge.estimate import Estimate, Range
+    from backpropagate_protocol.spec import RunSpec
 
 # Wishes about how a run is kept alive, which change nothing of what it needs.
 _NO_MATTER = ("training.name", "safety.wait", "safety.grace", "safety.standby")
@@ -34,11 +35,13 @@ def estimate(gpu: str | None, vram_gb: float | None, calibrate: bool, **given: V
 
     screen, settings = current(), Settings(given)
     spec, found = estimated(settings, gpu=gpu, vram_gb=vram_gb, calibrate=calibrate)
-    screen.data(document(spec, found), "\n".join(_in_words(found)))
+    screen.data(document(spec, found), "\n".join(_in_words(found, spec)))
     return 0
 
 
-def _in_words(found: Estimate) -> list[str]:
+def _in_words(found: Estimate, spec: RunSpec) -> list[str]:
+    from backpropagate.judge.estimate import MOST
+
     memory, setup = found.memory, found.setup
     weights = "4-bit" if setup.four_bit else "8-bit" if setup.fp8 else f"{8 * setup.bytes_per_weight}-bit"
     rows = [
@@ -60,21 +63,33 @@ def _in_words(found: Estimate) -> list[str]:
         )
     if found.gpu is not None:
         rows.append(("card", f"{found.gpu.name}, {found.gpu.free / 1024:.1f} of {found.gpu.total / 1024:.1f} GB free"))
+        more = " and more" if found.largest == MOST < found.micro_batch * found.accumulation else ""
         largest = (
-            f"micro-batches up to {found.largest} fit" if found.largest else "not even a micro-batch of 1 surely fits"
+            f"micro-batches up to {found.largest}{more} fit"
+            if found.largest
+            else "not even a micro-batch of 1 surely fits"
         )
         rows.append(("fits", f"{'yes' if found.fits else 'perhaps not'}; {largest}"))
+    elif spec.backend in ("auto", "cuda"):
+        rows.append(
+            ("card", "none is seen here; reckoned for a CUDA card (--vram-gb says how large, --backend cpu for none)")
+        )
     space = found.disk
     parts = [f"checkpoints {_gb(space.checkpoints)}", f"result {_gb(space.result)}"]
     parts += [f"export {_gb(space.export)}"] if space.export else []
     rows.append(("disk", f"{_gb(space.total)}: {', '.join(parts)}"))
     if found.seconds is not None:
-        rows.append(("time", f"{_duration(found.seconds)} for {found.steps} steps"))
+        rows.append(("time", f"{_duration(found.seconds)} for {found.steps} steps{_narrower(spec)}"))
     if found.watt_hours is not None:
         rows.append(("energy", _between(found.watt_hours, 1000, "kWh")))
-    basis = "ten real steps on this card" if found.measured else "the base's configuration"
+    place = "on this card" if found.gpu is not None else "on the CPU" if spec.backend == "cpu" else "here"
+    basis = f"ten real steps {place}" if found.measured else "the base's configuration"
     rows.append(("by", basis if found.exact else f"{basis}; its family is not known here, so this is rough"))
     return [f"{name:12} {value}" for name, value in rows]
+
+
+def _narrower(spec: RunSpec) -> str:
+    return "" if spec.data.source else "; --data narrows it"
 
 
 def _gb(count: float) -> str:

@@ -232,7 +232,7 @@ class Driver:
             resume_from=folder,
             prepared=job.prepared,
             held_out=job.held_out,
-            kernels=probed.working(self._spec.runner_python, self.packages),
+            kernels=probed.working(self._spec.runner_python, self.packages, self._card.name),
             smaller=job.smaller,
             rehearse=self._card.rehearsal(job.micro_batch),
         )

@@ -26,7 +26,7 @@ _MEASURED = (0.9, 1.15)  # a run's time by that of ten of its longest steps
 _LOADING = 1.05  # a peak within this of what the load takes may be the load's own
 _DRAW = (0.55, 1.0)  # of the power limit
 _ROOM = 0.95  # of the free memory; the rest is for what others do meanwhile
-_MOST = 16  # samples in a micro-batch; more is no faster
+MOST = 16  # samples in a micro-batch; more is no faster
 _QUANTIZED = {"q4_k_m": 0.62, "q5_k_m": 0.73, "q8_0": 1.07}  # bytes of a parameter
 
 
@@ -248,7 +248,7 @@ class Sizing:
     def largest(self, free: int) -> int:
         """The largest micro-batch that divides the effective one and surely fits in `free` MiB; 0 if none does."""
         effective, least = self.spec.train.effective_batch, least_batch(self.spec.train.method)
-        sizes = (size for size in range(min(effective, _MOST), least - 1, -1) if effective % size == 0)
+        sizes = (size for size in range(min(effective, MOST), least - 1, -1) if effective % size == 0)
         return next((size for size in sizes if self.surely_fits(size, free)), 0)
 
     def impossible(self, total: int) -> Range | None:

@@ -1,4 +1,4 @@
-"""Which kernels a probe found to work, remembered for this user: by the interpreter, its packages and the device that is seen."""
+"""Which kernels a probe found to work, remembered for this user: by the interpreter, its packages and the card."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from backpropagate_protocol import durable
 _MOST = 32  # environments; the oldest is forgotten
 
 
-def working(python: str | None, packages: Mapping[str, str]) -> tuple[str, ...]:
-    """Names of `probes.PROBES`. Empty: none works, or nobody asked in an environment like this one."""
-    return _load().get(_key(python, packages), ())
+def working(python: str | None, packages: Mapping[str, str], card: str) -> tuple[str, ...]:
+    """Names of `probes.PROBES`. Empty: none works, or nobody asked in an environment like this one.
+
+    card: its name; empty where none is seen.
+    """
+    return _load().get(_key(python, packages, card), ())
 
 
-def remember(python: str | None, packages: Mapping[str, str], names: Iterable[str]) -> None:
+def remember(python: str | None, packages: Mapping[str, str], card: str, names: Iterable[str]) -> None:
     """A failure to do so is of no consequence: a training then keeps to what torch itself brings."""
-    key = _key(python, packages)
+    key = _key(python, packages, card)
     kept = {other: found for other, found in _load().items() if other != key} | {key: tuple(names)}
     try:
         state_dir().mkdir(parents=True, exist_ok=True)
@@ -31,9 +34,9 @@ def remember(python: str | None, packages: Mapping[str, str], names: Iterable[st
         pass
 
 
-def _key(python: str | None, packages: Mapping[str, str]) -> str:
+def _key(python: str | None, packages: Mapping[str, str], card: str) -> str:
     installed = " ".join(f"{name}={packages[name]}" for name in sorted(packages) if name != "backpropagate")
-    return f"{python or sys.executable}|{environment().get('CUDA_VISIBLE_DEVICES', '')}|{installed}"
+    return f"{python or sys.executable}|{environment().get('CUDA_VISIBLE_DEVICES', '')}|{card}|{installed}"
 
 
 def _load() -> dict[str, tuple[str, ...]]:

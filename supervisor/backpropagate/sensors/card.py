@@ -102,6 +102,11 @@ class Card:
         """The run does not get this card."""
         return self.busy is not None or self.refused is not None
 
+    @property
+    def name(self) -> str:
+        """Empty where none is seen."""
+        return self.latest.name if self.latest is not None else ""
+
     def event(self, event: Event) -> None:
         """A run that turned out to be on a GPU whose sensors are silent says so; on the CPU nobody misses them."""
         if isinstance(event, ModelReady) and event.device.startswith("cuda") and self._lost and self._feed:

@@ -11,6 +11,7 @@ _ARGUMENTS = (
     "unsloth_fallback", "response_markers", "extra_callbacks",
 )  # fmt: skip
 _OTHER_WORDS = {
+    "use_unsloth": "Say unsloth=True or unsloth=False.",
     "train_on_responses": "Say train_on='assistant' (which is the default) or train_on='all'.",
     "dataset": "Say data=….",
     "resume_from": "Say resume=RUN.",

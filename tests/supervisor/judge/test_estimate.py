@@ -12,6 +12,7 @@ from backpropagate.judge.estimate import MIB, Estimate, Gpu, Measured, Range, Ro
 from backpropagate.judge.memory import memory
 from backpropagate.judge.start import first_micro_batch
 from backpropagate.judge.too_large import doubt, refusal
+from backpropagate.keep.userstate import fit_key
 from backpropagate.wishes.preset_configs import CONFIGS
 from backpropagate.wishes.presets import MODELS
 from backpropagate_protocol.spec import DataSpec, LoraSpec, ModelSpec, RunSpec, SafetySpec, TrainSpec
@@ -234,3 +235,9 @@ def test_a_card_is_known_by_the_name_that_its_driver_says(name: str, tflops: flo
     power = power_of(name)
     assert power is not None
     assert power.tflops == tflops
+
+
+def test_what_changes_a_trainings_memory_changes_what_it_is_remembered_under() -> None:
+    kinds = [wish(), wish(unsloth=True), wish(compile=True), wish(liger=True), wish(liger=False)]
+    packed = msgspec.structs.replace(wish(), data=DataSpec(source="d.jsonl", max_length=2048, packing=True))
+    assert len({fit_key("A100", spec) for spec in [*kinds, packed]}) == 6
