@@ -191,6 +191,19 @@ class FaultSeen(_Event, frozen=True, kw_only=True, tag="fault"):
     stage: str = ""
 
 
+class FaultRecorded(_Event, frozen=True, kw_only=True, tag="fault_recorded"):
+    """A child that had failed is gone, and what it died of is written down. `exit_code`: as the operating system gave it,
+    a signal's number negative; None: there is none. `record`: the file's path in the run directory, if the disk took it."""
+
+    number: int
+    attempt: int
+    pid: int
+    death: str
+    exit_code: int | None = None
+    record: str = ""
+    stage: str = ""
+
+
 class Recovering(_Event, frozen=True, kw_only=True, tag="recovering"):
     """What the supervisor does about a fault: respawn after `delay` seconds. `stage`: other than the training, and done anew."""
 
@@ -383,6 +396,7 @@ Event = (
     | CheckpointQuarantined
     | Noticed
     | FaultSeen
+    | FaultRecorded
     | Recovering
     | Heat
     | CardTrouble
