@@ -13,6 +13,7 @@ Every system call goes through a `Disk`, so that a test can stand in the door an
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import os
 import shutil
@@ -30,7 +31,8 @@ from backpropagate_protocol.rundir import MANIFEST, PARTIAL, FileEntry, Manifest
 if sys.platform == "darwin":
     import fcntl
 
-# Antivirus and indexers hold files open for moments: access denied, sharing violation, lock violation.
+# Antivirus and indexers hold files open for moments: access denied, sharing violation, lock violation. What goes through
+# the C runtime there, `open` above all, tells all three as EACCES and leaves `winerror` at None.
 _WINDOWS_TRANSIENT = (5, 32, 33)
 # What a file system answers that has no such call: network shares, FUSE, 9p. Not a failed sync, but none.
 _NO_SYNC = frozenset({errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY})
@@ -63,7 +65,7 @@ class Disk:
 
     def sync_file(self, path: Path) -> None:
         # Windows can only flush a handle that was opened for writing.
-        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+        descriptor = _retrying(lambda: os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0)))  # the sync itself: once
         try:
             self.fsync(descriptor)
         finally:
@@ -78,7 +80,7 @@ class Disk:
         except PermissionError:
             return  # one may write into a folder that one may not list
         try:
-            os.fsync(descriptor)
+            self.fsync(descriptor)
         except OSError as error:
             if error.errno not in _NO_SYNC | {errno.EACCES}:
                 raise
@@ -105,10 +107,18 @@ def _retrying(action: Callable[[], T]) -> T:
         try:
             return action()
         except OSError as error:
-            if getattr(error, "winerror", None) not in _WINDOWS_TRANSIENT:
+            if not may_pass(error):
                 raise
             time.sleep(delay)
     return action()
+
+
+def may_pass(error: OSError, platform: str = sys.platform) -> bool:
+    """Whether `error` may be another program's hold on a file, that ends by itself. Windows; elsewhere nothing is held."""
+    code: int | None = getattr(error, "winerror", None)
+    if code is None:
+        return platform == "win32" and error.errno == errno.EACCES
+    return code in _WINDOWS_TRANSIENT
 
 
 def rename(source: Path, target: Path, disk: Disk = DISK) -> None:
@@ -187,7 +197,7 @@ def commit_dir(staged: Path, final: Path, manifest: Callable[[dict[str, FileEntr
             raise FileExistsError(errno.EEXIST, "a leftover cannot be removed", str(partial))
         rename(staged, partial, disk)
         names = files_of(partial)
-        entries = {name: file_entry(partial / name) for name in names}
+        entries = {name: _retrying(functools.partial(file_entry, partial / name)) for name in names}
         for name in names:
             disk.sync_file(partial / name)
         for folder in sorted({(partial / name).parent for name in names} | {partial}, reverse=True):

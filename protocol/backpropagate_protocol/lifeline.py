@@ -37,7 +37,7 @@ def is_alive(pid: int) -> bool:
 
         # A library object of our own: the types below are no business of others who use kernel32. Without them a
         # handle, 64 bits wide, would be cut to an int.
-        kernel32 = ctypes.WinDLL("kernel32")
+        kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
         kernel32.OpenProcess.argtypes = (wintypes.DWORD, wintypes.BOOL, wintypes.DWORD)
         kernel32.OpenProcess.restype = wintypes.HANDLE
         kernel32.WaitForSingleObject.argtypes = (wintypes.HANDLE, wintypes.DWORD)
@@ -46,7 +46,7 @@ def is_alive(pid: int) -> bool:
         kernel32.CloseHandle.restype = wintypes.BOOL
         handle = kernel32.OpenProcess(0x00100000, False, pid)  # SYNCHRONIZE
         if not handle:
-            return False
+            return ctypes.get_last_error() == 5  # ERROR_ACCESS_DENIED: there is one, of another user
         try:
             return bool(kernel32.WaitForSingleObject(handle, 0) == 0x102)  # WAIT_TIMEOUT: still running
         finally:

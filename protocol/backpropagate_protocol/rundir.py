@@ -168,6 +168,15 @@ class RunDir:
     def campaign_plot(self, suffix: str) -> Path:
         return self.path / f"campaign.{suffix}"
 
+    @property
+    def faults(self) -> Path:
+        """One file for each child that failed: what it died of."""
+        return self.path / "faults"
+
+    def fault(self, number: int) -> Path:
+        """`001.json`, …: counted through the whole run, over all its supervisors."""
+        return self.faults / f"{number:03d}.json"
+
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / checkpoint_name(step)
 

@@ -14,7 +14,11 @@ from backpropagate.campaign_events import LinkEnded as LinkEnded
 from backpropagate.campaign_events import LinkMerged as LinkMerged
 from backpropagate.campaign_events import LinkScored as LinkScored
 from backpropagate.campaign_events import LinkStarted as LinkStarted
-from backpropagate.measured import Check
+from backpropagate.stage_events import Exported as Exported
+from backpropagate.stage_events import ExportProved as ExportProved
+from backpropagate.stage_events import RouteFound as RouteFound
+from backpropagate.stage_events import StageEnded as StageEnded
+from backpropagate.stage_events import StageStarted as StageStarted
 from backpropagate.told import Told
 
 
@@ -191,6 +195,19 @@ class FaultSeen(Told, frozen=True, kw_only=True, tag="fault"):
     stage: str = ""
 
 
+class FaultRecorded(Told, frozen=True, kw_only=True, tag="fault_recorded"):
+    """A child that had failed is gone, and what it died of is written down. `exit_code`: as the operating system gave it,
+    a signal's number negative; None: there is none. `record`: the file's path in the run directory, if the disk took it."""
+
+    number: int
+    attempt: int
+    pid: int
+    death: str
+    exit_code: int | None = None
+    record: str = ""
+    stage: str = ""
+
+
 class Recovering(Told, frozen=True, kw_only=True, tag="recovering"):
     """What the supervisor does about a fault: respawn after `delay` seconds. `stage`: other than the training, and done anew."""
 
@@ -228,65 +245,6 @@ class StopRequested(Told, frozen=True, kw_only=True, tag="stop_requested"):
     reason: str
     save: bool = True
     seconds: float = 0.0
-
-
-class StageStarted(Told, frozen=True, kw_only=True, tag="stage_started"):
-    """A child was given a stage of the chain other than the training. Its progress follows as PhaseEntered."""
-
-    stage: str
-    attempt: int
-    pid: int
-    versions: dict[str, str] = msgspec.field(default_factory=dict)  # of the packages that the child will use
-
-
-class StageEnded(Told, frozen=True, kw_only=True, tag="stage_ended"):
-    """A stage is done: a later supervisor of this run does not do it again if `path` is still there."""
-
-    stage: str
-    path: str = ""
-    bytes: int = 0
-    digest: str = ""
-    seconds: float = 0.0
-    detail: str = ""  # one line for people
-    notes: tuple[str, ...] = ()
-
-
-class RouteFound(Told, frozen=True, kw_only=True, tag="export_route"):
-    """The preflight's answer: what the chain will do. Bytes are estimates of what will lie on the disk."""
-
-    architecture: str
-    parameters: int
-    converter: str
-    converter_folder: str
-    type: str
-    quantizer: str
-    verifier: str
-    bytes: int
-    work_bytes: int
-    free_bytes: int
-    ollama_version: str = ""
-    notes: tuple[str, ...] = ()
-
-
-class ExportProved(Told, frozen=True, kw_only=True, tag="export_proved"):
-    """What was exported was compared with what was trained."""
-
-    passed: bool
-    verifier: str
-    checks: tuple[Check, ...]
-    prompts: int = 0
-    positions: int = 0
-
-
-class Exported(Told, frozen=True, kw_only=True, tag="exported"):
-    """The result is under its final name, with its report beside it."""
-
-    path: str
-    bytes: int
-    format: str
-    quantization: str | None = None
-    digest: str = ""
-    report: str = ""
 
 
 class RunEnded(Told, frozen=True, kw_only=True, tag="run_ended"):
@@ -329,6 +287,7 @@ Event = (
     | CheckpointQuarantined
     | Noticed
     | FaultSeen
+    | FaultRecorded
     | Recovering
     | Heat
     | CardTrouble

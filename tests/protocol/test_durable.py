@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from backpropagate_protocol.durable import Disk, NotWhole, commit_dir, rename, seal, verify_dir, write_file
+from backpropagate_protocol.durable import Disk, NotWhole, commit_dir, may_pass, rename, seal, verify_dir, write_file
 from backpropagate_protocol.rundir import MANIFEST, PARTIAL, FileEntry, Manifest, checkpoint_step
 from tests.protocol.lossy_disk import FailingDisk, LossyDisk, PowerCut, Tree, no_descriptors, write_tree
 
@@ -272,3 +272,38 @@ def test_an_empty_folder_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_bytes(seal(a_manifest({})))
     with pytest.raises(NotWhole, match="names no file"):
         verify_dir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("platform", "number", "winerror", "expected"),
+    [
+        ("win32", errno.EACCES, 32, True),  # what MoveFile and its like say
+        ("win32", errno.EACCES, None, True),  # what the C runtime's open says of the same
+        ("win32", errno.ENOSPC, None, False),
+        ("win32", errno.ENOENT, 2, False),
+        ("linux", errno.EACCES, None, False),
+        ("darwin", errno.EACCES, None, False),
+    ],
+)
+def test_a_file_that_is_held_is_known_by_either_of_windows_ways_to_say_so(
+    platform: str, number: int, winerror: int | None, expected: bool
+) -> None:
+    error = OSError(number, "no")
+    error.__dict__["winerror"] = winerror
+    assert may_pass(error, platform) == expected
+
+
+class CountsSyncs(Disk):
+    def __init__(self) -> None:
+        self.syncs = 0
+
+    def fsync(self, descriptor: int) -> None:
+        self.syncs += 1
+        super().fsync(descriptor)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders are not synced there")
+def test_a_folder_is_synced_by_the_same_call_as_a_file(tmp_path: Path) -> None:
+    disk = CountsSyncs()
+    disk.sync_dir(tmp_path)
+    assert disk.syncs == 1

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from backpropagate.doors.death import decode, oom_kill_count, with_last_words
+from backpropagate.doors.death import decode, meaning, oom_kill_count, with_last_words
+from backpropagate.judge.decisions import Death
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
@@ -61,3 +62,30 @@ def test_an_abort_of_metal_for_want_of_memory_is_known_by_its_last_words() -> No
 def test_a_segmentation_fault_of_mlx_on_the_cpu_is_a_want_of_memory() -> None:
     assert with_last_words(decode(-11), "", "mlx-cpu").device_oom
     assert not with_last_words(decode(-11), "", "cpu").device_oom
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize(
+    ("code", "word"),
+    [(-9, "kill -9"), (-11, "native code"), (-7, "mapped"), (-4, "processor"), (137, "SIGKILL"), (139, "SIGSEGV")],
+)
+def test_an_end_is_explained(code: int, word: str) -> None:
+    assert word in meaning(decode(code))
+
+
+@pytest.mark.parametrize("code", [None, 0, 1, 2, 254])
+def test_an_end_that_says_nothing_is_not_explained(code: int | None) -> None:
+    assert meaning(decode(code)) == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_death_for_want_of_memory_needs_no_further_word() -> None:
+    assert meaning(decode(-9, oom_kills=1)) == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "word"),
+    [(0xC0000005, "native code"), (0xC0000135, "installation"), (0xC000001D, "processor"), (0xC0000374, "memory")],
+)
+def test_a_status_of_windows_is_explained(status: int, word: str) -> None:
+    assert word in meaning(Death(status, f"ended by 0x{status:08X}"))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-from safetensors.numpy import load
 
 from backpropagate.outcome import Outcome
 from backpropagate.wishes import models
@@ -90,6 +89,8 @@ def assert_same_samples(run: Trained, undisturbed: Trained) -> None:
 
 def distance(run: Trained, undisturbed: Trained) -> float:
     """The largest difference of any weight."""
+    from safetensors.numpy import load  # here: the toy runs of this folder are also made where it is not installed
+
     left, right = load(run.weights), load(undisturbed.weights)
     assert left.keys() == right.keys()
     return max(float(abs(left[name] - right[name]).max()) for name in left)

@@ -87,12 +87,14 @@ def show_run(run: str, output_dir: Value) -> None:
     """Show everything about one run.
 
     RUN is a run id, any unique prefix of one, or `latest`. Of a campaign: its runs, and what was forgotten, too.
+    Of every fault: what died of what, what was done about it, and what is left to do.
     """
     import shutil
 
     import msgspec
 
-    from backpropagate.keep import campaign_report, history, runs
+    from backpropagate.keep import campaign_report, faults, history, runs
+    from backpropagate.watch import faults as faults_in_words
     from backpropagate.watch import forgetting_table
     from backpropagate.watch.view import sparkline
 
@@ -119,6 +121,10 @@ def show_run(run: str, output_dir: Value) -> None:
     if row.runs:
         shown["runs"] = [_run_of_campaign(run) for run in row.runs]
     lines = [line for name, value in shown.items() for line in _field(name, value)]
+    records = faults.read_all(run_dir)
+    if records:
+        document["faults"] = msgspec.to_builtins(records)
+        lines += ["", *faults_in_words.lines(records, str(run_dir.faults))]
     if report is not None:
         table = forgetting_table.lines(report, width=shutil.get_terminal_size().columns)
         lines += ["", *table] if table else []

@@ -93,13 +93,21 @@ def start(run_dir: RunDir, *, owned: bool, wait: bool = False) -> SupervisorProc
     with open(run_dir.supervisor_log, "ab") as log:
         offset = log.tell()
         if sys.platform == "win32":
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE if owned else subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                creationflags=subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW,
-            )
+            # A remote session and its like are jobs that end with all that is in them: one that nobody owns leaves them.
+            flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
+            for leave in (0,) if owned else (subprocess.CREATE_BREAKAWAY_FROM_JOB, 0):
+                try:
+                    process = subprocess.Popen(
+                        command,
+                        stdin=subprocess.PIPE if owned else subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        creationflags=flags | leave,
+                    )
+                    break
+                except PermissionError:
+                    if not leave:
+                        raise  # else: the job lets nobody go
         else:
             process = subprocess.Popen(
                 command,

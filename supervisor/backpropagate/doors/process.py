@@ -31,7 +31,7 @@ from backpropagate_protocol.framing import decoder_for_parent, encode
 from backpropagate_protocol.messages import ToChild, ToParent
 
 if sys.platform == "win32":
-    from backpropagate.doors.winjob import CREATE_SUSPENDED, JobObject
+    from backpropagate.doors.winjob import CREATE_SUSPENDED, JobObject, ctrl_break
 
 RUN_ID_VARIABLE = "BACKPROPAGATE_RUN_ID"  # by this mark the processes of a run are recognised
 _CHUNK = 1 << 18
@@ -111,7 +111,11 @@ class Runner:
     def terminate(self) -> None:
         """Asks for a save and a stop, in case the message did not get through."""
         if sys.platform == "win32":
-            self._signal(signal.CTRL_BREAK_EVENT)
+            if self.alive:
+                try:
+                    ctrl_break(self.pid)
+                except OSError:
+                    pass  # it is gone, or there is no console that could carry the event: the ladder goes on
         else:
             self._signal(signal.SIGTERM)
 
@@ -126,7 +130,7 @@ class Runner:
             try:
                 self._process.send_signal(signal.Signals(number))
             except OSError:
-                pass  # it is gone; or, on Windows, there is no console that could carry the event: the ladder goes on
+                pass  # it is gone
 
     def kill(self) -> None:
         """Ends it and everything it started, at once."""
@@ -185,10 +189,14 @@ class Runner:
         return death.decode(code, oom_kills=death.oom_kill_count() - self._oom_kills)
 
     async def _group_gone(self) -> None:
-        if sys.platform != "win32":
-            with anyio.move_on_after(_GROUP_SECONDS):
-                while _group_lives(self.pid):
-                    await anyio.sleep(0.005)
+        with anyio.move_on_after(_GROUP_SECONDS):
+            while self._group_lives():
+                await anyio.sleep(0.005)
+
+    def _group_lives(self) -> bool:
+        if sys.platform == "win32":
+            return not self._job.is_empty()
+        return _group_lives(self.pid)
 
     async def close(self) -> None:
         """Kills what still runs and lets go of every descriptor."""

@@ -20,6 +20,7 @@ from anyio.abc import TaskGroup
 from backpropagate import checkpoints
 from backpropagate.doors import process
 from backpropagate.doors.death import with_last_words
+from backpropagate.drive.autopsy import Autopsy
 from backpropagate.drive.narrate import narrate
 from backpropagate.drive.reporter import Reporter
 from backpropagate.drive.standby import End, Standby, Turn
@@ -30,6 +31,7 @@ from backpropagate.judge.decisions import (
     Assign,
     Begin,
     CheckpointFound,
+    Death,
     DumpStacks,
     Emit,
     FindCheckpoint,
@@ -112,6 +114,7 @@ class Driver:
         self._runner: process.Runner | None = None
         self._kill_at_birth = False
         self._standby = Standby(standby, spec.backend, self._warn, clock)
+        self._autopsy = Autopsy(run_dir, report)
         self._plain = True  # the newest Job computes as the spec says: what fits it fits the next run
         self._stood_by = False  # the newest child did
         self.packages: dict[str, str] = {}  # that the newest child has
@@ -135,6 +138,7 @@ class Driver:
                 await self._ended.wait()
             tasks.cancel_scope.cancel()
         assert self._finish is not None
+        self._autopsy.ended(self._finish)
         return self._finish
 
     def feed(self, input: Input) -> None:
@@ -172,8 +176,10 @@ class Driver:
             case Terminate():
                 self._to_runner(process.Runner.terminate)
             case DumpStacks():
+                self._autopsy.measure(now=True)
                 self._to_runner(process.Runner.dump_stacks)
             case Kill():
+                self._autopsy.killed(action.reason)
                 self._kill_at_birth = True  # where the process is only just being made
                 self._to_runner(process.Runner.kill)
             case Quarantine():
@@ -182,7 +188,9 @@ class Driver:
             case Emit():
                 if self._card.turned_away and not self._report.begun:
                     return  # the end of what never began
-                self._report.event(msgspec.structs.replace(action.event, time=time.time()))
+                event = msgspec.structs.replace(action.event, time=time.time())
+                self._report.event(event)
+                self._autopsy.saw(event)
             case Finish():
                 self._finish = action
                 self._ended.set()
@@ -191,6 +199,7 @@ class Driver:
 
     def _spawn(self, warm: str) -> None:
         self._kill_at_birth = False
+        self._autopsy.begin()
         self._stood_by = self._standby.take(warm)
         if not self._stood_by:
             self._tasks.start_soon(self._child, warm)
@@ -272,13 +281,15 @@ class Driver:
                     return
                 begin = os.fstat(log).st_size
                 self._runner = runner
+                self._autopsy.born(runner.pid)
                 if self._kill_at_birth:
                     runner.kill()
                 drained = anyio.Event()
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._listen, runner, drained)
                     death = await runner.wait(drained)
-                    death = with_last_words(death, _last_words(self._run_dir.log, begin), self._policy.device)
+                    words = _last_words(self._run_dir.log, begin)
+                    death = with_last_words(death, words, self._policy.device)
                     tasks.cancel_scope.cancel()
                 self._runner = None
         except OSError as error:
@@ -286,11 +297,16 @@ class Driver:
                 turn.decide(End.DIED)
                 return
             self._runner = None
-            self.feed(SpawnFailed(self._clock(), error.strerror or str(error)))
+            why = error.strerror or str(error)
+            self._autopsy.died(Death(None, f"could not be started: {why}"), "")
+            self.feed(SpawnFailed(self._clock(), why))
+            self._autopsy.bury()
             return
         finally:
             os.close(log)
+        self._autopsy.died(death, words)
         self.feed(RunnerExited(self._clock(), death))
+        self._autopsy.bury()
 
     async def _listen(self, runner: process.Runner, drained: anyio.Event) -> None:
         try:
@@ -307,6 +323,7 @@ class Driver:
             drained.set()
 
     def _hear(self, message: ToParent) -> None:
+        self._autopsy.measure()
         if isinstance(message, Hello):
             self.packages = message.packages
         if isinstance(message, Progress):
@@ -316,6 +333,7 @@ class Driver:
             event = msgspec.structs.replace(event, celsius=self._card.latest.celsius)
         if event is not None:
             self._report.event(event)
+            self._autopsy.saw(event)
             self._card.event(event)
         self.feed(RunnerSaid(self._clock(), message))
         fit = self._policy.fit if self._spec.train.batch_size is None else None
@@ -356,6 +374,7 @@ class Driver:
                 continue
             now = self._clock()
             late = now - target
+            self._autopsy.measure()
             self.feed(Tick(now, late if late > _TICK else 0.0))
             if now - pinged >= _PING_EVERY:
                 pinged = now

@@ -146,7 +146,7 @@ def in_words(event: Event) -> str:
             where = f"at step {event.step}/{event.total_steps}" if event.total_steps else "before the first step,"
             chosen = f", the result is of step {event.best_step}" if event.best_step not in (0, event.step) else ""
             return f"{event.status} {where} after {duration(event.seconds)}{chosen}"
-        case events.Step() | events.CheckpointCommitted():
+        case events.Step() | events.CheckpointCommitted() | events.FaultRecorded():
             return ""
 
 

@@ -1,0 +1,46 @@
+"""What a child wrote into its log, parted into its last lines and the stacks of its threads. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+LINES = 20
+_LINE_WIDTH = 500
+_STACK_LINES = 300
+# How faulthandler begins a dump, on every system and for every cause.
+_DUMP = re.compile(
+    r"(Fatal Python error|Windows fatal exception|Timeout \(|Thread 0x|Current thread 0x|Stack \(most recent)"
+)
+_THREAD = re.compile(r"(Thread 0x|Current thread 0x)")
+_MODULES = "Extension modules:"  # a list of everything imported: long, and no part of the stacks
+
+
+@dataclass(frozen=True, slots=True)
+class LastWords:
+    """`lines`: at most LINES, the newest last. `stacks`: empty if there was no dump."""
+
+    lines: tuple[str, ...]
+    stacks: str
+
+
+def part(text: str) -> LastWords:
+    """`text`: the end of what one child wrote. What it wrote after its dump belongs to the dump."""
+    lines = [line.rstrip()[:_LINE_WIDTH] for line in text.splitlines()]
+    dump = next((at for at, line in enumerate(lines) if _DUMP.match(line)), len(lines))
+    said = [line for line in lines[:dump] if line]
+    stacks = _guilty_first([line for line in lines[dump:] if not line.startswith(_MODULES)])
+    if len(stacks) > _STACK_LINES:
+        half = _STACK_LINES // 2
+        stacks = [*stacks[:half], f"… {len(stacks) - _STACK_LINES} more lines in the log …", *stacks[-half:]]
+    return LastWords(tuple(said[-LINES:]), "\n".join(stacks).strip())
+
+
+def _guilty_first(stacks: list[str]) -> list[str]:
+    """The thread that was at work, which a dump brings last, ahead of those that waited."""
+    begins = [at for at, line in enumerate(stacks) if _THREAD.match(line)]
+    if not begins:
+        return stacks
+    threads = [stacks[begin:end] for begin, end in zip(begins, [*begins[1:], len(stacks)], strict=True)]
+    threads.sort(key=lambda thread: not thread[0].startswith("Current"))
+    return stacks[: begins[0]] + [line for thread in threads for line in thread if line]

@@ -1,0 +1,110 @@
+"""What is gathered of a child and written down, in the order in which a driver tells of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backpropagate.drive.autopsy import Autopsy
+from backpropagate.drive.reporter import Reporter
+from backpropagate.events import CardTrouble, FaultSeen, Recovering, RunCreated, Step
+from backpropagate.judge import telling
+from backpropagate.judge.decisions import Death
+from backpropagate.keep import faults, runs
+from backpropagate.keep.journal import Journal
+from backpropagate.keep.record import Record
+from backpropagate_protocol.catalogue import CATALOGUE
+from backpropagate_protocol.rundir import RunDir
+from tests.supervisor.keep.test_history import TIME, spec
+
+KILLED = Death(-9, "was killed by SIGKILL")
+FAULT = FaultSeen(time=TIME, run_id="a", attempt=1, kind="died", code="RUNTIME_CHILD_DIED", message="it died", step=7)
+AGAIN = Recovering(time=TIME, run_id="a", reason="", delay=0.0, micro_batch=4, accumulation=2)
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Iterator[Reporter]:
+    run_dir = runs.create(spec(tmp_path, "a"))
+    with Journal(run_dir.events) as lines:
+        report = Reporter(run_dir, lines, Record(spec(tmp_path, "a"), run_dir), [])
+        report.begin(RunCreated(time=TIME, run_id="a"), now=True)
+        yield report
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> RunDir:
+    return RunDir(tmp_path / "runs" / "a")
+
+
+def test_what_was_seen_while_it_lived_is_in_the_record(report: Reporter, run_dir: RunDir) -> None:
+    autopsy = Autopsy(run_dir, report)
+    autopsy.begin()
+    autopsy.born(os.getpid())
+    for step, used in ((1, 500), (2, 900), (3, 700)):
+        autopsy.saw(Step(time=TIME, run_id="a", step=step, total_steps=9, samples_seen=8, order=1, memory_used=used))
+    autopsy.saw(CardTrouble(time=TIME, run_id="a", source="xid", code=31, text="Xid 31", deed="restart"))
+    autopsy.measure(now=True)
+    autopsy.saw(FAULT)
+    autopsy.killed("it did not stop when asked")
+    autopsy.died(KILLED, "step 3\nhf_" + "a" * 34 + " is the token\n")
+    autopsy.bury()
+    [record] = faults.read_all(run_dir)
+    assert (record.pid, record.device_memory, record.card) == (os.getpid(), 900, ("Xid 31",))
+    assert record.memory > 5
+    assert record.ended_by == "it did not stop when asked"
+    assert record.last_lines == ("step 3", "[redacted] is the token")
+    assert not record.done
+
+
+def test_an_end_without_a_fault_is_none_of_its_business(report: Reporter, run_dir: RunDir) -> None:
+    autopsy = Autopsy(run_dir, report)
+    autopsy.begin()
+    autopsy.died(KILLED, "")
+    autopsy.bury()
+    autopsy.ended(telling.completed())
+    assert faults.read_all(run_dir) == []
+
+
+def test_what_was_done_may_be_known_before_or_after_the_burial(report: Reporter, run_dir: RunDir) -> None:
+    autopsy = Autopsy(run_dir, report)
+    for decided_at_once in (True, False):
+        autopsy.begin()
+        autopsy.died(KILLED, "")
+        autopsy.saw(FAULT)
+        if decided_at_once:
+            autopsy.saw(AGAIN)
+        autopsy.begin()
+        autopsy.bury()
+        if not decided_at_once:
+            autopsy.saw(AGAIN)
+    first, second = faults.read_all(run_dir)
+    assert first.done == second.done == "recovering: from the start, batch 4 × 2"
+    assert CATALOGUE["RUNTIME_CHILD_DIED"].remedy in first.advice
+
+
+def test_a_fault_in_the_midst_of_a_recovery_closes_the_one_before(report: Reporter, run_dir: RunDir) -> None:
+    autopsy = Autopsy(run_dir, report)
+    for _ in range(2):
+        autopsy.begin()
+        autopsy.died(KILLED, "")
+        autopsy.saw(FAULT)
+        autopsy.bury()
+    autopsy.ended(telling.unkillable())
+    first, second = faults.read_all(run_dir)
+    assert first.done == "tried again, and that failed, too"
+    assert second.done.startswith("ended the run (failed)")
+
+
+def test_a_child_that_no_kill_ends_has_its_record(report: Reporter, run_dir: RunDir) -> None:
+    autopsy = Autopsy(run_dir, report)
+    autopsy.begin()
+    autopsy.born(os.getpid())
+    autopsy.saw(FAULT)
+    autopsy.killed("no progress")
+    autopsy.ended(telling.unkillable())
+    [record] = faults.read_all(run_dir)
+    assert (record.death, record.exit_code) == ("could not be ended: the driver holds it", None)
+    assert record.advice == CATALOGUE["RUNTIME_GPU_LOST"].remedy
