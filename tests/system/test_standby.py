@@ -65,6 +65,7 @@ def test_a_standby_takes_over_and_is_replaced_when_it_dies(oracle: Oracle) -> No
         if sys.platform == "linux":
             assert victim_score(works) == victim_score(over.process.pid)
         os.kill(third, KILL)
+        over.until(lambda: is_gone(third), "the third is dead")
         os.kill(works, KILL)
         assert over.wait() == 0
         assert [attempt.standby for attempt in over.of(AttemptStarted)] == [False, True, False]
