@@ -17,7 +17,7 @@ def a_record(run_dir: RunDir, number: int, done: str = "") -> FaultRecord:
         kind="died",
         code="RUNTIME_CHILD_DIED",
         message="it died",
-        **fields,
+        done=done,
     )
 
 
