@@ -87,10 +87,6 @@ def room_for(spec: RunSpec) -> None:
 
 def possible(settings: Settings) -> None:
     """Refuses what no campaign can be, whatever its data."""
-    if settings.text("training.backend") == "mlx":
-        raise InvalidSettingError(
-            "a campaign of several runs cannot be trained on mlx", suggestion="Use --backend auto, cuda or cpu."
-        )
     if settings.text("training.mode") == "full":
         raise InvalidSettingError(
             "a campaign merges adapters, and a full fine-tune has none", suggestion="Use --mode lora."

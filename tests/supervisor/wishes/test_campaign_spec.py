@@ -145,7 +145,6 @@ def test_the_same_wishes_over_the_same_files_are_the_same_campaign(tmp_path: Pat
         ([40], {"eval_rows": 0}, "CONFIG_INVALID_SETTING", "eval_rows"),
         ([40], {"holdout": 1}, "CONFIG_INVALID_SETTING", "--holdout 1"),
         ([40], {"holdout": 9, "runs": 5}, "CONFIG_INVALID_SETTING", "--holdout 9"),
-        ([40], {"backend": "mlx"}, "CONFIG_INVALID_SETTING", "mlx"),
         ([40], {"mode": "full"}, "CONFIG_INVALID_SETTING", "a full fine-tune has none"),
         ([40], {"method": "orpo", "backend": "cpu", "model": "tiny"}, "CONFIG_INVALID_SETTING", "method orpo cannot"),
         ([40], {"use_dora": True}, "CONFIG_INVALID_SETTING", "DoRA"),
