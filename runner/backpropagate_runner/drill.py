@@ -53,6 +53,7 @@ class Drill:
         self._channel, self._control = channel, control
         self._poisoned = False
         self._awaited, self._trained_on = sys.maxsize, threading.Event()
+        self._done = 0
         self._retries = 0
         self._within = [(f.kind, f.step) for f in mine if f.kind in WITHIN]
         self.others = 0
@@ -78,6 +79,7 @@ class Drill:
                 STEP[kind](self)
 
     def after_step(self, progress: Progress) -> Progress:
+        self._done = progress.step
         if progress.step >= self._awaited:
             self._trained_on.set()
         if "thrash" in self._steps.get(progress.step, ()):
@@ -103,8 +105,10 @@ class Drill:
         return disk
 
     def trained_on(self, step: int) -> threading.Event:
-        """Is set when the step after `step` is done."""
+        """Is set when the step after `step` is done, if it is not so already: asked in the thread that saves."""
         self._awaited, self._trained_on = step + 1, threading.Event()
+        if self._done > step:
+            self._trained_on.set()
         return self._trained_on
 
     def after_save(self, step: int, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -46,7 +47,8 @@ def counted_by_command(python: str | None) -> Counter:
 
     def count(data: DataSpec) -> int:
         every = every_row(data)
-        command = ["validate", "--json", "--split", every.split, "--format", every.format]
+        command = ["validate", "--json", "--format", every.format]
+        command += ["--split", every.split] if not Path(every.source).exists() else []  # a file has none
         command += ["--samples", str(every.samples)] if every.samples is not None else []
         command += ["--runner-python", python] if python is not None else []
         said = answered([*command, "--", every.source])
