@@ -141,13 +141,16 @@ def about(base: Base, lora: LoraSpec, path: str) -> dict[str, object]:
 
 
 def save(folder: Path, weights: Weights, config: dict[str, object]) -> None:
-    """`weights`: what is trained, by MLX's names. Raises SafetensorError or OSError if it cannot be written."""
+    """`weights`: what is trained, by MLX's names. Raises OSError if it cannot be written."""
     save_copy(folder, copied(weights), config)
 
 
 def save_copy(folder: Path, weights: Arrays, config: dict[str, object]) -> None:
-    """The same of what `copied` returned; touches nothing of MLX."""
-    save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    """The same of what `copied` returned; touches nothing of MLX. Raises OSError if it cannot be written."""
+    try:
+        save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 

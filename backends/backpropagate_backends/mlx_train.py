@@ -91,7 +91,11 @@ def train(session: Session, data: Prepared, name: str) -> TrainResult | None:
     if begun is not None:
         weights, optimizer.state, _ = mlx_state.load(Path(job.resume_from or ""), begun)
         step, loss = begun.step, begun.loss
-    if job.gradient_checkpointing:
+    if job.gradient_checkpointing and spec.lora.dropout > 0:  # the supervisor turned it on, for want of memory
+        session.notice(
+            "layers are not computed again with dropout: MLX would draw other masks, and the gradients be wrong"
+        )
+    elif job.gradient_checkpointing:
         for layer in {type(layer): layer for layer in layers(base.model)}.values():
             grad_checkpoint(layer)  # of the whole class, for the life of this process
     base.model.train()

@@ -47,6 +47,8 @@ def refused_by_mlx(spec: RunSpec) -> str:
         (model.dtype in ("fp16", "float16"), "--dtype fp16"),
         (train.optim != "auto" and train.optim not in OPTIMIZERS, f"--optim {train.optim}"),
         (train.scheduler not in SCHEDULERS, f"--lr-scheduler {train.scheduler}"),
+        # mx.checkpoint draws other masks when it computes a layer again: the gradients would be wrong.
+        (bool(train.gradient_checkpointing) and lora.dropout > 0, "--gradient-checkpointing with --lora-dropout"),
         (lora.init not in INITS, f"the adapter's init {lora.init!r}"),
     )
     return next((wish for refused, wish in wishes if refused), "")

@@ -62,6 +62,7 @@ def test_another_interpreter_may_have_what_this_one_lacks(tmp_path: Path) -> Non
         ({"data": DataSpec(source="/d", packing=True)}, "--packing"),
         ({"model": ModelSpec(name="m", path="/m", dtype="fp16")}, "fp16"),
         ({"lora": LoraSpec(init="pissa")}, "pissa"),
+        ({"lora": LoraSpec(dropout=0.1), "train": TrainSpec(gradient_checkpointing=True)}, "--lora-dropout"),
     ],
 )
 def test_a_wish_that_mlx_cannot_serve_is_named(parts: dict[str, object], word: str) -> None:
