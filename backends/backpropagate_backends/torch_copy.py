@@ -21,7 +21,14 @@ from backpropagate_backends.torch_whole import save_trained
 _OPTIMIZER = "optimizer.pt"  # where the Trainer looks for it
 _MARGIN = 1 << 30  # bytes of host memory that stay free
 # How torch words a failed write: its archive writer raises a bare RuntimeError.
-_WRITE_ERRORS = ("inline_container", "PytorchStreamWriter", "file write failed", "unexpected pos", "No space left")
+_WRITE_ERRORS = (
+    "inline_container",
+    "PytorchStreamWriter",
+    "file write failed",
+    "unexpected pos",
+    "iostream error",
+    "No space left",
+)
 
 
 def is_write_error(error: BaseException) -> bool:

@@ -118,6 +118,7 @@ _TEXTS: tuple[tuple[FaultKind, tuple[str, ...]], ...] = (
             "disk quota exceeded",
             "pytorchstreamwriter failed writing",
             "unexpected pos",  # torch's archive writer, when a write fell short
+            "iostream error",  # the same, of a small file
             "serialization error: i/o error",
             "input/output error",
             "not enough space on the disk",

@@ -152,4 +152,15 @@ def _exit_code(result: object) -> int:
 
 def main() -> NoReturn:
     """The entry point of the `backprop` script and of `python -m backpropagate`."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    _let_go()
+    sys.exit(code)
+
+
+def _let_go() -> None:
+    """What a closed terminal did not take is not tried again at the exit: the interpreter would end with a code of its own."""
+    for name in ("stdout", "stderr"):
+        try:
+            getattr(sys, name).flush()
+        except (OSError, ValueError, AttributeError):  # gone, closed, or never there
+            setattr(sys, name, None)

@@ -67,6 +67,7 @@ MESSAGES = [
     ("Torch not compiled with CUDA enabled", K.USER),
     ("[enforce fail at inline_container.cc:659] . unexpected pos 128 vs 22", K.DISK),
     ("PytorchStreamWriter failed writing file data/3: file write failed", K.DISK),
+    ("basic_ios::clear: iostream error", K.DISK),
     ("Error while serializing: I/O error: No space left on device (os error 28)", K.DISK),
     ("the size of tensor a (3) must match the size of tensor b (4)", K.INTERNAL),
     ("mat1 and mat2 shapes cannot be multiplied (4x8 and 7x2)", K.INTERNAL),

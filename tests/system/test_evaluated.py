@@ -89,11 +89,11 @@ def test_deaths_and_hangs_amid_the_scoring_change_nothing(oracle: Oracle, calm: 
     assert history.show(oracle.output().run(spec.run_id)).eval_history == history.show(calm[2]).eval_history
 
 
-def test_a_want_of_memory_amid_the_scoring_halves_the_batch_and_the_same_is_chosen(
+def test_a_want_of_memory_amid_the_scoring_costs_a_child_and_no_batch_and_the_same_is_chosen(
     oracle: Oracle, calm: tuple[Outcome, Story, RunDir]
 ) -> None:
     outcome, story = run_here(choosing(oracle.output(), "oom_in_evaluation:12"))
-    assert [attempt.micro_batch for attempt in story.of(AttemptStarted)] == [8, 4]
+    assert [attempt.micro_batch for attempt in story.of(AttemptStarted)] == [8, 8]
     assert (outcome.order, outcome.best_step, outcome.stopped_early) == (calm[0].order, BEST, True)
     assert scores(story.events) == pytest.approx(scores(calm[1].events))
 
