@@ -65,7 +65,8 @@ def take(
 ) -> State:
     """The state as it is now; copied, if there is memory for that."""
     weights = model.state_dict()
-    changing = {name: value for name, value in weights.items() if name in _changing(model)}
+    names = _changing(model)
+    changing = {name: value for name, value in weights.items() if name in names}
     moments = optimizer.state_dict()
     needed = sum(tensor.nbytes for tensor in _tensors([changing, moments]))
     if needed + _MARGIN > free_memory():

@@ -14,6 +14,7 @@ from __future__ import annotations
 BUDGET = 0.01
 WRITING = 0.1
 RETRY_SECONDS = 10.0
+STUCK = 10  # times `save_seconds` at risk: a write that goes on for so long may never end
 
 
 class Cadence:
@@ -32,9 +33,9 @@ class Cadence:
             return True
         if self._save_steps is not None:
             return step % self._save_steps == 0
-        if writing:
-            return False
         at_risk = now - self._safe_until
+        if writing:
+            return at_risk >= STUCK * self._save_seconds  # waited for then, under the parent's eyes
         safe = self._safe_until - self._start
         bound = min(self._save_seconds, max(self._save_seconds / 10, safe))
         trained = now - self._start

@@ -52,7 +52,10 @@ class Drill:
             (self._saves if fault.kind in SAVE else self._steps).setdefault(fault.step, []).append(fault.kind)
         self._channel, self._control = channel, control
         self._poisoned = False
-        self._awaited, self._trained_on = sys.maxsize, threading.Event()
+        self._awaited = (
+            sys.maxsize,
+            threading.Event(),
+        )  # replaced as one: the thread that saves asks, the other answers
         self._done = 0
         self._retries = 0
         self._within = [(f.kind, f.step) for f in mine if f.kind in WITHIN]
@@ -80,8 +83,9 @@ class Drill:
 
     def after_step(self, progress: Progress) -> Progress:
         self._done = progress.step
-        if progress.step >= self._awaited:
-            self._trained_on.set()
+        awaited, trained_on = self._awaited
+        if progress.step >= awaited:
+            trained_on.set()
         if "thrash" in self._steps.get(progress.step, ()):
             self._retries += 1
         if self._retries:
@@ -106,10 +110,11 @@ class Drill:
 
     def trained_on(self, step: int) -> threading.Event:
         """Is set when the step after `step` is done, if it is not so already: asked in the thread that saves."""
-        self._awaited, self._trained_on = step + 1, threading.Event()
+        trained_on = threading.Event()
+        self._awaited = (step + 1, trained_on)
         if self._done > step:
-            self._trained_on.set()
-        return self._trained_on
+            trained_on.set()
+        return trained_on
 
     def after_save(self, step: int, folder: Path) -> None:
         for kind in self._saves.get(step, ()):

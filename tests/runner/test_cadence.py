@@ -75,6 +75,7 @@ def test_one_that_is_written_beside_the_training_costs_what_it_held_it_up_for_an
 
 
 def test_while_one_is_written_only_a_wish_or_the_last_step_waits_for_it() -> None:
-    assert not Cadence(None, 60.0, 10, start=0.0).due(9, 1e9, writing=True)
+    assert not Cadence(None, 60.0, 10, start=0.0).due(9, 599.0, writing=True)
+    assert Cadence(None, 60.0, 10, start=0.0).due(9, 600.0, writing=True)  # it may never end: under the parent's eyes
     assert Cadence(None, 60.0, 10, start=0.0).due(10, 1e9, writing=True)
     assert Cadence(5, 60.0, 10, start=0.0).due(5, 1e9, writing=True)

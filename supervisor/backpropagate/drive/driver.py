@@ -113,7 +113,8 @@ class Driver:
         card.child = lambda: self._runner.pid if self._runner is not None else None
         self._runner: process.Runner | None = None
         self._kill_at_birth = False
-        self._standby = Standby(standby, spec.backend, self._warn, clock)
+        # Unsloth looks at the card as it is imported, which whoever stands by must not.
+        self._standby = Standby("off" if rail(spec) == "unsloth" else standby, rail(spec), self._warn, clock)
         self._autopsy = Autopsy(run_dir, report)
         self._plain = True  # the newest Job computes as the spec says: what fits it fits the next run
         self._stood_by = False  # the newest child did
