@@ -83,9 +83,8 @@ class Drill:
 
     def after_step(self, progress: Progress) -> Progress:
         self._done = progress.step
-        awaited, trained_on = self._awaited
-        if progress.step >= awaited:
-            trained_on.set()
+        if progress.step >= self._awaited[0]:
+            self._awaited[1].set()
         if "thrash" in self._steps.get(progress.step, ()):
             self._retries += 1
         if self._retries:
@@ -110,11 +109,10 @@ class Drill:
 
     def trained_on(self, step: int) -> threading.Event:
         """Is set when the step after `step` is done, if it is not so already: asked in the thread that saves."""
-        trained_on = threading.Event()
-        self._awaited = (step + 1, trained_on)
+        self._awaited = (step + 1, threading.Event())
         if self._done > step:
-            trained_on.set()
-        return trained_on
+            self._awaited[1].set()
+        return self._awaited[1]
 
     def after_save(self, step: int, folder: Path) -> None:
         for kind in self._saves.get(step, ()):
