@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from backpropagate_backends.torch_data import Course
+from backpropagate_backends.course import Course
+from backpropagate_backends.same_run import check_same_run
 from backpropagate_backends.torch_whole import weights_missing
-from backpropagate_protocol.errors import CheckpointError, UserInputError
+from backpropagate_protocol.errors import CheckpointError
 from backpropagate_protocol.jobs import TrainJob
 from backpropagate_protocol.rundir import Manifest
-from backpropagate_protocol.spec import spec_digest
 
 _STATE = "trainer_state.json"
 _NEEDED = ("optimizer.pt", "scheduler.pt", "rng_state.pth", _STATE)
@@ -31,26 +31,10 @@ def check_resume(
     weights = weights_missing(folder, whole=job.spec.train.mode == "full")
     for name in [weights, *lacks] if weights is not None else lacks:
         raise CheckpointError(f"{folder.name} has no {name}: training would silently start over with it")
-    if manifest.backend != backend:
-        raise UserInputError(
-            f"{folder.name} was trained on {manifest.backend}; on {backend} it would go on in another precision",
-            code="STATE_RUN_MISMATCH",
-            suggestion=f"Resume where --backend {manifest.backend} works, or start a new run.",
-        )
-    if manifest.data_digest != data_digest:
-        raise UserInputError(f"{folder.name} was trained on other data", code="STATE_RUN_MISMATCH")
-    if manifest.spec_digest != spec_digest(job.spec):
-        raise UserInputError(f"{folder.name} was trained with other settings", code="STATE_RUN_MISMATCH")
-    if manifest.micro_batch * manifest.accumulation != course.effective_batch:
-        raise UserInputError(f"{folder.name} was trained with another effective batch", code="STATE_RUN_MISMATCH")
+    check_same_run(job, manifest, data_digest, backend, course)
     try:
         step = json.loads((folder / _STATE).read_bytes())["global_step"]
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder.name} has a {_STATE} that cannot be read: {error}") from error
     if step != manifest.step:
         raise CheckpointError(f"{folder.name} says step {manifest.step}, and its {_STATE} step {step}")
-    expected = course.samples_at(manifest.step)
-    if manifest.samples_seen != expected:
-        raise CheckpointError(
-            f"{folder.name} has seen {manifest.samples_seen} samples; after step {manifest.step} it must be {expected}"
-        )
