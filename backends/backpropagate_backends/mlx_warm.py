@@ -6,24 +6,17 @@ import importlib
 import logging
 import os
 
-from backpropagate_backends.torch_warm import check_version
+from backpropagate_backends.torch_warm import QUIET, check_version
 from backpropagate_protocol.errors import DependencyError
 from backpropagate_protocol.mlx_rules import PACKAGES
 
-_ENVIRONMENT = {
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_ETAG_TIMEOUT": "5",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-}
 _SUPPORTED = {"mlx": ((0, 32), (1,)), "mlx-lm": ((0, 32), (1,))}
 _CACHE = 4 << 30  # bytes of freed buffers that MLX may keep for the next step
 
 
 def warm() -> None:
     """Raises DependencyError [DEP_MLX_UNAVAILABLE]."""
-    for name, value in _ENVIRONMENT.items():
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:
         for distribution, (low, high) in _SUPPORTED.items():

@@ -16,14 +16,14 @@ from backpropagate_protocol.errors import DependencyError
 
 # Read by the libraries when they are imported: no telemetry, no thread pool of tokenizers to fork under, a hub that
 # answers within seconds or is given up, and no search for trackers. A user's own value stands.
-_ENVIRONMENT = {
+QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_ETAG_TIMEOUT": "5",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-    "BITSANDBYTES_NOWELCOME": "1",
 }
+_ENVIRONMENT = {**QUIET, "BITSANDBYTES_NOWELCOME": "1"}
 
 # What is imported, in an order in which each import makes the next one cheap.
 _MODULES = ("torch", "transformers", "transformers.trainer", "peft", "datasets", "trl.trainer.sft_trainer")
