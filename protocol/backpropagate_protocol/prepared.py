@@ -39,6 +39,7 @@ PREPARED_SCHEMA = 1
 Row = tuple[list[int], list[int]]  # token ids and loss flags
 _BUFFER = 256 * 1024
 WIDTH = {PLAIN: 1, PAIRS: 2, LABELLED: 1}  # rows of a sample
+_TRIES = 20  # one is enough but where others give the name, or put something damaged aside, at the same instant
 _DEAD_AFTER = 24 * 3600  # seconds without a write after which an unfinished folder's writer is taken for dead
 
 if sys.byteorder != "little":  # pragma: no cover
@@ -173,24 +174,41 @@ class PreparedWriter:
             curriculum=easy is not None,
         )
         write_file(self._partial / ABOUT, msgspec.json.encode(manifest), self._disk)
-        try:
-            there = verify(self._final)
-        except ValueError:
-            discard(self._final, self._disk)  # damaged, or nothing
-        else:
-            discard(self._partial, self._disk)
-            return there
-        try:
-            self._disk.rename(self._partial, self._final)
-        except OSError as error:
+        there = self._give_name()
+        if there is None:
+            self._disk.sync_dir(self._final.parent)
+        return there or manifest
+
+    def _give_name(self) -> PreparedManifest | None:
+        """None if the name is this folder's now; else what another process made meanwhile, which is kept."""
+        for left in reversed(range(_TRIES)):
             try:
-                there = verify(self._final)  # made by another process between the look and the rename
+                self._disk.rename(self._partial, self._final)
+            except OSError:
+                if not left:
+                    raise
+            else:
+                return None
+            try:
+                there = verify(self._final)
             except ValueError:
-                raise error from None
-            discard(self._partial, self._disk)
-            return there
-        self._disk.sync_dir(self._final.parent)
-        return manifest
+                self._put_aside()  # and never removed by its name: another writer's good one may stand there by now
+            else:
+                discard(self._partial, self._disk)
+                return there
+        raise AssertionError("the last try returns or raises")
+
+    def _put_aside(self) -> None:
+        aside = self._final.with_name(f"{self._final.name}.{uuid.uuid4().hex[:8]}.old{PARTIAL}")
+        try:
+            self._disk.rename(self._final, aside)
+        except OSError:
+            return  # another writer did; or the next rename says what is wrong
+        try:
+            verify(aside)
+            self._disk.rename(aside, self._final)  # it came between the look and the rename
+        except (ValueError, OSError):
+            discard(aside, self._disk)
 
     def abandon(self) -> None:
         for file in self._files.values():

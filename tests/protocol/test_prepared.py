@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from array import array
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from backpropagate_protocol.durable import Disk
 from backpropagate_protocol.jobs import PreparedRef
 from backpropagate_protocol.prepared import (
     ABOUT,
@@ -26,6 +28,7 @@ from backpropagate_protocol.prepared import (
     read_manifest,
     verify,
 )
+from backpropagate_protocol.rundir import PARTIAL
 
 Row = tuple[list[int], list[int]]
 _rows = st.lists(
@@ -80,6 +83,45 @@ def test_two_writers_of_the_same_set_both_succeed(tmp_path: Path) -> None:
     made = [w.commit(key="k", skipped=0, truncated=0, format="text", source_digest="s") for w in (first, second)]
     assert made[0] == made[1] == read_manifest(tmp_path / "set")
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+class Overtaken(Disk):
+    """Another writer finishes each time just before this one puts something aside."""
+
+    def __init__(self, others: list[PreparedWriter]) -> None:
+        self._others = others
+
+    def rename(self, source: Path, target: Path) -> None:
+        if self._others and target.name.endswith(f".old{PARTIAL}"):
+            committed(self._others.pop())
+        super().rename(source, target)
+
+
+def test_a_damaged_set_that_another_writer_replaces_first_is_left_to_it(tmp_path: Path) -> None:
+    writers = [PreparedWriter(tmp_path / "set") for _ in range(2)]
+    last = PreparedWriter(tmp_path / "set", Overtaken(writers))
+    for writer in (*writers, last):
+        writer.add([1, 2], [0, 1])
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / ABOUT).write_text("torn")
+    assert committed(last) == verify(tmp_path / "set")
+    assert len(writers) == 1
+    writers.pop().abandon()
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_writers_that_finish_at_once_over_a_damaged_set_all_have_it(tmp_path: Path) -> None:
+    for round in range(20):
+        folder = tmp_path / f"set{round}"
+        write(folder, [([1, 2], [0, 1])])
+        (folder / TOKENS).write_bytes(b"12345678")
+        writers = [PreparedWriter(folder) for _ in range(4)]
+        for writer in writers:
+            writer.add([1, 2], [0, 1])
+        with ThreadPoolExecutor(len(writers)) as threads:
+            assert len({manifest.digest for manifest in threads.map(committed, writers)}) == 1
+        assert verify(folder).rows == 1
+    assert len(list(tmp_path.iterdir())) == 20
 
 
 def test_flags_of_another_length_than_the_tokens_are_refused(tmp_path: Path) -> None:
