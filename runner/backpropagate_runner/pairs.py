@@ -97,8 +97,7 @@ def text_pair(row: Columns) -> Pair:
     row = _unrepeated(row)
     chosen, rejected = filled(row.get("chosen"), "chosen"), filled(row.get("rejected"), "rejected")
     prompt = asked(row)
-    if row.get("system"):
-        raise RowError("has a system column, which texts without a template have no place for")
+    _without_system(row)
     if prompt is not None:
         text = text_of(prompt, "prompt")
         return Pair(Completion(text, chosen), Completion(text, rejected))
@@ -159,10 +158,24 @@ def chosen_text(row: Columns) -> Completion | Text:
 
 
 def _text(row: Columns) -> Text:
-    """All of `chosen`, if the pair shows that the prompt is in it."""
-    if isinstance(row.get("rejected"), str):
-        text_pair(row)
-    return Text(filled(row.get("chosen"), "chosen"))
+    """All of `chosen`, unless its prompt stands in a column that is not known to be one: it would be left out."""
+    text, rejected = filled(row.get("chosen"), "chosen"), row.get("rejected")
+    _without_system(row)
+    if isinstance(rejected, str) and text != rejected and _parting(text, rejected) == 0:
+        for name, value in row.items():
+            if name not in ("chosen", "rejected") and _says_something(value):
+                raise RowError(f"chosen and rejected share no beginning, and {name} may be their prompt: name it prompt")
+    return Text(text)
+
+
+def _says_something(value: object) -> bool:
+    """Whether it is text of more than a word, unlike a name or a number."""
+    return isinstance(value, str) and (len(value.split()) > 1 or _SIGN.search(value) is not None)
+
+
+def _without_system(row: Columns) -> None:
+    if row.get("system"):
+        raise RowError("has a system column, which texts without a template have no place for")
 
 
 def labelled(row: Columns, answer: Answer) -> Labelled:

@@ -10,7 +10,7 @@ from backpropagate_backends.toy_tokenizer import BytesTokenizer
 from backpropagate_protocol.errors import DatasetFormatError
 from backpropagate_protocol.prepared import Row
 from backpropagate_protocol.spec import DataSpec
-from backpropagate_runner.example import Chat, Completion, Labelled, Pair
+from backpropagate_runner.example import Chat, Completion, Labelled, Pair, Text
 from backpropagate_runner.formats import convert, detect
 from backpropagate_runner.prompts import Columns
 from backpropagate_runner.tokenise import Refused, Tokeniser
@@ -96,6 +96,15 @@ def test_texts_whose_prompt_is_nowhere_are_bad_rows_and_not_trained_without_it(f
         convert(format, {"query": "Is fire hot?", "chosen": "Yes.", "rejected": "No."}, method)
     with pytest.raises(RowError, match="has a system column"):
         convert(format, {"system": "Be brief.", "chosen": "It is hot.", "rejected": "It is cold."}, method)
+
+
+@pytest.mark.parametrize("format", ["preference", "preference_text"])
+@pytest.mark.parametrize(
+    "rejected", ["No idea.", "All of it that is said.", "", "All of it"], ids=["other", "shared", "empty", "shorter"]
+)
+def test_supervised_tuning_learns_all_of_a_chosen_text_whatever_was_rejected(format: str, rejected: str) -> None:
+    row: Columns = {"chosen": "All of it.", "rejected": rejected, "source": "forum", "score": 3}
+    assert convert(format, row) == Text("All of it.")
 
 
 def test_turns_that_both_share_belong_to_the_prompt() -> None:
