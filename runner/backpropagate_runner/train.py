@@ -20,6 +20,7 @@ from backpropagate_runner.control import Control
 from backpropagate_runner.drill import Drill
 from backpropagate_runner.examples import HELD_OUT
 from backpropagate_runner.frameworks import Frameworks
+from backpropagate_runner.packages import told_if_others
 from backpropagate_runner.prepare import prepare
 from backpropagate_runner.session import TrainSession
 from backpropagate_runner.validate import Scan, needs_frameworks, scan
@@ -45,6 +46,8 @@ def train(
     resume = open_resume(job)
     if resume is None:
         check_beginning(job)
+    elif (others := told_if_others(resume, packages)) is not None:
+        voice.notice(others, "warning")
 
     # ----- rows and tokens: in the first attempt; later ones get the same tokens again -----
     model = job.spec.model

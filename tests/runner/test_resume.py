@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from backpropagate_protocol.durable import seal
 from backpropagate_protocol.jobs import PreparedRef, TrainJob
 from backpropagate_protocol.messages import (
     CheckpointSaved,
@@ -19,6 +21,7 @@ from backpropagate_protocol.messages import (
     Started,
     TrainResult,
 )
+from backpropagate_protocol.rundir import MANIFEST, Manifest
 from backpropagate_protocol.spec import PlannedFault
 from tests.runner.child import again, run_of, runner, train_job
 
@@ -89,7 +92,26 @@ def test_prepared_data_that_are_gone_are_made_again_from_the_same_rows(tmp_path:
     shutil.rmtree(ready.path)
     with runner(again(job, ready, step=10), tmp_path) as child:
         assert isinstance(child.finish(), Done)
-    assert any("made again" in m.text for m in child.of(Notice))
+    [notice] = child.of(Notice)
+    assert "made again" in notice.text
+
+
+def test_other_packages_than_the_checkpoints_are_named_once_and_the_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    job = train_job(tmp_path, faults=(PlannedFault("sigkill", 13),))
+    ready, _ = _attempt(job, tmp_path)
+    assert ready is not None
+    stamp = run_of(job).checkpoint(10) / MANIFEST
+    manifest = msgspec.json.decode(stamp.read_bytes(), type=Manifest)
+    assert manifest.packages["backpropagate"] == version("backpropagate")
+    older = msgspec.structs.replace(manifest, packages={**manifest.packages, "backpropagate": "0.0.9"})
+    stamp.write_bytes(seal(msgspec.json.encode(older)))
+    with runner(again(job, ready, step=10), tmp_path) as child:
+        assert isinstance(child.finish(), Done)
+    [notice] = child.of(Notice)
+    assert notice.level == "warning"
+    assert f"step 10 packages have changed: backpropagate 0.0.9 → {version('backpropagate')}. " in notice.text
+    after = msgspec.json.decode((run_of(job).checkpoint(15) / MANIFEST).read_bytes(), type=Manifest)
+    assert after.packages == manifest.packages  # who goes on from there is told nothing
 
 
 def test_other_rows_are_refused(tmp_path: Path) -> None:
