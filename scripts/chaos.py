@@ -34,7 +34,8 @@ import psutil
 
 from _bench_run import TINY, write_rows
 from _chaos_plan import Odds, Plan, make_plan
-from _chaos_run import ChaosRun, Seen, Truth
+from _chaos_run import ChaosRun
+from _chaos_seen import Seen, Truth
 from backpropagate_protocol.spec import DataSpec, LoraSpec, ModelSpec, RunSpec, SafetySpec, TrainSpec
 
 
@@ -184,9 +185,9 @@ def report(seen: Seen, kind: Kind, seconds: float) -> str:
         ("faults", f"{total:,} in {seen.runs:,} runs, {seconds / 60:.0f} min", ""),
         ("children, supervisors", f"{seen.children:,}, {seen.supervisors:,}", ""),
         ("problems", str(len(seen.problems)), "0"),
-        ("samples exactly as planned", f"{seen.runs - _with(seen, 'other samples'):,} of {seen.runs:,} runs", "all"),
-        ("weights identical to the bit where nothing was halved", f"{unhalved - _with(seen, 'its weights'):,} of {unhalved:,} runs", "all"),
-        ("identical to the bit although halved", f"{seen.identical - unhalved:,} of {seen.halved:,} runs", ""),
+        ("samples exactly as planned", f"{seen.runs - _with(seen, 'other samples', 'no end'):,} of {seen.runs:,} runs", "all"),
+        ("weights identical to the bit where nothing was halved", f"{unhalved - _with(seen, 'its weights', 'no end'):,} of {unhalved:,} runs", "all"),
+        ("identical to the bit although halved", f"{seen.halved_and_identical:,} of {seen.halved:,} runs", ""),
         ("orphans, zombies, held locks, files left", str(_with(seen, "left", "zombies", "outlived", "lock is held")), "0"),
         ("checkpoints committed, put aside as damaged", f"{seen.committed:,}, {seen.put_aside:,}", ""),
         ("faults not told in the journal, lines lost", str(_with(seen, "told", "cannot be read")), "0"),
@@ -233,20 +234,21 @@ def main() -> int:
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side")
     parser.add_argument("--real", action="store_true", help="real training of the tiny base instead of the toy")
-    parser.add_argument("--folder", type=Path, help="for the runs; those that went wrong are kept there")
+    parser.add_argument("--folder", type=Path, help="for the runs; those that went wrong are kept in any case")
     options = parser.parse_args()
     kind = REAL if options.real else TOY
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
-        folder = options.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        gate = Gate(kind, options.faults, options.seed, folder.absolute(), options.minutes)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: gate.enough())
-        truth = gate.undisturbed()
-        with ThreadPoolExecutor(options.jobs) as pool:
-            for work in [pool.submit(gate.work, truth) for _ in range(options.jobs)]:
-                work.result()
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="chaos-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    gate = Gate(kind, options.faults, options.seed, folder.absolute(), options.minutes)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: gate.enough())
+    truth = gate.undisturbed()
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for work in [pool.submit(gate.work, truth) for _ in range(options.jobs)]:
+            work.result()
+    if options.folder is None and not gate.seen.problems:
+        _remove(folder)
     print(report(gate.seen, kind, time.monotonic() - began))
     for problem in gate.seen.problems:
         print(f"- {problem}")
