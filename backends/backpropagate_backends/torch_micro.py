@@ -8,6 +8,7 @@ of its samples, cut anew, and the others are passed over. A step that failed lea
 from __future__ import annotations
 
 import gc
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -89,7 +90,11 @@ class MicroBatches:
         self._done: list[torch.Tensor] = []
 
     def step(self, one: One, batch: Batch) -> torch.Tensor:
-        """The next of the step's micro-batches, as the Trainer drew them. Raises what `one` raises, if it is to be a fault."""
+        """The next of the step's micro-batches, as the Trainer drew them. Raises what `one` raises, if it is to be a fault.
+
+        What it returns adds up to the loss of the step. Of a step that was done anew, the last bits of that sum may be others
+        than a fresh process has; its gradients, and so the weights, are the same.
+        """
         if not self._began:
             self._began = True
             self._random, self._level = random_state(), self._memory.allocated()
@@ -128,6 +133,7 @@ class MicroBatches:
             if smaller is None:
                 raise
             self._smaller = smaller
+            self._stack = "".join(traceback.format_exception(error))
             _let_go(error)
             return error
         return None
@@ -135,6 +141,7 @@ class MicroBatches:
     def _shrink(self, trouble: Exception) -> None:
         self._tools.forget()
         if not self._memory.give_back(self._level):
+            trouble.add_note(f"its memory did not come back; it was raised by\n{self._stack}")
             raise trouble
         restore(self._random)
         self.size = self._smaller
