@@ -136,7 +136,7 @@ class PreferenceTrainer(ExactTrainer):
         with self._still() as model:
             divergence = None
             if self.preference.method == "kto":
-                divergence = self._divergence(data, range(len(data)), _HELD_OUT_ROWS, lambda: go_on(0, len(data)))
+                divergence = self._held_out_divergence(data, lambda: go_on(0, len(data)))
                 if divergence is None:
                     return None
             waiting = deque(batches_by_length(data))
@@ -171,6 +171,17 @@ class PreferenceTrainer(ExactTrainer):
             extra["nll"] = math.fsum(unlikely) / learnt
             loss += extra["nll"]
         return HeldOut(loss, done, tokens, extra)
+
+    def _held_out_divergence(self, data: Prepared, go_on: Callable[[], bool]) -> torch.Tensor | None:
+        size = min(_HELD_OUT_ROWS, self._scored_at_most)
+        try:
+            return self._divergence(data, range(len(data)), size, go_on)
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+        self._scored_at_most = 1
+        torch.cuda.empty_cache()
+        return self._divergence(data, range(len(data)), 1, go_on)
 
     def _scored(
         self,

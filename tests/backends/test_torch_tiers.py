@@ -134,7 +134,7 @@ class Tight(KeepingSession):
         return super().step_done(progress)
 
 
-@pytest.mark.parametrize("method", ["sft", "orpo"])
+@pytest.mark.parametrize("method", ["sft", "orpo", "kto"])
 def test_a_shortage_in_an_evaluation_makes_the_evaluations_smaller_and_nothing_else(
     cpu: CpuBackend, tiny: Path, tmp_path: Path, rows: Prepared, method: str
 ) -> None:
