@@ -222,6 +222,11 @@ class CheckpointFailed(msgspec.Struct, frozen=True, array_like=True, tag="checkp
     failures: int  # in a row
 
 
+# MiB of the device. If others took so much since the training began, it is they who have to go, not half of the batch: less
+# than that comes and goes with a desktop's windows.
+NOTICEABLE = 512
+
+
 class Notice(msgspec.Struct, frozen=True, array_like=True, tag="notice"):
     """Something the user should read once; level is info or warning. The parent shows and records it."""
 

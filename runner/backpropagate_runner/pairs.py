@@ -164,7 +164,9 @@ def _text(row: Columns) -> Text:
     if isinstance(rejected, str) and text != rejected and _parting(text, rejected) == 0:
         for name, value in row.items():
             if name not in ("chosen", "rejected") and _says_something(value):
-                raise RowError(f"chosen and rejected share no beginning, and {name} may be their prompt: name it prompt")
+                raise RowError(
+                    f"chosen and rejected share no beginning, and {name} may be their prompt: name it prompt"
+                )
     return Text(text)
 
 

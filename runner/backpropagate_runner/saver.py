@@ -25,7 +25,7 @@ from backpropagate_runner.checkpoint import commit, make_room, prune
 from backpropagate_runner.drill import Drill
 from backpropagate_runner.faults import is_disk_trouble
 
-_SETTLE_SECONDS = 0.2  # a parent that reads needs a thousandth of it
+SETTLE_SECONDS = 0.2  # a parent that reads needs a thousandth of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,4 +160,4 @@ class Saver:
                 blocked=min(order.released, ended) - order.began,
             )
         )
-        self._channel.settle(_SETTLE_SECONDS)
+        self._channel.settle(SETTLE_SECONDS)

@@ -38,11 +38,10 @@ from backpropagate_runner.control import Control
 from backpropagate_runner.drill import Drill
 from backpropagate_runner.evaluations import Evaluations
 from backpropagate_runner.held_out import HeldOutWatch
-from backpropagate_runner.saver import Order, Outcome, Saver
+from backpropagate_runner.saver import SETTLE_SECONDS, Order, Outcome, Saver
 from backpropagate_runner.shrinking import Shrinking, in_pieces
 from backpropagate_runner.voice import Voice
 
-_SETTLE_SECONDS = 0.2  # a parent that reads needs a thousandth of it
 _LAST_SAVE_SECONDS = 60.0
 
 
@@ -123,7 +122,7 @@ class TrainSession:
         )
         self._channel.send(started)
         self.phase(Phase.FIRST_STEP)
-        self._channel.settle(_SETTLE_SECONDS)
+        self._channel.settle(SETTLE_SECONDS)
         self._control.begin_training()
 
     # --- the step boundary ------------------------------------------------------------------------------------------
@@ -200,8 +199,10 @@ class TrainSession:
     def rehearsal(self) -> Iterator[None]:
         self._shrinking.rehearse(going_on=True)
         self.phase(Phase.FIRST_STEP, detail="the longest rows")
-        yield
-        self._shrinking.rehearse(going_on=False)
+        try:
+            yield
+        finally:
+            self._shrinking.rehearse(going_on=False)
 
     def rehearsed(self, tokens: int, seconds: float, memory: int = 0) -> None:
         self._channel.send(Rehearsed(self._shrinking.micro_batch, tokens, seconds, memory))

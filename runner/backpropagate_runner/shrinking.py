@@ -10,14 +10,13 @@ from collections.abc import Callable
 
 from backpropagate_protocol.errors import BackpropagateError, error_for
 from backpropagate_protocol.jobs import TrainJob
-from backpropagate_protocol.messages import Fault, FaultKind, Halved, Progress
+from backpropagate_protocol.messages import NOTICEABLE, Fault, FaultKind, Halved, Progress
 from backpropagate_runner.channel import Channel
 from backpropagate_runner.faults import classify
 from backpropagate_runner.voice import Voice
 
 SOON = 20  # steps
 THRASHING = 2  # steps in a row with retried allocations
-NOTICEABLE = 512  # MiB that others took: it is they who have to go, not half of the batch
 
 
 class Shrinking:

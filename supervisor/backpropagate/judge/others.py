@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from backpropagate.judge.states import BEFORE_TRAINING
 from backpropagate.judge.verdict import Cause, Kind
+from backpropagate_protocol.messages import NOTICEABLE
 
-NOTICEABLE = 512  # a desktop's windows come and go
 PATIENCE = 1800.0
 _LOOKS = (5.0, 10.0, 20.0, 40.0, 60.0)  # until the next try, where nobody says when it is free
 
