@@ -44,6 +44,7 @@ class TrainJob(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
     rehearse: int | None = (
         None  # tokens of a sample that is known to fit: a longer one is tried before step 1; None: none is
     )
+    log: str | None = None  # a file in which standard error goes on; None: it stays where it is
 
 
 class ValidateJob(msgspec.Struct, frozen=True, kw_only=True, tag="validate"):

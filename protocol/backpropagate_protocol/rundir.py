@@ -98,6 +98,11 @@ class RunDir:
         return self.path / "runner.log"
 
     @property
+    def standby_log(self) -> Path:
+        """What the newest runner that stood by wrote until it got its Job."""
+        return self.path / "standby.log"
+
+    @property
     def supervisor_log(self) -> Path:
         """What a supervisor without a terminal says: progress lines, and as its last line why it could not begin."""
         return self.path / "supervisor.log"

@@ -36,6 +36,17 @@ def claim() -> tuple[int, int]:
     return incoming, outgoing
 
 
+def write_on_in(path: str) -> None:
+    """What is printed here, by whatever library, goes into this file from now on. One that does not open changes nothing."""
+    try:
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError:
+        return
+    os.dup2(log, 2)
+    os.dup2(log, 1)
+    os.close(log)
+
+
 class Channel:
     """Frames in, frames out, one thread for each. `heard` gets Stop and Save.
 

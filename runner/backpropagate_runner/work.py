@@ -26,7 +26,7 @@ from backpropagate_protocol.messages import (
     ToParent,
 )
 from backpropagate_protocol.redact import redact
-from backpropagate_runner.channel import Channel
+from backpropagate_runner.channel import Channel, write_on_in
 from backpropagate_runner.control import Control
 from backpropagate_runner.drill import Drill
 from backpropagate_runner.faults import classify
@@ -137,6 +137,8 @@ class Runner:
     def _do(self, job: Job) -> ToParent:
         match job:
             case TrainJob():
+                if job.log is not None:
+                    write_on_in(job.log)
                 self._grace = job.spec.safety.grace
                 self._drill = Drill(job.spec.faults, job.attempt, self.channel, self.control)
                 result = train(job, self.channel, self.control, self.voice, self.frameworks, self.packages, self._drill)

@@ -197,7 +197,8 @@ class FaultSeen(Told, frozen=True, kw_only=True, tag="fault"):
 
 class FaultRecorded(Told, frozen=True, kw_only=True, tag="fault_recorded"):
     """A child that had failed is gone, and what it died of is written down. `exit_code`: as the operating system gave it,
-    a signal's number negative; None: there is none. `record`: the file's path in the run directory, if the disk took it."""
+    a signal's number negative; None: there is none. `record`: the file's path in the run directory, if the disk took it.
+    The next child does not wait for that: it may have begun before this is told."""
 
     number: int
     attempt: int

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from backpropagate.doors import process
+from backpropagate.doors import helpers, process
 from backpropagate.doors.environ import environment
 from backpropagate.judge.vitals import Recovery, Throttle, action_in_words, throttled_by
 from backpropagate.sensors.gpu import FIRST_SAMPLE_SECONDS, Sample, helper_command
@@ -110,7 +110,7 @@ def get_gpu_status(
 
     Takes a moment, and never longer than 15 s, even if the driver hangs. `script`: see gpu_script.py.
     """
-    answer = process.ask(helper_command(_device(device), 0.0, script, count=1), FIRST_SAMPLE_SECONDS)
+    answer = helpers.ask(helper_command(_device(device), 0.0, script, count=1), FIRST_SAMPLE_SECONDS)
     try:
         sample = msgspec.json.decode(answer.split(b"\n")[0], type=Sample)
     except msgspec.DecodeError:
@@ -143,7 +143,7 @@ class GPUMonitor:
     ) -> None:
         self._config, self._device, self._script = config or GPUSafetyConfig(), _device(device), script
         self._on_status, self._on_change = on_status, on_change
-        self._helper: process.LineHelper | None = None
+        self._helper: helpers.LineHelper | None = None
         self._thread: threading.Thread | None = None
         self.latest: GPUStatus | None = None
         self.error = ""
@@ -151,7 +151,7 @@ class GPUMonitor:
     def start(self) -> None:
         """Raises GPUMonitoringError if the helper process cannot be started."""
         try:
-            self._helper = process.LineHelper(helper_command(self._device, self._config.interval, self._script))
+            self._helper = helpers.LineHelper(helper_command(self._device, self._config.interval, self._script))
         except OSError as error:
             raise GPUMonitoringError(f"the sensors' helper process cannot be started: {error}") from error
         self._thread = threading.Thread(target=self._watch, args=(self._helper,), name="gpu-monitor", daemon=True)
@@ -170,7 +170,7 @@ class GPUMonitor:
     def __exit__(self, *error: object) -> None:
         self.stop()
 
-    def _watch(self, helper: process.LineHelper) -> None:
+    def _watch(self, helper: helpers.LineHelper) -> None:
         for line in helper.lines():
             try:
                 sample = msgspec.json.decode(line, type=Sample)

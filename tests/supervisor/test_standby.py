@@ -125,11 +125,14 @@ def test_one_that_is_dead_though_nobody_has_heard_of_it_is_not_taken(tmp_path: P
             standby.advanced()
             await waiting.until(lambda: waiting.pids)
             assert not standby.take("none")  # it imports what is not wanted
+            assert not await standby.mourned()
             os.kill(waiting.pids[0], 9)
             if sys.platform == "linux":
                 while not is_gone(waiting.pids[0]):
                     pass  # the event loop must not run meanwhile
                 assert not standby.take("cpu")
+                assert await standby.mourned()
+                assert waiting.turns[0].counted.is_set()
             tasks.cancel_scope.cancel()
 
     anyio.run(main)

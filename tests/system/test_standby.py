@@ -64,6 +64,8 @@ def test_a_standby_takes_over_and_is_replaced_when_it_dies(oracle: Oracle) -> No
         assert works == second
         if sys.platform == "linux":
             assert victim_score(works) == victim_score(over.process.pid)
+        log = over.run_dir.log  # from its Job on it writes where all write
+        over.until(lambda: "planned fault before step 17: hang" in log.read_text(), "the second hangs")
         os.kill(third, KILL)
         over.until(lambda: is_gone(third), "the third is dead")
         os.kill(works, KILL)
@@ -72,6 +74,7 @@ def test_a_standby_takes_over_and_is_replaced_when_it_dies(oracle: Oracle) -> No
         assert [seen.kind for seen in over.of(FaultSeen)] == ["died", "died"]
         assert len(over.of(Recovering)) == 2
         assert (over.ended().status, over.ended().step) == ("completed", 30)
+        assert over.run_dir.standby_log.is_file()
 
 
 def test_a_stop_ends_the_standby_too(oracle: Oracle) -> None:

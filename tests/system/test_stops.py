@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -34,6 +35,19 @@ def test_a_signal_saves_the_step_and_a_resume_sees_the_same_samples(
     outcome, _ = resume_here(run.run_dir)
     assert (outcome.status, outcome.order) == ("completed", undisturbed.order)
     assert outcome.final_loss == undisturbed.final_loss
+
+
+def test_a_run_ends_though_the_disk_does_not_give_its_checkpoint(oracle: Oracle) -> None:
+    """A pipe that nobody writes to stands for a share that is gone: who reads from it waits for ever."""
+    run_dir = runs.create(toy_spec(oracle.output()))
+    folder = run_dir.checkpoint(5)
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "manifest.json")
+    with Supervisor(run_dir) as run:
+        run.until(lambda: run.of(RunCreated), "it began")
+        run.signal(signal.SIGTERM)
+        assert run.wait() == 75, run.output()
+        assert (run.ended().status, run.output()) == ("interrupted", "")
 
 
 def test_a_second_signal_kills_at_once(oracle: Oracle) -> None:

@@ -1,4 +1,4 @@
-"""The only door to subprocesses and signals: starts a runner, talks with it, ends it, and tells how it ended.
+"""The door to runners and to signals: starts a runner, talks with it, ends it, and tells how it ended.
 
 Guarantees, each with a test:
 1. No runner outlives this process. The kernel sees to it (PR_SET_PDEATHSIG set by the runner itself, a Job Object on
@@ -15,8 +15,7 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -26,6 +25,7 @@ from anyio.abc import Process
 
 from backpropagate.doors import death
 from backpropagate.doors.environ import environment
+from backpropagate.doors.helpers import buried
 from backpropagate.judge.decisions import Death
 from backpropagate_protocol.framing import decoder_for_parent, encode
 from backpropagate_protocol.messages import ToChild, ToParent
@@ -37,7 +37,6 @@ RUN_ID_VARIABLE = "BACKPROPAGATE_RUN_ID"  # by this mark the processes of a run 
 _CHUNK = 1 << 18
 _DRAIN_SECONDS = 5.0  # what a dead runner left in the pipe is read, but nobody can keep the pipe open for ever
 _GROUP_SECONDS = 2.0
-_BURIAL_SECONDS = 5.0
 _FIRST_VICTIM = "1000"  # the most that oom_score_adj can be
 
 
@@ -158,7 +157,7 @@ class Runner:
         """Waits for its end, no matter what it had said."""
         code = await self._process.wait()
         self.alive = False
-        return death.decode(code, oom_kills=death.oom_kill_count() - self._oom_kills)
+        return self._decoded(code)
 
     def expendable(self, is_it: bool) -> None:
         """Whether the kernel shall end it before all others when memory runs out; Linux only.
@@ -186,7 +185,14 @@ class Runner:
         with anyio.move_on_after(_DRAIN_SECONDS):
             await drained.wait()
         await self._group_gone()
+        return self._decoded(code)
+
+    def _decoded(self, code: int | None) -> Death:
         return death.decode(code, oom_kills=death.oom_kill_count() - self._oom_kills)
+
+    def death(self) -> Death:
+        """How it ended, by what is known now; once it has."""
+        return self._decoded(self._process.returncode)
 
     async def _group_gone(self) -> None:
         with anyio.move_on_after(_GROUP_SECONDS):
@@ -202,7 +208,7 @@ class Runner:
         """Kills what still runs and lets go of every descriptor."""
         self._outbox.close()
         self.kill()
-        if await _buried(self._process):
+        if await buried(self._process):
             await self._process.aclose()
         self.alive = False
         self._queued.close()
@@ -277,89 +283,6 @@ async def running(python: str | None, run_id: str, warm: str, log: int) -> Async
             tasks.cancel_scope.cancel()
             with anyio.CancelScope(shield=True):
                 await runner.close()
-
-
-# A Ctrl-C in the terminal is for us alone: a helper in a group of its own goes on reading, and ends with its input.
-if sys.platform == "win32":
-    _GROUP_FLAGS, _OWN_SESSION = subprocess.CREATE_NEW_PROCESS_GROUP, False
-else:
-    _GROUP_FLAGS, _OWN_SESSION = 0, True
-
-
-@asynccontextmanager
-async def helper(argv: Sequence[str]) -> AsyncIterator[Process]:
-    """A small process of ours that reads from us and writes lines; killed when the block ends."""
-    process = await anyio.open_process(
-        [sys.executable, "-P", *argv],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        creationflags=_GROUP_FLAGS,
-        start_new_session=_OWN_SESSION,
-    )
-    try:
-        yield process
-    finally:
-        with anyio.CancelScope(shield=True):
-            if process.returncode is None:
-                process.kill()
-            if await _buried(process):
-                await process.aclose()
-
-
-async def _buried(process: Process) -> bool:
-    """Whether it is gone, after a moment: one that hangs in a driver cannot be waited for."""
-    with anyio.move_on_after(_BURIAL_SECONDS):
-        await process.wait()
-        return True
-    return False
-
-
-class LineHelper:
-    """As `helper`, for programs without an event loop: a process that writes lines until its standard input ends."""
-
-    def __init__(self, argv: Sequence[str]) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", *argv],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            creationflags=_GROUP_FLAGS,
-            start_new_session=_OWN_SESSION,
-        )
-
-    def lines(self) -> Iterator[bytes]:
-        """What it writes, to its end."""
-        assert self._process.stdout is not None
-        yield from self._process.stdout
-
-    def close(self) -> None:
-        """Ends it; one that hangs in a driver is left to the kernel."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.kill()
-        try:
-            self._process.wait(_GROUP_SECONDS)
-        except subprocess.TimeoutExpired:
-            return
-        self._process.stdout.close()
-
-
-def ask(argv: Sequence[str], seconds: float) -> bytes:
-    """What a small process of ours writes within `seconds`; nothing if it takes longer or cannot be started."""
-    try:
-        helper = LineHelper(argv)
-    except OSError:
-        return b""
-    said: list[bytes] = []
-    # In a thread, since one that hangs in a driver may not even be killed, and then its pipe never ends.
-    reader = threading.Thread(target=lambda: said.extend(helper.lines()), daemon=True)
-    reader.start()
-    reader.join(seconds)
-    hung = reader.is_alive()
-    helper.close()
-    return b"" if hung else b"".join(said)
 
 
 @contextmanager

@@ -1,63 +1,60 @@
 """Writes down what a child died of: gathers while it lives, looks around when it is dead, and adds what was done about it.
 
-A record that the disk does not take is lost, and the run goes on; the journal still has the fault and how it ended.
+Neither the next child nor the end of the run waits for a disk that does not answer. A record that it does not take is lost,
+and the run goes on; the journal still has the fault and how it ended.
 """
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from itertools import takewhile
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
+import anyio
 import msgspec
 
 from backpropagate.doors import footprint, kernel_log
-from backpropagate.doors.death import meaning
+from backpropagate.drive.aside import aside
+from backpropagate.drive.case import Case, Life, record_of
 from backpropagate.drive.reporter import Reporter
 from backpropagate.events import CardTrouble, Event, FaultRecorded, FaultSeen, Recovering, Step
-from backpropagate.judge import last_words
 from backpropagate.judge.decisions import Death, Finish
 from backpropagate.keep import faults
 from backpropagate.keep.faults import FaultRecord
 from backpropagate.watch.wording import in_words
 from backpropagate_protocol.catalogue import CATALOGUE
-from backpropagate_protocol.redact import redact
 from backpropagate_protocol.rundir import RunDir
 
-_ALSO = 5
 _MEASURE_EVERY = 0.2  # seconds; the driver's ticks come too late for a short life
-
-
-@dataclass(slots=True)
-class _Life:
-    """What is known of one child."""
-
-    born: float = field(default_factory=time.monotonic)
-    pid: int = 0
-    measured: float = 0.0
-    memory: int = 0
-    device_memory: int = 0
-    device_reserved: int = 0
-    card: list[str] = field(default_factory=list)
-    faults: list[FaultSeen] = field(default_factory=list)
-    ended_by: str = ""
+_T = TypeVar("_T")
+_PATIENCE = 10.0  # seconds that the kernel's log and the disk have for one record
 
 
 class Autopsy:
-    """One stage's. The driver tells it of every child and event; nothing here raises."""
+    """One stage's. The driver tells it of every child and event; nothing here raises.
 
-    def __init__(self, run_dir: RunDir, report: Reporter) -> None:
-        self._run_dir, self._report = run_dir, report
-        self._life = _Life()
-        self._dead: tuple[_Life, Death, str] | None = None  # from its end until that was judged
-        self._open: FaultRecord | None = None  # until it is known what was done
-        self._done = self._advice = ""  # of the dead one
+    look: what the kernel wrote of a process, by its number and the moment of its birth. `patience` is for tests.
+    """
+
+    def __init__(
+        self,
+        run_dir: RunDir,
+        report: Reporter,
+        *,
+        look: Callable[[int, float], tuple[str, ...]] = kernel_log.hints,
+        patience: float = _PATIENCE,
+    ) -> None:
+        self._run_dir, self._report, self._look, self._patience = run_dir, report, look, patience
+        self._life = Life()
+        self._dead: Case | None = None  # from its end until that was judged
+        self._cases: list[Case] = []  # those that were judged
+        self._number = 0  # of the newest record
+        self._pen = anyio.Lock()  # one writes at a time, so the numbers follow the deaths
 
     def begin(self) -> None:
         """Another child is made."""
-        self._life = _Life()
+        self._life = Life()
 
     def born(self, pid: int) -> None:
         self._life.pid = pid
@@ -75,7 +72,7 @@ class Autopsy:
 
     def saw(self, event: Event) -> None:
         """Something was told of the run."""
-        life = self._dead[0] if self._dead else self._life
+        life = self._dead.life if self._dead else self._life
         match event:
             case Step():
                 life.device_memory = max(life.device_memory, event.memory_used)
@@ -85,32 +82,88 @@ class Autopsy:
             case FaultSeen():
                 life.faults.append(event)
             case Recovering():
-                code = life.faults[0].code if self._dead and life.faults else self._open.code if self._open else ""
-                self._settle(_deed(event), _if_again(code))
+                case = self._dead or self._open
+                if case is not None:
+                    case.settle(_deed(event), _if_again(case.code))
             case _:
                 pass
 
     def died(self, death: Death, words: str) -> None:
         """It is gone, and what follows is about to be judged. `words`: the end of what it wrote into the log."""
-        self._dead, self._life = (self._life, death, words), _Life()
+        life, self._life = self._life, Life()
+        self._dead = Case(life, death, words, time.monotonic() - life.born)
 
-    def bury(self) -> None:
-        """It was judged: if that found a fault, the record is written."""
-        if self._dead is None:
-            return
-        life, death, words = self._dead
-        done, advice, self._done, self._advice = self._done, self._advice, "", ""
-        self._dead = None
-        if not life.faults or not self._report.begun:
-            return
+    async def bury(self) -> None:
+        """It was judged: if that found a fault, the record is written, and once more when it is known what was done.
+
+        What was decided about it has been begun when this looks around.
+        """
+        case = self._judged()
+        if case is not None:
+            await self._follow(case)
+
+    async def ended(self, finish: Finish) -> None:
+        """The stage's last word. Returns when all records are written, or the disk has had its time."""
+        if self._life.faults:  # a child that outlives every attempt to kill it
+            self.died(Death(None, "could not be ended: the driver holds it"), "")
+        unburied = self._judged()
         if self._open is not None:
-            self._settle("tried again, and that failed, too", _if_again(self._open.code))
-        record = msgspec.structs.replace(_record(life, death, words), done=done, advice=advice)
+            info = CATALOGUE.get(finish.code or "")
+            said = finish.message.split("\n", 1)[0] or finish.status
+            advice = finish.suggestion or (info.remedy if info else "")
+            self._open.settle(f"ended the run ({finish.status}): {said}", advice)
+        with anyio.move_on_after(self._patience):
+            if unburied is not None:
+                await self._follow(unburied)
+            for case in self._cases:
+                await case.closed.wait()
+
+    @property
+    def _open(self) -> Case | None:
+        """The newest, as long as it is not known what was done."""
+        return self._cases[-1] if self._cases and not self._cases[-1].settled.is_set() else None
+
+    def _judged(self) -> Case | None:
+        case, self._dead = self._dead, None
+        if case is None or not case.life.faults or not self._report.begun:
+            return None
+        if self._open is not None:
+            self._open.settle("tried again, and that failed, too", _if_again(self._open.code))
+        self._cases.append(case)
+        return case
+
+    async def _follow(self, case: Case) -> None:
+        written: tuple[FaultRecord, str] | None = None
         try:
-            record = msgspec.structs.replace(record, number=faults.next_number(self._run_dir))
-            path = faults.write(self._run_dir, record)
-        except OSError:
-            path = ""
+            try:
+                async with self._pen:
+                    written = await self._within(partial(self._write, case))
+            finally:
+                record, path = written or (record_of(case, 0, ()), "")
+                self._tell(record, path)
+            if path and not record.done:
+                await case.settled.wait()
+                record = msgspec.structs.replace(record, done=case.done, advice=case.advice)
+                await self._within(partial(faults.write, self._run_dir, record))
+        finally:
+            case.closed.set()
+
+    def _write(self, case: Case) -> tuple[FaultRecord, str]:
+        life = case.life
+        number = self._number = max(self._number + 1, faults.next_number(self._run_dir))
+        record = record_of(case, number, self._look(life.pid, life.born) if life.pid else ())
+        return record, faults.write(self._run_dir, record)
+
+    async def _within(self, work: Callable[[], _T]) -> _T | None:
+        """What comes of it in the time that a disk gets; None if nothing does."""
+        with anyio.move_on_after(self._patience):
+            try:
+                return await aside(work)
+            except OSError:
+                pass
+        return None
+
+    def _tell(self, record: FaultRecord, path: str) -> None:
         self._report.event(
             FaultRecorded(
                 time=time.time(),
@@ -124,64 +177,6 @@ class Autopsy:
                 stage=record.stage,
             )
         )
-        self._open = record if path and not done else None
-
-    def ended(self, finish: Finish) -> None:
-        """The stage's last word."""
-        if self._life.faults:  # a child that outlives every attempt to kill it
-            self.died(Death(None, "could not be ended: the driver holds it"), "")
-            self.bury()
-        if self._open is not None:
-            info = CATALOGUE.get(finish.code or "")
-            said = finish.message.split("\n", 1)[0] or finish.status
-            self._settle(f"ended the run ({finish.status}): {said}", finish.suggestion or (info.remedy if info else ""))
-
-    def _settle(self, done: str, advice: str) -> None:
-        if self._dead is not None:
-            self._done, self._advice = done, advice
-        elif self._open is not None:
-            record, self._open = self._open, None
-            try:
-                faults.write(self._run_dir, msgspec.structs.replace(record, done=done, advice=advice))
-            except OSError:
-                pass  # as it stands it says what happened
-
-
-def _record(life: _Life, death: Death, words: str) -> FaultRecord:
-    first, *more = life.faults
-    said = last_words.part(redact(words))
-    by_itself = death.code is not None and death.code >= 0 and sys.platform != "win32"  # else a kill is a signal
-    lines: Iterable[str] = said.lines
-    if first.traceback and not said.stacks:
-        lines = takewhile(lambda line: not line.startswith("Traceback"), lines)  # it is told once
-    return FaultRecord(
-        run_id=first.run_id,
-        number=0,
-        time=first.time,
-        kind=first.kind,
-        code=first.code,
-        message=redact(first.message),
-        attempt=first.attempt,
-        stage=first.stage,
-        phase=first.phase,
-        step=first.step,
-        also=tuple(f"{each.code}: {redact(each.message)}" for each in more[:_ALSO]),
-        pid=life.pid,
-        death="ended by itself, with 0" if death.code == 0 and not first.death else death.text,
-        exit_code=death.code,
-        meaning="" if life.ended_by else meaning(death),
-        ended_by="" if by_itself else redact(life.ended_by),
-        seconds=round(time.monotonic() - life.born, 1),
-        memory=life.memory,
-        device_memory=life.device_memory,
-        device_reserved=life.device_reserved,
-        needed=first.needed,
-        free=first.free,
-        card=tuple(dict.fromkeys(life.card)),
-        kernel=tuple(redact(line) for line in kernel_log.hints(life.pid, life.born)) if life.pid else (),
-        last_lines=tuple(lines),
-        stacks=said.stacks or redact(first.traceback).strip(),
-    )
 
 
 def _deed(event: Recovering) -> str:

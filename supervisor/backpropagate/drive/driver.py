@@ -6,11 +6,10 @@ before the next one. What takes time (a child's life, verifying a checkpoint) is
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import aclosing
-from pathlib import Path
+from functools import partial
 from typing import Protocol, assert_never
 
 import anyio
@@ -20,7 +19,9 @@ from anyio.abc import TaskGroup
 from backpropagate import checkpoints
 from backpropagate.doors import process
 from backpropagate.doors.death import with_last_words
+from backpropagate.drive.aside import aside
 from backpropagate.drive.autopsy import Autopsy
+from backpropagate.drive.child_log import ChildLog, child_log, waiting_log
 from backpropagate.drive.narrate import narrate
 from backpropagate.drive.reporter import Reporter
 from backpropagate.drive.standby import End, Standby, Turn
@@ -66,7 +67,6 @@ from backpropagate_protocol.spec import RunSpec, rail
 
 _TICK = 1.0
 _PING_EVERY = 5.0
-_LAST_WORDS = 1 << 16
 _MUTE_SECONDS = 5.0
 
 
@@ -137,9 +137,10 @@ class Driver:
                 tasks.start_soon(self._standby.keep, self._child, self._not_ours, tasks)
                 tasks.start_soon(pressure.watch, self.feed, lambda: self._policy.device, self._clock)
                 await self._ended.wait()
+                if self._finish is not None:
+                    await self._autopsy.ended(self._finish)
             tasks.cancel_scope.cancel()
         assert self._finish is not None
-        self._autopsy.ended(self._finish)
         return self._finish
 
     def feed(self, input: Input) -> None:
@@ -245,6 +246,7 @@ class Driver:
             kernels=probed.working(self._spec.runner_python, self.packages, self._card.name),
             smaller=job.smaller,
             rehearse=self._card.rehearsal(job.micro_batch),
+            log=str(self._run_dir.log) if self._stood_by else None,
         )
         self._tasks.start_soon(self._send_when_free, self._runner, train)
 
@@ -274,40 +276,43 @@ class Driver:
 
     async def _child(self, warm: str, turn: Turn | None = None) -> None:
         """One child's life, from spawn to burial. With a `turn` it is the standby, and nobody's child until that comes."""
-        python, run_id = self._spec.runner_python, self._spec.run_id
-        log = _open_log(self._run_dir.log)
-        try:
-            async with process.running(python, run_id, warm, log) as runner:
-                if turn is not None and not await turn.comes(runner):
+        home = self._run_dir
+        with child_log(home.log) if turn is None else waiting_log(home.standby_log, home.log) as log:
+            try:
+                async with process.running(self._spec.runner_python, self._spec.run_id, warm, log.descriptor) as runner:
+                    if turn is not None and not await turn.comes(runner):
+                        return
+                    death, words = await self._lived(runner, log)
+            except OSError as error:
+                if turn is not None and turn.end is not End.TAKEN:
+                    turn.decide(End.DIED)
                     return
-                begin = os.fstat(log).st_size
-                self._runner = runner
-                self._autopsy.born(runner.pid)
-                if self._kill_at_birth:
-                    runner.kill()
-                drained = anyio.Event()
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._listen, runner, drained)
-                    death = await runner.wait(drained)
-                    words = _last_words(self._run_dir.log, begin)
-                    death = with_last_words(death, words, self._policy.device)
-                    tasks.cancel_scope.cancel()
                 self._runner = None
-        except OSError as error:
-            if turn is not None and turn.end is not End.TAKEN:
-                turn.decide(End.DIED)
-                return
-            self._runner = None
-            why = error.strerror or str(error)
-            self._autopsy.died(Death(None, f"could not be started: {why}"), "")
-            self.feed(SpawnFailed(self._clock(), why))
-            self._autopsy.bury()
-            return
-        finally:
-            os.close(log)
-        self._autopsy.died(death, words)
-        self.feed(RunnerExited(self._clock(), death))
-        self._autopsy.bury()
+                why = error.strerror or str(error)
+                self._autopsy.died(Death(None, f"could not be started: {why}"), "")
+                self.feed(SpawnFailed(self._clock(), why))
+            else:
+                self._autopsy.died(death, words)
+                self.feed(RunnerExited(self._clock(), death))
+        await self._autopsy.bury()
+
+    async def _lived(self, runner: process.Runner, log: ChildLog) -> tuple[Death, str]:
+        """Listens to it, to its end; how that was, and its last words."""
+        log.begin()
+        self._runner = runner
+        self._autopsy.born(runner.pid)
+        if self._kill_at_birth:
+            runner.kill()
+        drained = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._listen, runner, drained)
+            death = await runner.wait(drained)
+            if death.host_oom and await self._standby.mourned():
+                death = runner.death()  # the kernel may have meant the one that waited
+            words = log.last_words()
+            tasks.cancel_scope.cancel()
+        self._runner = None
+        return with_last_words(death, words, self._policy.device), words
 
     async def _listen(self, runner: process.Runner, drained: anyio.Event) -> None:
         try:
@@ -340,7 +345,6 @@ class Driver:
         fit = self._policy.fit if self._spec.train.batch_size is None else None
         if isinstance(message, CheckpointSaved) and self._card.fit_key and fit is not None:
             userstate.remember(self._card.fit_key, fit)
-
         if isinstance(message, Rehearsed) and self._card.fit_key and self._plain:
             userstate.remember_rehearsed(self._card.fit_key, message.micro_batch, message.tokens)
 
@@ -348,7 +352,7 @@ class Driver:
         self._report.event(Noticed(time=time.time(), run_id=self._spec.run_id, level="warning", text=redact(text)))
 
     async def _find_checkpoint(self) -> None:
-        search = await anyio.to_thread.run_sync(checkpoints.newest_good, self._run_dir)
+        search = await aside(partial(checkpoints.newest_good, self._run_dir))
         for name, reason in search.aside:
             self._emit_quarantined(name, reason)
         if search.unreadable:
@@ -380,21 +384,3 @@ class Driver:
             if now - pinged >= _PING_EVERY:
                 pinged = now
                 self._to_runner(lambda runner: runner.send(Ping()))
-
-
-def _last_words(path: Path, begin: int) -> str:
-    """The end of what a child has written into the log since it had `begin` bytes."""
-    try:
-        with open(path, "rb") as log:
-            log.seek(max(begin, os.fstat(log.fileno()).st_size - _LAST_WORDS))
-            return log.read(_LAST_WORDS).decode(errors="replace")
-    except OSError:
-        return ""
-
-
-def _open_log(path: Path) -> int:
-    """A descriptor for the child's standard error; a disk that gives none must not keep it from training."""
-    try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    except OSError:
-        return os.open(os.devnull, os.O_WRONLY)

@@ -18,6 +18,8 @@ from backpropagate.judge.decisions import Death
 from backpropagate.judge.standby import LOOK, Memory, Readiness
 from backpropagate.sensors.host_memory import host_memory
 
+_MOMENT = 2.0  # seconds in which the end of a dead process is heard
+
 
 class End(Enum):
     """What became of a wait."""
@@ -35,6 +37,7 @@ class Turn:
         self.end: End | None = None
         self.death: Death | None = None
         self.over = anyio.Event()
+        self.counted = anyio.Event()  # what followed from its end is done
         self._runner: Runner | None = None
 
     def decide(self, end: End, death: Death | None = None) -> None:
@@ -106,6 +109,15 @@ class Standby:
         turn.decide(End.TAKEN)
         return True
 
+    async def mourned(self) -> bool:
+        """Whether the one that waits is dead at this moment. If so, it returns when that was taken into account."""
+        turn = self._turn
+        if turn is None or turn.end is End.TAKEN or turn.can_come:
+            return False
+        with anyio.move_on_after(_MOMENT):
+            await turn.counted.wait()
+        return True
+
     def end(self) -> None:
         """No child is wanted any more, or the memory is needed."""
         self._rules.end()
@@ -127,6 +139,7 @@ class Standby:
             await self._wait(turn)
             self._turn = None
             self._after(turn, killed)
+            turn.counted.set()
 
     async def _wait(self, turn: Turn) -> None:
         while turn.end is None:

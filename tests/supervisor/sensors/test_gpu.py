@@ -10,7 +10,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from backpropagate.doors import process
+from backpropagate.doors import helpers
 from backpropagate.gpu_safety import Condition, GPUMonitor, GPUSafetyConfig, assess, check_gpu_safe, get_gpu_status
 from backpropagate.sensors import gpu
 from backpropagate.sensors.gpu import Sample
@@ -100,7 +100,7 @@ def test_a_monitor_calls_back_when_the_condition_changes(tmp_path: Path) -> None
 
 
 def test_a_helper_that_says_nothing_is_given_up() -> None:
-    assert process.ask(["-c", "import time; time.sleep(600)"], 0.3) == b""
+    assert helpers.ask(["-c", "import time; time.sleep(600)"], 0.3) == b""
 
 
 @pytest.mark.parametrize(
