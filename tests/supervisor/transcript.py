@@ -151,7 +151,10 @@ def _heard(line: str) -> d.Input:
         case "sensor-lost":
             return d.SensorLost(now, "no answer", hung="hung" in words)
         case "held":
-            return d.MemoryHeld(now, int(words[0]), f"blender (pid 4711, {words[0]} MiB)" if words[0] != "0" else "")
+            held = words[0] != "0"
+            return d.MemoryHeld(
+                now, int(words[0]), f"blender (pid 4711, {words[0]} MiB)" if held else "", (4711,) if held else ()
+            )
         case "memory-short":
             return d.MemoryShort(now, "macOS calls its memory pressure critical")
         case _:

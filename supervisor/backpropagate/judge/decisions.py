@@ -189,11 +189,12 @@ class MemoryShort:
 
 @dataclass(frozen=True, slots=True)
 class MemoryHeld:
-    """Other processes hold so much of the card's memory, in MiB. `holders`: who they are, for people."""
+    """Other processes hold so much of the card's memory, in MiB. `holders`: who they are, for people; `pids`: all of them."""
 
     now: float
     memory: int
     holders: str
+    pids: tuple[int, ...] = ()
 
 
 Input = (

@@ -72,7 +72,7 @@ class OnCard(ChildPolicy, ABC):
     def _temperature(self, now: float, read: d.Temperature) -> None:
         self._blind = self._silent = False
         level = self._thermal.read(read.celsius, read.to_slowdown, read.to_shutdown)
-        if self.state is State.COOLING and self._thermal.is_cool(now) and not self._health.is_hot:
+        if self.state is State.COOLING and self._is_cool(now):
             self._emit(self._tell.heat(HeatLevel.COOL, read.celsius))
             self._spawn(now)
             return
@@ -101,11 +101,15 @@ class OnCard(ChildPolicy, ABC):
 
     def _cool_down(self, now: float) -> bool:
         """Whether the next child has to wait for the card."""
-        if self._thermal.is_cool(now):
+        if self._is_cool(now):
             return False
         self.state = State.COOLING
         self._timers.set(Timer.COOL, now + (BLIND_COOLING if self._blind else COOLING_PATIENCE))
         return True
+
+    def _is_cool(self, now: float) -> bool:
+        """By its temperature, and by its own account: a card that throttles for heat is not."""
+        return self._thermal.is_cool(now) and not self._health.is_hot
 
     def _not_cooling(self, now: float) -> None:
         if self._blind:

@@ -18,7 +18,7 @@ from backpropagate.judge.budget import Budget
 from backpropagate.judge.child import Report, Surroundings
 from backpropagate.judge.halving import least_batch
 from backpropagate.judge.on_card import OnCard
-from backpropagate.judge.others import PATIENCE, Others
+from backpropagate.judge.others import Others
 from backpropagate.judge.start import Start
 from backpropagate.judge.states import (
     BEFORE_TRAINING,
@@ -286,28 +286,36 @@ class Policy(OnCard):
         """Goes on unchanged when they are gone: a smaller batch would stay small for the rest of the run."""
         delay = self._others.wait(now)
         if delay is None:
-            self._finish(telling.memory_held(self._others.culprits, PATIENCE / 60))
+            self._give_up_memory()
             return
-        memory = max(cause.others, self._others.memory)
-        self._emit(self._tell.memory_awaited(memory, self._others.culprits, PATIENCE))
+        self._tell_of_others(now, max(cause.others, self._others.memory))
         self._respawn(now, cause, Again(self.micro, counts=False), delay)
 
     def _look_again(self, now: float) -> None:
         delay = self._others.wait(now)
         if delay is None:
-            self._finish(telling.memory_held(self._others.culprits, PATIENCE / 60))
-        else:
-            self._timers.set(Timer.RESPAWN, now + delay)
+            self._give_up_memory()
+            return
+        self._timers.set(Timer.RESPAWN, now + delay)
+        if self._others.are_news(now):
+            self._tell_of_others(now, self._others.memory)
+
+    def _give_up_memory(self) -> None:
+        self._finish(telling.memory_held(self._others.culprits, self._others.patience / 60))
+
+    def _tell_of_others(self, now: float, memory: int) -> None:
+        self._others.told(now)
+        self._emit(self._tell.memory_awaited(memory, self._others.culprits, self._others.patience))
 
     def _spawn(self, now: float) -> None:
         self._others.awaited = False
         super()._spawn(now)
 
     def _memory_held(self, now: float, held: d.MemoryHeld) -> None:
-        self._others.read(held.memory, held.holders)
+        self._others.read(held.memory, held.holders, held.pids)
         if self.state is not State.WAITING or not self._others.awaited:
             return
-        if self._others.are_there:
-            self._emit(self._tell.memory_awaited(held.memory, held.holders, PATIENCE))
-        else:
+        if not self._others.are_there:
             self._spawn(now)
+        elif self._others.are_news(now):
+            self._tell_of_others(now, held.memory)

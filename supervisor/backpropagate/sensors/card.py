@@ -93,7 +93,7 @@ class Card:
         self._lost: str | None = None
         self._feed: Callable[[Input], None] | None = None
         self.child: Callable[[], int | None] = lambda: None  # the process that trains, if one lives
-        self._others: tuple[int, str] | None = None
+        self._others: tuple[int, str, tuple[int, ...]] | None = None
         self._held = reserved or Reservation()
         self._own = reserved is None
 
@@ -173,7 +173,8 @@ class Card:
         found = others(sample.holders, child) if sample.holders is not None else None
         if found is None:
             return
-        told = sum(holder.memory for holder in found), in_words(found)
+        pids = tuple(sorted(holder.pid for holder in found))
+        told = sum(holder.memory for holder in found), in_words(found), pids
         if told != self._others:
             self._others = told
             feed(MemoryHeld(self._clock(), *told))
