@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import aclosing
 from functools import partial
-from typing import Protocol, assert_never
+from typing import assert_never
 
 import anyio
 import msgspec
@@ -20,13 +20,14 @@ from backpropagate import checkpoints
 from backpropagate.doors import process
 from backpropagate.doors.death import with_last_words
 from backpropagate.drive.aside import aside
+from backpropagate.drive.assigning import attempt_started, train_job
 from backpropagate.drive.autopsy import Autopsy
 from backpropagate.drive.child_log import ChildLog, child_log, waiting_log
 from backpropagate.drive.narrate import narrate
 from backpropagate.drive.reporter import Reporter
 from backpropagate.drive.standby import End, Standby, Turn
 from backpropagate.drive.stops import Stops
-from backpropagate.events import AttemptStarted, CheckpointQuarantined, Noticed, StageStarted, Step
+from backpropagate.events import CheckpointQuarantined, Noticed, StageStarted, Step
 from backpropagate.judge.decisions import (
     Action,
     Assign,
@@ -53,6 +54,7 @@ from backpropagate.judge.decisions import (
     Terminate,
     Tick,
 )
+from backpropagate.judge.judging import Judge
 from backpropagate.judge.states import State
 from backpropagate.keep import probed, userstate
 from backpropagate.sensors import pressure
@@ -68,30 +70,6 @@ from backpropagate_protocol.spec import RunSpec, rail
 _TICK = 1.0
 _PING_EVERY = 5.0
 _MUTE_SECONDS = 5.0
-
-
-class Judge(Protocol):
-    """Whose decisions are carried out: the policy of a training, or that of another stage."""
-
-    state: State
-    attempt: int
-    recoveries: int
-
-    @property
-    def device(self) -> str:
-        """What the newest child trains on, as far as it is known."""
-
-    @property
-    def fit(self) -> int | None:
-        """A micro-batch worth remembering for the next run."""
-
-    @property
-    def wake_at(self) -> float | None: ...
-
-    @property
-    def stop_asked(self) -> bool: ...
-
-    def handle(self, input: Input) -> list[Action]: ...
 
 
 class Driver:
@@ -217,37 +195,11 @@ class Driver:
         if self._runner is None:
             return  # it died this very moment; its exit is on the way
         self._plain = job.gradient_checkpointing == self._spec.train.gradient_checkpointing
-        folder = str(self._run_dir.checkpoints / job.checkpoint.name) if job.checkpoint else None
-        self._report.event(
-            AttemptStarted(
-                time=time.time(),
-                run_id=self._spec.run_id,
-                attempt=job.attempt,
-                pid=self._runner.pid,
-                micro_batch=job.micro_batch,
-                accumulation=job.accumulation,
-                checkpoint=job.checkpoint.name if job.checkpoint else None,
-                resume_step=job.checkpoint.step if job.checkpoint else 0,
-                versions=self.packages,
-                gradient_checkpointing=job.gradient_checkpointing,
-                standby=self._stood_by,
-            )
-        )
-        train = TrainJob(
-            spec=self._spec,
-            run_dir=str(self._run_dir.path),
-            attempt=job.attempt,
-            micro_batch=job.micro_batch,
-            accumulation=job.accumulation,
-            gradient_checkpointing=job.gradient_checkpointing,
-            resume_from=folder,
-            prepared=job.prepared,
-            held_out=job.held_out,
-            kernels=probed.working(self._spec.runner_python, self.packages, self._card.name),
-            smaller=job.smaller,
-            rehearse=self._card.rehearsal(job.micro_batch),
-            log=str(self._run_dir.log) if self._stood_by else None,
-        )
+        spec, packages = self._spec, self.packages
+        self._report.event(attempt_started(spec.run_id, job, self._runner.pid, packages, standby=self._stood_by))
+        kernels = probed.working(spec.runner_python, packages, self._card.name)
+        rehearse = self._card.rehearsal(job.micro_batch)
+        train = train_job(spec, self._run_dir, job, kernels, rehearse, moves_in=self._stood_by)
         self._tasks.start_soon(self._send_when_free, self._runner, train)
 
     async def _send_when_free(self, runner: process.Runner, job: TrainJob) -> None:

@@ -17,42 +17,13 @@ from typing import assert_never
 from backpropagate.events import Event
 from backpropagate.judge import deadlines, ladder, telling
 from backpropagate.judge import decisions as d
+from backpropagate.judge.news import Report, Surroundings
 from backpropagate.judge.states import DUMP_TIME, KILL_PATIENCE, WITHOUT_CHILD, State
 from backpropagate.judge.timers import Timer, Timers
 from backpropagate.judge.verdict import Cause, Kind, of_death, reported
 from backpropagate_protocol import messages as m
 from backpropagate_protocol.messages import Phase
 from backpropagate_protocol.spec import SafetySpec
-
-# What a policy is told of the world around the child.
-Surroundings = (
-    d.CheckpointFound
-    | d.SearchFailed
-    | d.CardKnown
-    | d.CardLimits
-    | d.Temperature
-    | d.CardVitals
-    | d.XidSeen
-    | d.CardGone
-    | d.MemorySpilled
-    | d.SensorLost
-    | d.MemoryShort
-    | d.MemoryHeld
-)
-# What a child says of its work while it goes on.
-Report = (
-    m.DataReady
-    | m.Started
-    | m.Progress
-    | m.CheckpointSaved
-    | m.CheckpointFailed
-    | m.Notice
-    | m.Said
-    | m.Turn
-    | m.Evaluated
-    | m.Rehearsed
-    | m.Halved
-)
 
 
 class ChildPolicy(ABC):

@@ -15,8 +15,8 @@ from typing import assert_never
 from backpropagate.judge import decisions as d
 from backpropagate.judge import ladder, telling
 from backpropagate.judge.budget import Budget
-from backpropagate.judge.child import Report, Surroundings
 from backpropagate.judge.halving import least_batch
+from backpropagate.judge.news import Report, Surroundings
 from backpropagate.judge.on_card import OnCard
 from backpropagate.judge.others import Others
 from backpropagate.judge.start import Start

@@ -10,7 +10,8 @@ import msgspec
 
 from backpropagate.judge import decisions as d
 from backpropagate.judge import telling
-from backpropagate.judge.child import ChildPolicy, Report, Surroundings
+from backpropagate.judge.child import ChildPolicy
+from backpropagate.judge.news import Report, Surroundings
 from backpropagate.judge.plan import Stage
 from backpropagate.judge.stage_verdict import judge
 from backpropagate.judge.states import State

@@ -36,7 +36,7 @@ from backpropagate_protocol.errors import (
 )
 from backpropagate_protocol.mlx_rules import PACKAGES
 from backpropagate_protocol.rundir import OutputDir
-from backpropagate_protocol.spec import DataSpec, LoraSpec, ModelSpec, PlannedFault, RunSpec, TrainSpec
+from backpropagate_protocol.spec import DataSpec, ExportSpec, LoraSpec, ModelSpec, PlannedFault, RunSpec, TrainSpec
 
 DEFAULT_EFFECTIVE_BATCH = 8
 DEFAULT_STEPS = 100
@@ -57,9 +57,35 @@ def build_spec(settings: Settings, *, detached: bool = False, verbose: bool = Fa
     output = writable_folder(settings.text("training.output_dir"), least_mib=1 if toy else _LEAST_FREE_MIB)
     run_id = str(uuid.uuid4())
     label = settings.text_or_none("training.name")
+    exports = str(OutputDir(Path(output)).exports / run_id[:8])
+    export = after_training(settings, name=label or result_name(model, run_id), folder=exports)
+    return msgspec.structs.replace(
+        _spec(settings, run_id, output, model, data, train, runner_python, export),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        detached=detached,
+        name=label,
+        verbose=verbose,
+        faults=tuple(faults),
+        report_to=trackers.names,
+        project=settings.text("tracking.project"),
+        report_offline=trackers.offline,
+    )
+
+
+def _spec(
+    settings: Settings,
+    run_id: str,
+    output: str,
+    model: ModelSpec,
+    data: DataSpec,
+    train: TrainSpec,
+    runner_python: str | None,
+    export: ExportSpec | None,
+) -> RunSpec:
+    """What every run has, be it real or imagined."""
     spec = RunSpec(
         run_id=run_id,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created="",
         backend=settings.text("training.backend"),
         output=output,
         model=model,
@@ -68,16 +94,7 @@ def build_spec(settings: Settings, *, detached: bool = False, verbose: bool = Fa
         train=train,
         safety=safety_spec(settings),
         runner_python=runner_python,
-        detached=detached,
-        name=label,
-        verbose=verbose,
-        faults=tuple(faults),
-        export=after_training(
-            settings, name=label or result_name(model, run_id), folder=str(OutputDir(Path(output)).exports / run_id[:8])
-        ),
-        report_to=trackers.names,
-        project=settings.text("tracking.project"),
-        report_offline=trackers.offline,
+        export=export,
     )
     return check_wishes(spec, installed=runner_python is None and all(map(installed, PACKAGES)))
 
@@ -103,20 +120,8 @@ def hypothetical_spec(settings: Settings) -> RunSpec:
     data = _wishes_about_rows(settings, "" if source is None else _data_source(source))
     _check(settings, model, data, train)
     output = os.path.abspath(os.path.expanduser(settings.text("training.output_dir")))
-    spec = RunSpec(
-        run_id=run_id,
-        created="",
-        backend=settings.text("training.backend"),
-        output=output,
-        model=model,
-        data=data,
-        lora=_lora(settings),
-        train=train,
-        safety=safety_spec(settings),
-        runner_python=settings.text_or_none("runner.python"),
-        export=after_training(settings, name=result_name(model, run_id), folder=output),
-    )
-    return check_wishes(spec, installed=spec.runner_python is None and all(map(installed, PACKAGES)))
+    export = after_training(settings, name=result_name(model, run_id), folder=output)
+    return _spec(settings, run_id, output, model, data, train, settings.text_or_none("runner.python"), export)
 
 
 def _runner_python(settings: Settings) -> str | None:
