@@ -1,7 +1,7 @@
 """Takes secrets out of any text before it leaves a process: logs, events, messages, history.
 
 Patterns: bearer tokens and every other `Authorization:`, `sk-…` keys of every vendor, `hf_…`, GitHub and GitLab tokens,
-AWS key ids, JWTs, private keys in PEM, credentials in URLs, and `password= / token= / api_key=` pairs. Redaction may hide
+AWS key ids, JWTs, private keys in PEM, credentials in URLs, and `password= / token= / api_key=` pairs, quoted or not. Redaction may hide
 too much; it must never hide too little.
 
 Every text passes here, so this is also where half a surrogate pair, which no encoding takes, becomes its escape.
@@ -29,11 +29,16 @@ _WHOLE = re.compile(
 _BEARER = re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{8,}")
 _AUTHORIZATION = re.compile(r"""(?i)\b(authorization["']?\s*[:=]\s*["']?[a-z][\w-]*\s+)(?!\[redacted\])[^\s"',;]{4,}""")
 _URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/:@]+:[^\s/@]+@")
-_PAIR = re.compile(
-    r"""(?ix)
-    \b((?:\w*[_-])?(?:password|passwd|pwd|secret|token|api[_-]?key|access[_-]?key)["']?\s*[=:]\s*["']?)
-    (?!\[redacted\]) [^\s"',;&)}\]]{4,}
-    """
+_KEY = r"""\b(?:\w*[_-])?(?:password|passwd|pwd|secret|token|api[_-]?key|access[_-]?key)\\*["']?\s*[=:]\s*"""
+_PAIR = re.compile(rf"""(?i)({_KEY}["']?)(?!\[redacted\])[^\s"',;&)}}\]]{{4,}}""")
+# A value in quotes is hidden up to the closing one, spaces and all; to the end of the line if it is never closed. The second
+# kind is a pair within a string: \"password\": \"…\".
+_QUOTED = re.compile(
+    rf"""(?i)({_KEY})(?:
+    (["'])   (?!\[redacted\](?:\2|\n|\Z)) (?:\\[^\n]|(?!\2)[^\\\n])+
+  | (\\+["'])(?!\[redacted\](?:\3|\n|\Z)) (?:(?!\3)[^\n])+
+    )""",
+    re.VERBOSE,
 )
 
 
@@ -54,4 +59,5 @@ def _once(text: str) -> str:
     text = _BEARER.sub(rf"\g<1>{_MASK}", text)
     text = _AUTHORIZATION.sub(rf"\g<1>{_MASK}", text)
     text = _URL.sub(rf"\g<1>{_MASK}@", text)
+    text = _QUOTED.sub(lambda found: f"{found[1]}{found[2] or found[3]}{_MASK}", text)
     return _PAIR.sub(rf"\g<1>{_MASK}", text)

@@ -34,6 +34,13 @@ _SETTINGS = {
     "a database URL": ("postgres://me:{}@db/train", "pa55w0rd"),
     "password=": ("password={}", "hunter22"),
     "a quoted password": ('{{"password": "{}"}}', "hunter22"),
+    "a quoted pass phrase": ('password="{}"', "correct horse battery"),
+    "a pass phrase in single quotes": ("passwd = '{}', x=1", "it has \"quotes\" in it"),
+    "a pass phrase with an escaped quote": ('{{"password": "{}"}}', 'correct \\" horse'),
+    "a pass phrase in JSON within JSON": ('{{"line": "{{\\"password\\": \\"{}\\"}}"}}', "correct horse battery"),
+    "a pass phrase that is cut off": ('{{"secret": "{}', "correct horse battery"),
+    "a pass phrase that begins like a token": ('token="hf_0123456789 {}"', "correct horse"),
+    "a short quoted password": ("password='{}'", "xyz"),
     "token:": ("token: {}", "abcd1234"),
     "api_key=": ("api_key={}", "abcd1234"),
     "API-KEY:": ("API-KEY: {}", "abcd1234"),
@@ -55,6 +62,10 @@ def test_a_secret_disappears_wherever_it_stands(kind: str, around: str) -> None:
 def test_the_value_of_a_secret_setting_disappears(kind: str) -> None:
     pattern, value = _SETTINGS[kind]
     assert value not in redact(f"before {pattern.format(value)} after")
+
+
+def test_of_a_quoted_value_nothing_is_left_and_what_follows_stays() -> None:
+    assert redact('password="my secret phrase", step=3') == 'password="[redacted]", step=3'
 
 
 @pytest.mark.parametrize(
