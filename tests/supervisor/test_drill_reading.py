@@ -125,6 +125,50 @@ def test_a_run_that_ends_otherwise_than_the_row_says_does_not_hold(row: Row, eve
     assert said in "; ".join(drill_reading.not_as_expected(row, events))
 
 
+def saved(time: float, number: int, name: str = "x") -> e.CheckpointCommitted:
+    samples, order = TRUTH.after[number]
+    return e.CheckpointCommitted(
+        time=time, run_id=RUN, name=name, step=number, samples_seen=samples, order=order, seconds=0, bytes=1
+    )
+
+
+def heat(level: str) -> e.Heat:
+    return e.Heat(time=4.2, run_id=RUN, level=level, celsius=91)
+
+
+HOT = Row("hot", "hot", code=ROW.code, blow=Blow.CARD, celsius=(91,), heat="pause", halves=True)
+
+
+@pytest.mark.parametrize(
+    ("row", "events", "said"),
+    [
+        (ROW, [attempt(0), fault(1), attempt(2, 4, 2), ended(3)], "the micro-batch was halved"),
+        (Row("oom", "oom", ROW.faults, code=ROW.code, halves=True), recovered(), "the micro-batch was not halved"),
+        (HOT, recovered(), "the heat was to be met with pause, and was with nothing"),
+        (HOT, [*recovered()[:5], heat("kill"), *recovered()[5:]], "and was with kill"),
+        (HOT, [*recovered()[:5], heat("pause"), *recovered()[5:]], "it was rested without a save"),
+        (ROW, [*recovered()[:4], saved(4, 2), *recovered()[4:]], "it went on from step 1 although step 2 was kept"),
+    ],
+)  # fmt: skip
+def test_a_row_does_not_hold_for_what_its_samples_do_not_show(row: Row, events: list[e.Event], said: str) -> None:
+    assert said in "; ".join(drill_reading.not_as_expected(row, events))
+
+
+def test_going_on_from_the_one_before_a_damaged_checkpoint_loses_nothing_that_was_kept() -> None:
+    damaged = e.CheckpointQuarantined(time=4.5, run_id=RUN, name="y", reason="torn")
+    events = [*recovered()[:4], saved(3.5, 1), saved(4, 2, "y"), *recovered()[4:6], damaged, *recovered()[6:]]
+    assert drill_reading.not_as_expected(ROW, events) == []
+
+
+def test_a_row_to_which_nothing_was_done_does_not_hold() -> None:
+    frozen = Row("frozen", "frozen", blow=Blow.FREEZE)
+    assert drill_reading.not_struck(frozen, calm(), None) == ["the blow never fell"]
+    assert drill_reading.not_struck(frozen, calm(), Struck(1)) == []
+    noise = Row("noise", "noise", (PlannedFault("print_noise", 3),), End.UNMOVED)
+    assert drill_reading.not_struck(noise, calm(), None) == ["print_noise never came about"]
+    assert drill_reading.not_struck(ROW, recovered(), None) == []
+
+
 @pytest.mark.parametrize(
     ("events", "said"),
     [

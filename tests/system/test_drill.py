@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from backpropagate.drive.drill import Drill
-from backpropagate.drive.drill_rows import Row
+from backpropagate.drive.drill_rows import Row, toy_rows
+from backpropagate.keep import userstate
 from backpropagate_protocol.spec import ModelSpec, PlannedFault
 from tests.conftest import Oracle
 
@@ -54,3 +55,14 @@ def test_a_row_that_ends_otherwise_does_not_hold(oracle: Oracle) -> None:
         True,
         0,
     )
+
+
+def test_a_card_that_was_only_played_ends_its_run_and_leaves_nothing_in_the_users_state(oracle: Oracle) -> None:
+    drill = Drill(oracle.home / "drill", ModelSpec(name="toy", path="toy"), "toy")
+    drill.undisturbed()
+    rows = {row.key: row for row in toy_rows(quick=False)}
+    userstate.remember("a card of the user's|toy", 4)
+    for key in ("hot", "off_the_bus"):
+        assert drill.drill(rows[key]).wrong == ()
+    assert [path.name for path in userstate.state_dir().iterdir()] == ["fitted.json"]
+    assert userstate.fitted("a card of the user's|toy") == 4

@@ -16,7 +16,12 @@ from backpropagate_protocol.rundir import RunDir
 @click.argument("run_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--owner", is_flag=True, help="Standard input is the owner's control pipe.")
 @click.option("--wait", is_flag=True, help="Output folder taken: wait for it.")
-def supervise_run(run_dir: Path, owner: bool, wait: bool) -> int:
+@click.option(
+    "--gpu-script",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A card that is played from this file instead of the real one (`backprop drill`).",
+)
+def supervise_run(run_dir: Path, owner: bool, wait: bool, gpu_script: Path | None) -> int:
     """Supervise a run whose directory exists.
 
     Progress goes to stderr as plain lines. What keeps it from beginning is the last line on stdout, as JSON.
@@ -30,7 +35,8 @@ def supervise_run(run_dir: Path, owner: bool, wait: bool) -> int:
     run = RunDir(run_dir)
     sinks = [PlainSink(sys.stderr, verbose=runs.load_spec(run).verbose)]
     resumed = runs.has_begun(run)
-    return supervise_when_free(run, sinks, _tell, owner_pipe=owner, resumed=resumed, wait=wait).exit_code
+    done = supervise_when_free(run, sinks, _tell, owner_pipe=owner, resumed=resumed, wait=wait, gpu_script=gpu_script)
+    return done.exit_code
 
 
 def _tell(text: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -83,13 +84,14 @@ class SupervisorProcess:
         self.process.wait()
 
 
-def start(run_dir: RunDir, *, owned: bool, wait: bool = False) -> SupervisorProcess:
+def start(run_dir: RunDir, *, owned: bool, wait: bool = False, gpu_script: Path | None = None) -> SupervisorProcess:
     """`owned`: the run ends, resumable, when this process does; else it goes on by itself.
 
-    wait: if the output folder is taken, wait for it rather than refuse.
+    wait: if the output folder is taken, wait for it rather than refuse. gpu_script: a card that is played, for drills.
     """
     command = [sys.executable, "-P", "-m", "backpropagate", "_supervise", str(run_dir.path)]
     command += ["--owner"] * owned + ["--wait"] * wait
+    command += ["--gpu-script", str(gpu_script)] if gpu_script is not None else []
     with open(run_dir.supervisor_log, "ab") as log:
         offset = log.tell()
         if sys.platform == "win32":

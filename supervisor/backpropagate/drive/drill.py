@@ -20,7 +20,8 @@ import msgspec
 from backpropagate.drive import drill_leftovers, drill_reading
 from backpropagate.drive.drill_reading import Truth
 from backpropagate.drive.drill_rows import REAL, TOY, End, Pace, Row
-from backpropagate.drive.drill_scene import Scene
+from backpropagate.drive.drill_scene import PlayedCard, Scene
+from backpropagate.keep import locks, userstate
 from backpropagate_protocol.errors import TrainingError
 from backpropagate_protocol.rundir import OutputDir
 from backpropagate_protocol.spec import DataSpec, LoraSpec, ModelSpec, RunSpec, SafetySpec, TrainSpec
@@ -30,6 +31,7 @@ _REAL_PATIENCE = 300.0  # besides five times what the undisturbed run took
 _FIRST_PATIENCE = 7200.0  # a download may be in it
 _SLOW_STEP = 0.05
 _UNMOVED_FLOOR = 30.0
+_CARD_SECONDS = 0.05  # between two readings of a card that is played
 _HOLDOUT = 10  # every tenth row: evaluations are where faults fall, too
 
 
@@ -68,6 +70,7 @@ class Drill:
         self._rows.write_text(
             "".join(json.dumps(row) + "\n" for row in (_texts() if toy else _talks())), encoding="utf-8"
         )
+        self._uuid = f"GPU-drill-{uuid.uuid4()}"
         self._truth: Truth | None = None
         self._weights: dict[str, bytes] = {}
 
@@ -90,6 +93,10 @@ class Drill:
                 suggestion=f"Look into {scene.run_dir.log}; `backprop doctor` tries out what a training stands on.",
             )
         self._weights = _weights(scene.run_dir.adapter)
+        if not self._weights:
+            raise TrainingError(
+                "the run to which nothing is done left no weights", suggestion=f"Look into {scene.run_dir.path}."
+            )
         if self._backend != "toy":
             self._patience = _REAL_PATIENCE + 5 * (time.monotonic() - began)
 
@@ -98,13 +105,16 @@ class Drill:
         assert self._truth is not None
         scene = self._scene(row)
         scene.play()
+        self._forget_card()
         events = scene.events
         others = drill_reading.other_samples(events, self._truth, self._tolerance)
         orphans = drill_leftovers.orphans(scene.run_dir, {*drill_reading.children(events), *scene.supervisors})
         wrong = [
             *scene.problems,
+            *drill_reading.not_struck(row, events, scene.blow),
             *drill_reading.not_as_expected(row, events),
             *others,
+            *self._wrong_weights(row, scene),
             *(f"process {pid} was left" for pid in orphans),
             *drill_leftovers.on_disk(scene.run_dir),
         ]
@@ -122,15 +132,45 @@ class Drill:
             wrong=tuple(wrong),
         )
 
+    def _forget_card(self) -> None:
+        """Of a card that is not there nothing stays with the user."""
+        userstate.forget(self._uuid)
+        locks.gpu_lock(self._uuid).unlink(missing_ok=True)
+
     def _same_weights(self, row: Row, scene: Scene) -> bool | None:
         if row.end is End.GIVEN_UP or drill_reading.was_halved(scene.events):
             return None
         return _weights(scene.run_dir.adapter) == self._weights
 
+    def _wrong_weights(self, row: Row, scene: Scene) -> list[str]:
+        """What was trained has to be where the user looks for it; the toy repeats every bit, and so it must."""
+        if row.end is End.GIVEN_UP:
+            return []
+        trained = _weights(scene.run_dir.adapter)
+        wrong = [] if trained and _weights(scene.run_dir.output.lora) == trained else ["the weights are not in lora/"]
+        if self._backend == "toy" and self._same_weights(row, scene) is False:
+            wrong.append("the weights are not those of the undisturbed run")
+        return wrong
+
     def _scene(self, row: Row) -> Scene:
         spec = self._spec(row)
         rival = msgspec.structs.replace(spec, run_id=str(uuid.uuid4()), faults=())
-        return Scene(row, spec, self._pace.at, self._patience, lambda: rival)
+        return Scene(row, spec, self._pace.at, self._patience, lambda: rival, self._card(row, spec.run_id))
+
+    def _card(self, row: Row, run_id: str) -> PlayedCard | None:
+        """Its files bear the run's id, by which the process that reads them is known as one of the run."""
+        if not row.celsius:
+            return None
+        card = PlayedCard(self._folder / f"{run_id}.card.json", self._folder / f"{run_id}.card.begin")
+        ails = {"xids": {"2": [row.xid]}} if row.xid else {}
+        script = {
+            "celsius": [60, *row.celsius],
+            "interval": _CARD_SECONDS,
+            "uuid": self._uuid,
+            "begin": str(card.begin),
+        }
+        card.script.write_text(json.dumps({**script, "ails": ails}), encoding="utf-8")
+        return card
 
     def _spec(self, row: Row) -> RunSpec:
         pace, model = self._pace, self._model

@@ -44,7 +44,10 @@ def when_gone(pids: Iterable[int]) -> float | None:
 
 
 def orphans(run_dir: RunDir, known: Iterable[int]) -> list[int]:
-    """Processes of the run that live although no supervisor does: `known` ones, and on Linux all that carry its mark."""
+    """Processes of the run that live although no supervisor does: `known` ones, and on Linux all that carry its mark.
+
+    A process has ten seconds to go. Helpers have no mark of their own, but what they were started with names the run.
+    """
     when_gone(known)
     marked = _marked(run_dir.run_id) if sys.platform == "linux" else set()
     when_gone(marked)
@@ -54,10 +57,11 @@ def orphans(run_dir: RunDir, known: Iterable[int]) -> list[int]:
 def _marked(run_id: str) -> set[int]:
     mark = f"{RUN_ID_VARIABLE}={run_id}".encode()
     found = set()
-    for environ in Path("/proc").glob("[0-9]*/environ"):
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            if mark in environ.read_bytes().split(b"\0"):
-                found.add(int(environ.parent.name))
+            started_with = (process / "cmdline").read_bytes()
+            if mark in (process / "environ").read_bytes().split(b"\0") or run_id.encode() in started_with:
+                found.add(int(process.name))
         except (OSError, ValueError):
             continue  # it ended while we looked, or is another user's
     return found

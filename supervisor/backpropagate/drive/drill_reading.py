@@ -13,11 +13,13 @@ from backpropagate.drive.drill_rows import Blow, End, Row
 from backpropagate.events import (
     AttemptStarted,
     BatchHalved,
+    CardTrouble,
     CheckpointCommitted,
     CheckpointMissed,
     CheckpointQuarantined,
     Event,
     FaultSeen,
+    Heat,
     ModelReady,
     Noticed,
     RunEnded,
@@ -81,7 +83,7 @@ def times(row: Row, events: Sequence[Event], blow: Struck | None) -> Times:
     if blow is not None and blow.seen is not None:
         seen: float | None = blow.seen
     else:
-        seen = _first(later, lambda event: isinstance(event, (*_SEEN, StopRequested)))
+        seen = _first(later, lambda event: isinstance(event, (*_SEEN, Heat, CardTrouble, StopRequested)))
     if seen is None:
         return Times(None, None)
     return Times(seen - struck, _over(row, [event for event in later if event.time >= seen], struck))
@@ -161,7 +163,8 @@ def not_as_expected(row: Row, events: Sequence[Event]) -> list[str]:
     if ended.status != "completed":
         wrong.append(f"it ended as {told}")
     if row.end is End.RECOVERED:
-        seen = [fault.code for fault in faults] + [row.code for event in events if isinstance(event, BatchHalved)]
+        in_its_child = [row.code for event in events if row.halves and isinstance(event, BatchHalved)]
+        seen = [fault.code for fault in faults] + in_its_child
         if not seen or set(seen) != {row.code}:
             wrong.append(f"{row.code} was to be seen, and {', '.join(seen) or 'nothing'} was")
     elif faults:
@@ -174,8 +177,42 @@ def not_as_expected(row: Row, events: Sequence[Event]) -> list[str]:
             wrong.append(f"asked to stop, it ended as {first.status}, {first.code}")
     if row.standby and not any(isinstance(event, AttemptStarted) and event.standby for event in events):
         wrong.append("the standby did not take over")
+    if was_halved(events) != row.halves:
+        wrong.append("the micro-batch was not halved" if row.halves else "the micro-batch was halved")
+    levels = {event.level for event in events if isinstance(event, Heat)}
+    if row.heat and row.heat not in levels:
+        wrong.append(f"the heat was to be met with {row.heat}, and was with {', '.join(sorted(levels)) or 'nothing'}")
+    if row.heat == "pause" and steps_lost(events):
+        wrong.append("it was rested without a save")
+    wrong += _lost_although_kept(events)
     put_aside = any(isinstance(event, CheckpointQuarantined) for event in events)
     wrong += [text for fault in row.faults if not put_aside and (text := _SPOILT.get(fault.kind))]
+    return wrong
+
+
+def not_struck(row: Row, events: Sequence[Event], blow: Struck | None) -> list[str]:
+    """A row to which nothing was done proves nothing. What spoils a checkpoint is not announced, but has to be seen."""
+    if row.blow is not None and blow is None:
+        return ["the blow never fell"]
+    done = {announced(event.text) for event in events if isinstance(event, Noticed)}
+    missing = {fault.kind for fault in row.faults} - done - set(_SPOILT)
+    return [f"{', '.join(sorted(missing))} never came about"] if missing else []
+
+
+def _lost_although_kept(events: Sequence[Event]) -> list[str]:
+    """Every child has to go on from the newest checkpoint that was told and is good."""
+    kept: dict[str, int] = {}
+    wrong = []
+    for event in events:
+        match event:
+            case CheckpointCommitted():
+                kept[event.name] = event.step
+            case CheckpointQuarantined():
+                kept.pop(event.name, None)
+            case ModelReady() if event.step < max(kept.values(), default=0):
+                wrong.append(f"it went on from step {event.step} although step {max(kept.values())} was kept")
+            case _:
+                pass
     return wrong
 
 

@@ -15,13 +15,14 @@ from backpropagate_protocol.spec import PlannedFault
 
 
 class Blow(Enum):
-    """What is done to the supervisor itself, from outside."""
+    """What is done to the supervisor itself or to its card, from outside."""
 
     KILL = auto()
     STOP = auto()  # its owner asks
     LEAVE = auto()  # its owner is gone
     TERMINATE = auto()
     FREEZE = auto()  # for a while
+    CARD = auto()  # its card falls ill
     RIVAL = auto()  # another one wants its output folder; then its owner asks it to stop
 
 
@@ -59,6 +60,10 @@ class Row:
     hangs: bool = False
     slow: bool = False  # its steps take time, so that something can happen meanwhile
     standby: bool = False
+    halves: bool = False  # the micro-batch; elsewhere it must not
+    celsius: tuple[int, ...] = ()  # what its played card has from the blow on, reading by reading; the last one stays
+    heat: str = ""  # what is done about that: pause, kill
+    xid: int = 0  # the error number that its driver tells then
     quick: bool = False  # part of `--quick`
 
 
@@ -67,6 +72,7 @@ REAL = Pace(steps=9, save_steps=2, batch=4, at=6, saved=4, hang_floor=15.0)
 
 _OOM, _HOST_OOM, _GPU = "RUNTIME_GPU_OOM", "RUNTIME_HOST_OOM", "RUNTIME_GPU_ERROR"
 _DIED, _HANG, _FAILED = "RUNTIME_CHILD_DIED", "RUNTIME_HANG", "RUNTIME_TRAINING_FAILED"
+_HOT = "RUNTIME_GPU_TEMPERATURE_CRITICAL"
 _DISK, _STOPPED = "RUNTIME_DISK_FULL", "RUNTIME_TRAINING_ABORTED"
 
 
@@ -75,13 +81,13 @@ def toy_rows(*, quick: bool) -> Sequence[Row]:
     at, saved = TOY.at, TOY.saved
     held = (PlannedFault("hold", at),)
     rows = [
-        Row("oom", "GPU out of memory", _once("oom"), code=_OOM, quick=True),
-        Row("oom_in_backward", "GPU out of memory, given back", _once("oom_in_backward"), code=_OOM),
-        Row("oom_in_optimizer", "GPU out of memory in the optimizer", _once("oom_in_optimizer"), code=_OOM),
+        Row("oom", "GPU out of memory", _once("oom"), code=_OOM, halves=True, quick=True),
+        Row("oom_in_backward", "GPU out of memory, given back", _once("oom_in_backward"), code=_OOM, halves=True),
+        Row("oom_in_optimizer", "GPU out of memory in the optimizer", _once("oom_in_optimizer"), code=_OOM, halves=True),
         Row("oom_in_evaluation", "GPU out of memory in an evaluation", _once("oom_in_evaluation"), code=_OOM),
         Row("sigkill_in_evaluation", "child killed in an evaluation", _once("sigkill_in_evaluation"), code=_DIED),
-        Row("cuda_fault", "CUDA fault", _once("cuda_fault"), code=_GPU),
-        Row("host_oom", "machine out of memory", _once("host_oom"), code=_HOST_OOM),
+        Row("cuda_fault", "CUDA fault", _once("cuda_fault"), code=_GPU, halves=True),
+        Row("host_oom", "machine out of memory", _once("host_oom"), code=_HOST_OOM, halves=True),
         Row("sigkill", "child killed (kill -9)", _once("sigkill"), code=_DIED, quick=True),
         Row("segfault", "child crashed", _once("segfault"), code=_DIED),
         Row("abort", "child aborted", _once("abort"), code=_DIED),
@@ -102,6 +108,9 @@ def toy_rows(*, quick: bool) -> Sequence[Row]:
         Row("disk_error", "disk error in a save", (PlannedFault("disk_error", saved),), End.UNMOVED, _DISK),
         Row("nan", "loss that is no number", _once("nan"), End.GIVEN_UP, "RUNTIME_LOSS_DIVERGED"),
         Row("device_lost", "GPU lost", _once("device_lost"), End.GIVEN_UP, "RUNTIME_GPU_LOST"),
+        Row("hot", "GPU too hot (played)", held, code=_HOT, blow=Blow.CARD, celsius=(91, 91, 91, 70), heat="pause", halves=True),
+        Row("critical", "GPU far too hot (played)", held, code=_HOT, blow=Blow.CARD, celsius=(96, 96, 70), heat="kill", halves=True),
+        Row("off_the_bus", "GPU fallen off the bus, Xid 79 (played)", held, End.GIVEN_UP, "RUNTIME_GPU_LOST", Blow.CARD, celsius=(60,), xid=79),
         Row("twice", "the same fault twice", (PlannedFault("error", at, 0),), End.GIVEN_UP, _FAILED),
         Row("killed_supervisor", "supervisor killed (kill -9)", held, End.RESUMED, blow=Blow.KILL, quick=True),
         Row("killed_supervisor_gil", "the same, its child in C code", _once("hang_gil"), End.RESUMED, blow=Blow.KILL),
@@ -122,8 +131,8 @@ def real_rows(*, quick: bool) -> Sequence[Row]:
     """The same on a real training; each costs a load of the model, or two."""
     at, saved = REAL.at, REAL.saved
     rows = [
-        Row("real_oom", "GPU out of memory", (PlannedFault("oom", at),), code=_OOM, quick=True),
-        Row("real_oom_in_backward", "GPU out of memory, given back", (PlannedFault("oom_in_backward", at),), code=_OOM),
+        Row("real_oom", "GPU out of memory", (PlannedFault("oom", at),), code=_OOM, halves=True, quick=True),
+        Row("real_oom_in_backward", "GPU out of memory, given back", (PlannedFault("oom_in_backward", at),), code=_OOM, halves=True),
         Row("real_sigkill", "child killed (kill -9)", (PlannedFault("sigkill", at),), code=_DIED, quick=True),
         Row("real_hang", "hang in C code", (PlannedFault("hang_gil", at),), code=_HANG, hangs=True),
         Row("real_torn_save", "torn checkpoint", (PlannedFault("torn_save", saved), PlannedFault("sigkill", at)), code=_DIED),

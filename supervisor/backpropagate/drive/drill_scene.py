@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 
 from backpropagate.doors import launch
 from backpropagate.doors.launch import SupervisorProcess
@@ -26,13 +28,30 @@ _FROZEN = 1.5  # longer than the deadline of a tick, shorter than anybody's pati
 _BUSY = "STATE_BUSY"
 
 
+@dataclass(frozen=True, slots=True)
+class PlayedCard:
+    """A card that is not there (gpu_script.py): `script` says how it falls ill, once `begin` exists."""
+
+    script: Path
+    begin: Path
+
+
 class Scene:
     """`play` it once; then `events` has the whole story."""
 
-    def __init__(self, row: Row, spec: RunSpec, at: int, patience: float, rival: Callable[[], RunSpec]) -> None:
+    def __init__(
+        self,
+        row: Row,
+        spec: RunSpec,
+        at: int,
+        patience: float,
+        rival: Callable[[], RunSpec],
+        card: PlayedCard | None = None,
+    ) -> None:
         """`at`: the step before which a blow falls that no planned fault announces. `patience`: seconds for a supervisor."""
         self._row, self._at, self._patience, self._rival = row, at, patience, rival
         self.run_dir: RunDir = runs.create(spec)
+        self._card = card
         self._follower = Follower(self.run_dir.events)
         self.events: list[Event] = []
         self.blow: Struck | None = None
@@ -42,13 +61,13 @@ class Scene:
 
     def play(self) -> None:
         self._supervise(self._row.blow)
-        if self.blow is not None and self._row.blow is not Blow.FREEZE:
+        if self.blow is not None and self._row.blow not in (Blow.FREEZE, Blow.CARD):
             self._supervise(None)
 
     def _supervise(self, blow: Blow | None) -> None:
         """One supervisor's life. Whatever happens here, it does not outlive it."""
         with ExitStack() as cleanup:
-            supervisor = launch.start(self.run_dir, owned=True)
+            supervisor = launch.start(self.run_dir, owned=True, gpu_script=self._card.script if self._card else None)
             cleanup.callback(supervisor.release)
             cleanup.callback(_ended, supervisor)
             self.supervisors.append(supervisor.process.pid)
@@ -86,6 +105,8 @@ class Scene:
             case Blow.KILL:
                 supervisor.end()
                 self.blow = Struck(began, when_gone(children(self.events)))
+                if self.blow.seen is None:
+                    self.problems.append("its child outlived the supervisor")
             case Blow.STOP:
                 supervisor.ask("stop")
             case Blow.LEAVE:
@@ -94,6 +115,9 @@ class Scene:
                 supervisor.process.terminate()
             case Blow.FREEZE:
                 _freeze(supervisor)
+            case Blow.CARD:
+                assert self._card is not None
+                self._card.begin.touch()
             case Blow.RIVAL:
                 self._compete()
                 self.blow = Struck(began, time.time())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from backpropagate.drive.supervise import supervise
 from backpropagate.outcome import Outcome
@@ -23,6 +24,7 @@ def supervise_when_free(
     owner_pipe: bool = False,
     resumed: bool = False,
     wait: bool = False,
+    gpu_script: Path | None = None,
 ) -> Outcome:
     """As `supervise`. With `wait`, a folder that is taken is asked for again every second; `tell` is told so once, and what `supervise` tells it.
 
@@ -32,7 +34,7 @@ def supervise_when_free(
     told = False
     while True:
         try:
-            return supervise(run_dir, sinks, owner_pipe=owner_pipe, resumed=resumed, tell=tell)
+            return supervise(run_dir, sinks, owner_pipe=owner_pipe, resumed=resumed, gpu_script=gpu_script, tell=tell)
         except BusyError as busy:
             if not wait:
                 raise

@@ -103,3 +103,18 @@ def remember(key: str, number: int) -> None:
         durable.write_file(_file(), msgspec.json.encode({**known, key: number}))
     except OSError:
         pass
+
+
+def forget(gpu: str) -> None:
+    """Nothing is remembered of this card any more: one that was only played, say. A failure to do so is of no consequence."""
+    known = _load()
+    left = {key: number for key, number in known.items() if not key.startswith(f"{gpu}|")}
+    if left == known:
+        return
+    try:
+        if left:
+            durable.write_file(_file(), msgspec.json.encode(left))
+        else:
+            _file().unlink(missing_ok=True)
+    except OSError:
+        pass
