@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 
@@ -99,8 +99,10 @@ def assess(sample: Sample, config: GPUSafetyConfig) -> GPUStatus:
     )
 
 
-def _device(device: str | None) -> str:
-    return device or process.visible_device(environment().get("CUDA_VISIBLE_DEVICES")) or "0"
+def _device(device: str | None) -> str | None:
+    """None: CUDA_VISIBLE_DEVICES hides all cards."""
+    seen = device or process.visible_device(environment().get("CUDA_VISIBLE_DEVICES"))
+    return None if seen in ("", "-1") else seen
 
 
 def get_gpu_status(
@@ -110,7 +112,10 @@ def get_gpu_status(
 
     Takes a moment, and never longer than 15 s, even if the driver hangs. `script`: see gpu_script.py.
     """
-    answer = helpers.ask(helper_command(_device(device), 0.0, script, count=1), FIRST_SAMPLE_SECONDS)
+    seen = _device(device)
+    if seen is None:
+        return None
+    answer = helpers.ask(helper_command(seen, 0.0, script, count=1), FIRST_SAMPLE_SECONDS)
     try:
         sample = msgspec.json.decode(answer.split(b"\n")[0], type=Sample)
     except msgspec.DecodeError:
@@ -129,7 +134,8 @@ def check_gpu_safe(
 class GPUMonitor:
     """Watches a card from a thread of its own, and calls back when its condition changes and at every look.
 
-    The callbacks run in that thread. Use it as a context manager, or call `start` and `stop`.
+    The callbacks run in that thread, and may call `stop`. Use it as a context manager, or call `start` and `stop`. `error` says
+    why there will be no more looks, if it was not `stop`.
     """
 
     def __init__(
@@ -145,22 +151,29 @@ class GPUMonitor:
         self._on_status, self._on_change = on_status, on_change
         self._helper: helpers.LineHelper | None = None
         self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
         self.latest: GPUStatus | None = None
         self.error = ""
 
     def start(self) -> None:
-        """Raises GPUMonitoringError if the helper process cannot be started."""
+        """Raises GPUMonitoringError if no card is visible, or the helper process cannot be started."""
+        if self._device is None:
+            raise GPUMonitoringError("no GPU is visible to CUDA: CUDA_VISIBLE_DEVICES hides all of them")
         try:
             self._helper = helpers.LineHelper(helper_command(self._device, self._config.interval, self._script))
         except OSError as error:
             raise GPUMonitoringError(f"the sensors' helper process cannot be started: {error}") from error
-        self._thread = threading.Thread(target=self._watch, args=(self._helper,), name="gpu-monitor", daemon=True)
+        self._stopped, self.error = threading.Event(), ""
+        watch = (self._helper, self._stopped)
+        self._thread = threading.Thread(target=self._watch, args=watch, name="gpu-monitor", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         if self._helper is not None and self._thread is not None:
+            self._stopped.set()
             self._helper.close()
-            self._thread.join(timeout=5.0)
+            if self._thread is not threading.current_thread():
+                self._thread.join(timeout=5.0)
             self._helper = self._thread = None
 
     def __enter__(self) -> GPUMonitor:
@@ -170,8 +183,8 @@ class GPUMonitor:
     def __exit__(self, *error: object) -> None:
         self.stop()
 
-    def _watch(self, helper: helpers.LineHelper) -> None:
-        for line in helper.lines():
+    def _watch(self, helper: helpers.LineHelper, stopped: threading.Event) -> None:
+        for line in _until(stopped, helper.lines()):
             try:
                 sample = msgspec.json.decode(line, type=Sample)
             except msgspec.DecodeError:
@@ -185,5 +198,21 @@ class GPUMonitor:
             self.latest = status
             if self._on_status is not None:
                 self._on_status(status)
+            if stopped.is_set():
+                return
             if self._on_change is not None and (before is None or before.condition != status.condition):
                 self._on_change(status)
+        if not stopped.is_set():
+            self.error = "the helper process ended"
+
+
+def _until(stopped: threading.Event, lines: Iterator[bytes]) -> Iterator[bytes]:
+    """Those before `stop`, which may close the pipe under who reads it."""
+    while not stopped.is_set():
+        try:
+            yield next(lines)
+        except StopIteration:
+            return
+        except ValueError:
+            if not stopped.is_set():
+                raise

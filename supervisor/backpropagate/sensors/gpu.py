@@ -81,6 +81,8 @@ async def samples(
                 with anyio.move_on_after(patience):
                     try:
                         line = await lines.receive_until(b"\n", _LINE)
+                    except anyio.DelimiterNotFound as error:
+                        raise SensorError("the helper process said more than can be") from error
                     except (anyio.IncompleteRead, anyio.EndOfStream, anyio.BrokenResourceError) as error:
                         raise SensorError("the helper process ended") from error
                 if not line:

@@ -20,6 +20,8 @@ import pynvml
 
 from backpropagate.sensors.gpu_script_health import OK, AilingLibrary, Ailments, fill
 
+_UNSAID = int(pynvml.NVML_VALUE_NOT_AVAILABLE_ulonglong.value)
+
 
 class Script(msgspec.Struct, frozen=True):
     """What the card does. MiB, watts, seconds. `ails`: what is wrong with it."""
@@ -38,7 +40,9 @@ class Script(msgspec.Struct, frozen=True):
     ails: Ailments = Ailments()
     holders: tuple[
         tuple[tuple[int, str, int], ...], ...
-    ] = ()  # pid, path, MiB of all; reading by reading, the last one stays
+    ] = ()  # pid, path, MiB (-1: not said) of all; reading by reading, the last one stays
+    encoding: str = "utf-8"  # of the paths
+    part: tuple[str, int] | None = None  # of a MIG card: its UUID and MiB
 
 
 class _Reference(Protocol):
@@ -70,13 +74,25 @@ class ScriptedLibrary(AilingLibrary):
     def nvmlShutdown(self) -> int:
         return OK
 
+    def nvmlDeviceGetCount_v2(self, out: object) -> int:
+        return fill(out, 1)
+
     def nvmlDeviceGetHandleByIndex_v2(self, index: object, handle: object) -> int:
         return OK
 
-    def nvmlDeviceGetHandleByUUID(self, uuid: object, handle: object) -> int:
+    def nvmlDeviceGetHandleByUUID(self, uuid: ctypes.c_char_p, handle: object) -> int:
+        if self._script.part is None or uuid.value != self._script.part[0].encode():
+            return int(pynvml.NVML_ERROR_NOT_FOUND)
+        # The card's own handle stays a null pointer.
+        setattr(cast(_Reference, handle)._obj, "contents", pynvml.struct_c_nvmlDevice_t())  # noqa: B010 - no such member for mypy
+        return OK
+
+    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, part: object, handle: object) -> int:
         return OK
 
     def nvmlDeviceGetTemperature(self, handle: object, sensor: object, out: object) -> int:
+        if handle:  # a part has no sensor
+            return int(pynvml.NVML_ERROR_NOT_SUPPORTED)
         celsius = self._script.celsius[min(self._reads, len(self._script.celsius) - 1)]
         if self._reads or not self._script.begin or Path(self._script.begin).exists():
             self._reads += 1
@@ -97,7 +113,8 @@ class ScriptedLibrary(AilingLibrary):
     def nvmlDeviceGetMemoryInfo(self, handle: object, out: object) -> int:
         memory = cast(_Reference, out)._obj
         series = self._script.memory or (self._script.memory_used,)
-        total, used = self._script.memory_total << 20, series[min(self._looks, len(series) - 1)] << 20
+        whole = self._script.part[1] if self._script.part and handle else self._script.memory_total
+        total, used = whole << 20, series[min(self._looks, len(series) - 1)] << 20
         self._looks += 1
         for field, value in (("total", total), ("used", used), ("free", total - used)):
             setattr(memory, field, value)
@@ -114,16 +131,17 @@ class ScriptedLibrary(AilingLibrary):
         if self._lists or not self._script.begin or Path(self._script.begin).exists():
             self._lists += 1
         for slot, (pid, _, memory) in zip(cast(Sequence[_Process], out or ()), listed, strict=False):
-            slot.pid, slot.usedGpuMemory = pid, memory << 20
+            slot.pid, slot.usedGpuMemory = pid, _UNSAID if memory < 0 else memory << 20
         return fill(count, len(listed))
 
     def nvmlSystemGetProcessName(self, pid: ctypes.c_uint, buffer: ctypes.Array[ctypes.c_char], size: object) -> int:
         names = {number: path for listed in self._script.holders for number, path, _ in listed}
-        buffer.value = names[pid.value].encode()
+        buffer.value = names[pid.value].encode(self._script.encoding)
         return OK
 
     def nvmlDeviceGetUUID(self, handle: object, buffer: ctypes.Array[ctypes.c_char], size: object) -> int:
-        buffer.value = self._script.uuid.encode()
+        uuid = self._script.part[0] if self._script.part and handle else self._script.uuid
+        buffer.value = uuid.encode()
         return OK
 
     def nvmlDeviceGetName(self, handle: object, buffer: ctypes.Array[ctypes.c_char], size: object) -> int:

@@ -19,6 +19,7 @@ class Ailments(msgspec.Struct, frozen=True):
     """What is wrong with the card, if anything. Degrees, MiB."""
 
     throttle: tuple[int, ...] = ()  # NVML's bits
+    old: bool = False  # its driver is older than 535
     recovery: tuple[int, ...] = ()  # the driver's recovery action; none: a driver that has none
     uncorrected: tuple[int, ...] = ()  # memory errors since the driver was loaded; none: a card without ECC
     remap: tuple[int, int] | None = None  # pending, failed
@@ -87,6 +88,11 @@ class AilingLibrary:
         return self._now(self._ailments.shared)
 
     def nvmlDeviceGetCurrentClocksEventReasons(self, handle: object, out: object) -> int:
+        if self._ailments.old:
+            return int(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+        return self._answer(out, self._ailments.throttle)
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: object, out: object) -> int:
         return self._answer(out, self._ailments.throttle)
 
     def nvmlDeviceGetTotalEccErrors(self, handle: object, kind: ctypes.c_uint, counter: object, out: object) -> int:

@@ -33,7 +33,7 @@ def vitals(handle: object, shared: int | None) -> Vitals:
     fields = _fields(handle, (pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION,))
     pending, failed = _remapped(handle)
     return Vitals(
-        throttle=known(lambda: pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle)) or 0,
+        throttle=_throttle(handle),
         recovery=fields[0],
         uncorrected=known(lambda: _errors(handle, pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED)),
         corrected=known(lambda: _errors(handle, pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED)),
@@ -107,6 +107,13 @@ class Errors:
     def rest(self, seconds: float) -> None:
         """After some, before the next are waited for."""
         self._ended.wait(min(seconds, _AFTER_EVENTS))
+
+
+def _throttle(handle: object) -> int:
+    reasons = known(lambda: pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
+    if reasons is None:  # its name before driver 535
+        reasons = known(lambda: pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
+    return reasons or 0
 
 
 def _errors(handle: object, kind: int) -> int:

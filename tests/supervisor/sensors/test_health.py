@@ -63,6 +63,11 @@ def test_what_the_card_tells_of_itself_is_read_in_step(tmp_path: Path) -> None:
     assert (second.to_slowdown, second.to_shutdown) == (-1, 2)
 
 
+def test_a_driver_from_before_its_renaming_tells_of_throttling_too(tmp_path: Path) -> None:
+    [sample], _ = lines(card(tmp_path, throttle=[0x40], old=True), 1)
+    assert sample.vitals.throttle == 0x40
+
+
 def test_hot_memory_counts_like_a_hot_chip(tmp_path: Path) -> None:
     (first, second), _ = lines(card(tmp_path, margin=[20], memory_celsius=[60, 93], memory_limit=95), 2)
     assert (first.to_slowdown, second.to_slowdown) == (22, 2)
