@@ -6,7 +6,7 @@ seconds, the run takes more than a minute, and nobody needs the memory more.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from backpropagate_protocol.host_memory import Memory
 
 FIRST_AFTER = 60.0  # of training: a run that is over in a minute has paid for nothing
 ROOM = 6144  # that must be there to begin with: three times what a standby takes
@@ -16,14 +16,6 @@ LOOK = 10.0  # between two looks at the memory
 REST = 120.0  # after one was let go
 PATIENCE = (2.0, 10.0, 60.0)  # before a dead one is replaced; with one death more there is none in this run
 WITHOUT_IMPORTS = frozenset({"toy"})
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Of the machine, or of the container we are in."""
-
-    total: int
-    available: int
 
 
 class Readiness:

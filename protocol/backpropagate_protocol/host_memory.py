@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-from backpropagate.judge.standby import Memory
-
 _KIB, _MIB = 1 << 10, 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """In MiB: of the machine, or of the container we are in."""
+
+    total: int
+    available: int
 
 
 def host_memory(root: Path = Path("/")) -> Memory | None:
