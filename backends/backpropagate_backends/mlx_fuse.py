@@ -12,12 +12,12 @@ from pathlib import Path
 
 import mlx.core as mx
 from mlx.utils import tree_unflatten
-from mlx_lm.utils import dequantize_model, load_model, save_model
+from mlx_lm.utils import dequantize_model, save_model
 
 from backpropagate_backends import mlx_lora
 from backpropagate_backends.base import Reporting
-from backpropagate_backends.mlx_config import CONFIG, read_config
-from backpropagate_backends.mlx_model import Base, folder_of
+from backpropagate_backends.mlx_config import CONFIG
+from backpropagate_backends.mlx_model import load_base
 from backpropagate_backends.mlx_tokenizer import copy_tokenizer
 from backpropagate_backends.model_source import find
 from backpropagate_backends.rope_styles import both_styles
@@ -28,14 +28,14 @@ _QUANTISED = ("quantization", "quantization_config")
 
 
 def fuse(job: FuseJob, folder: Path, stage: Reporting) -> None:
-    """Writes the model into `folder`, which is there and empty, in the precision that the base's own scales have."""
+    """Writes the model into `folder`, which is there and empty, in the precision that the base's own scales have. Raises what
+    `load_base` and `mlx_lora.wear` raise."""
     source = find(job.model)
     stage.advance(0, 0, f"loading {source.name}")
-    place = folder_of(source)
-    config = read_config(place, source.name)
-    net, _ = load_model(place, lazy=True, model_config=both_styles(config), trust_remote_code=source.trust_remote_code)
-    net.freeze()
-    mlx_lora.wear(Base(net, config, place, "", quantised=True), job.adapter)
+    base = load_base(source, job.model, stage.notice)
+    net, place, config = base.model, base.folder, base.config
+    net.set_dtype(base.stored)
+    mlx_lora.wear(base, job.adapter)
     stage.advance(0, 0, "fusing")
     net.update_modules(tree_unflatten([(path, module.fuse(dequantize=True)) for path, module in mlx_lora.adapted(net)]))
     net = dequantize_model(net)

@@ -15,6 +15,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -25,7 +26,7 @@ from mlx_lm.tuner.dora import DoRALinear
 from mlx_lm.tuner.lora import LoRALinear
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from backpropagate_backends.base import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from backpropagate_backends.init_adapter import check_config, check_tensors, config_of, refusal
@@ -157,8 +158,9 @@ def save_copy(folder: Path, weights: Arrays, config: dict[str, object]) -> None:
 def load(folder: Path) -> Weights:
     """What `save` wrote, and what PEFT writes, by MLX's names and in float32. Raises as `refusal` says."""
     try:
-        tensors = load_file(folder / ADAPTER_WEIGHTS)
-    except (OSError, SafetensorError, TypeError) as error:  # TypeError: bf16, which numpy has not
+        with safe_open(folder / ADAPTER_WEIGHTS, framework="numpy"):  # is it whole? MLX reads when it computes
+            tensors = cast(Weights, mx.load(str(folder / ADAPTER_WEIGHTS)))  # also bf16, which numpy has not
+    except (OSError, SafetensorError, RuntimeError) as error:
         raise refusal(folder, [f"its {ADAPTER_WEIGHTS} cannot be read: {error}"]) from error
     found: Weights = {}
     for name, tensor in tensors.items():
@@ -166,7 +168,8 @@ def load(folder: Path) -> Weights:
         if not part:
             raise refusal(folder, [f"it holds {name}, which MLX has no place for"])
         turned = tensor.T if part in ("lora_a", "lora_b") else tensor
-        found[f"{layer}.{part}"] = mx.array(np.ascontiguousarray(turned, dtype=np.float32))
+        found[f"{layer}.{part}"] = mx.contiguous(turned.astype(mx.float32))
+    mx.eval(found)  # the file may be gone when they are used
     return found
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 from huggingface_hub import snapshot_download
+from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 
 from backpropagate_backends.mlx_config import check_config, quantization, read_config, unsupported
@@ -36,6 +37,7 @@ class Base:
     folder: Path
     precision: str
     quantised: bool  # on the disk, by MLX: transformers cannot read it
+    stored: mx.Dtype  # of its files, for what is not packed into bits
 
 
 def device_name() -> str:
@@ -85,6 +87,11 @@ def load_base(source: Source, model: ModelSpec, notice: Notice) -> Base:
         if "not supported" in str(error):
             raise unsupported(source.name, str(error)) from error
         raise source.failure(error) from error
+    own = _stored(net)
+    if stored is not None:
+        # The scales of older ones are fp16, which Metal would mix with bf16 to fp32. Rounded here for whoever loads it, so that
+        # what is trained, asked, and fused in the end is one model.
+        net.set_dtype(mx.bfloat16)
     net.set_dtype(dtype)
     label = _LABELS[dtype]
     if stored is not None:
@@ -95,7 +102,7 @@ def load_base(source: Source, model: ModelSpec, notice: Notice) -> Base:
     net.freeze()
     net.eval()
     mx.eval(net.parameters())
-    return Base(net, config, folder, label, stored is not None)
+    return Base(net, config, folder, label, stored is not None, own)
 
 
 def check_same_precision(base: Base, begun: str) -> None:
@@ -119,6 +126,12 @@ def layers(net: nn.Module) -> list[nn.Module]:
     """The blocks of the text model."""
     found: list[nn.Module] = net.layers
     return found
+
+
+def _stored(net: nn.Module) -> mx.Dtype:
+    """The precision that most of the weights have which are numbers; of quantised ones, that of their scales."""
+    found = [value.dtype for _, value in tree_flatten(net.parameters()) if mx.issubdtype(value.dtype, mx.floating)]
+    return max(set(found), key=lambda kind: (found.count(kind), str(kind)), default=mx.bfloat16)
 
 
 def _quantise(net: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from backpropagate_backends.schedules import POLYNOMIAL_END
 from backpropagate_protocol.errors import InvalidSettingError
 from backpropagate_protocol.jobs import TrainJob
 from backpropagate_protocol.mlx_rules import refused_by_mlx
@@ -22,5 +23,10 @@ def check_wishes(job: TrainJob) -> None:
         raise InvalidSettingError(f"steps must be at least 1, not {spec.train.steps}")
     if spec.train.epochs is not None and spec.train.epochs <= 0:
         raise InvalidSettingError(f"epochs must be more than 0, not {spec.train.epochs}")
+    if spec.train.scheduler == "polynomial" and not spec.train.learning_rate > POLYNOMIAL_END:
+        raise InvalidSettingError(
+            f"the polynomial schedule ends at {POLYNOMIAL_END:g}, and the learning rate {spec.train.learning_rate:g} is no more",
+            suggestion="Choose a higher learning rate, or another schedule.",
+        )
     if spec.lora.r < 1:
         raise InvalidSettingError(f"the LoRA rank must be at least 1, not {spec.lora.r}")

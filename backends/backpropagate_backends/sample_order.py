@@ -9,14 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backpropagate_backends.arrangement import STEPS_SEED, Arrangement
+from backpropagate_protocol.errors import DatasetError
 
 _MOST = (2**32 - 1) // 20  # above, torch draws 64 bits for each place
 
 
 def permutation(rows: int, seed: int) -> NDArray[np.int64]:
-    """int64 (rows,): what `torch.randperm(rows, generator=torch.Generator().manual_seed(seed))` gives."""
+    """int64 (rows,): what `torch.randperm(rows, generator=torch.Generator().manual_seed(seed))` gives. Raises DatasetError for
+    too many rows."""
     if rows >= _MOST:
-        raise ValueError(f"{rows} rows are more than can be put into an order here")
+        raise DatasetError(
+            f"{rows} rows are more than can be put into an order here", suggestion=f"Train on fewer than {_MOST} rows."
+        )
     order = list(range(rows))
     bits = np.random.MT19937()
     bits._legacy_seeding(seed & 0xFFFFFFFF)  # as every other Mersenne twister is seeded

@@ -6,7 +6,7 @@ import math
 
 from backpropagate_protocol.spec import TrainSpec
 
-_POLYNOMIAL_END = 1e-7
+POLYNOMIAL_END = 1e-7
 
 
 def learning_rate(train: TrainSpec, step: int, total_steps: int) -> float:
@@ -34,7 +34,7 @@ def _factor(train: TrainSpec, step: int, total: int) -> float:
         return 0.0 if done >= 1.0 else max(0.0, 0.5 * (1.0 + math.cos(math.pi * (done % 1.0))))
     if name == "polynomial":
         if step > total:
-            return _POLYNOMIAL_END / train.learning_rate
-        end = _POLYNOMIAL_END / train.learning_rate
+            return POLYNOMIAL_END / train.learning_rate
+        end = POLYNOMIAL_END / train.learning_rate
         return (1.0 - end) * (1.0 - done) + end
     raise ValueError(f"there is no schedule called {name!r}")

@@ -188,7 +188,7 @@ def test_a_target_that_no_layer_is_called_is_refused_with_those_there_are(
 
 def test_layers_that_the_files_call_otherwise_are_refused(cpu: CpuBackend, tiny: Path, tmp_path: Path) -> None:
     base = _base(tiny)
-    odd = Base(base.model, base.config, tmp_path, base.precision, quantised=False)  # a folder without any files
+    odd = Base(base.model, base.config, tmp_path, base.precision, False, base.stored)  # a folder without any files
     assert (
         _refused(lambda: mlx_lora.add_adapter(odd, LoraSpec(targets=("k_proj",)), 1, "m")) == "INPUT_MODEL_UNSUPPORTED"
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 import anyio
 
 from backpropagate.judge.decisions import Input, MemoryShort
-from backpropagate_protocol.mlx_rules import CPU_DEVICE, METAL_DEVICE
+from backpropagate_protocol.mlx_rules import CPU_DEVICE, METAL_DEVICE, apple_silicon
 
 INTERVAL = 2.0
 _CRITICAL = 4
@@ -28,6 +28,11 @@ _LEVEL = b"kern.memorystatus_vm_pressure_level"
 def concerns(device: str) -> bool:
     """Whether the GPU, or what stands for one, has no memory of its own."""
     return device == CPU_DEVICE or device.startswith(METAL_DEVICE)
+
+
+def expected(backend: str) -> str:
+    """The device that a training will have, as far as the wish tells: weights are loaded before the child says."""
+    return METAL_DEVICE if backend == "mlx" or (backend == "auto" and apple_silicon()) else ""
 
 
 def shortage(root: Path = Path("/")) -> str | None:

@@ -9,7 +9,8 @@ import anyio
 import pytest
 
 from backpropagate.judge.decisions import Input, MemoryShort
-from backpropagate.sensors.pressure import concerns, shortage, watch
+from backpropagate.sensors.pressure import concerns, expected, shortage, watch
+from backpropagate_protocol.mlx_rules import apple_silicon
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="PSI")
 
@@ -50,6 +51,11 @@ def test_only_memory_that_a_gpu_shares_concerns_it() -> None:
         False,
         False,
     ]
+
+
+def test_before_a_training_says_where_it_is_the_wish_tells_whose_memory_it_takes() -> None:
+    assert [concerns(expected(backend)) for backend in ("mlx", "cuda", "cpu", "toy")] == [True, False, False, False]
+    assert concerns(expected("auto")) == apple_silicon()
 
 
 @linux
