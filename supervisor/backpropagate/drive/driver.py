@@ -113,13 +113,16 @@ class Driver:
                 if self._card.wanted:
                     tasks.start_soon(self._card.watch, self.feed, lambda: self._policy.device, self._warn)
                 tasks.start_soon(self._standby.keep, self._child, self._not_ours, tasks)
-                tasks.start_soon(pressure.watch, self.feed, lambda: self._policy.device, self._clock)
+                tasks.start_soon(pressure.watch, self.feed, self._shares_memory, self._clock)
                 await self._ended.wait()
                 if self._finish is not None:
                     await self._autopsy.ended(self._finish)
             tasks.cancel_scope.cancel()
         assert self._finish is not None
         return self._finish
+
+    def _shares_memory(self) -> str:
+        return self._policy.device or pressure.expected(rail(self._spec))
 
     def feed(self, input: Input) -> None:
         """Tells the policy, and does what it answers."""

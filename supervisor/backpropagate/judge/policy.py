@@ -76,8 +76,7 @@ class Policy(OnCard):
             case d.MemoryHeld():
                 self._memory_held(now, input)
             case d.MemoryShort():
-                if self.state is State.WORKING:
-                    self._fault(now, self._own_cause(Kind.OOM, "RUNTIME_GPU_OOM", f"memory is short: {input.text}"))
+                self._memory_short(now, input.text)
             case _:
                 self._card_said(now, input)
 
@@ -290,6 +289,13 @@ class Policy(OnCard):
             return
         self._tell_of_others(now, max(cause.others, self._others.memory))
         self._respawn(now, cause, Again(self.micro, counts=False), delay)
+
+    def _memory_short(self, now: float, text: str) -> None:
+        """Before the first step a smaller batch needs no less, and it is known whose memory it is as little as for the host's."""
+        if self.state is State.WORKING:
+            early = self._phase in BEFORE_TRAINING
+            kind, code = (Kind.HOST_OOM, "RUNTIME_HOST_OOM") if early else (Kind.OOM, "RUNTIME_GPU_OOM")
+            self._fault(now, self._own_cause(kind, code, f"memory is short: {text}"))
 
     def _look_again(self, now: float) -> None:
         delay = self._others.wait(now)
