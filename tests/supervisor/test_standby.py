@@ -14,7 +14,8 @@ import pytest
 
 from backpropagate.doors import process
 from backpropagate.drive.standby import End, Standby, Turn
-from backpropagate.judge.standby import PATIENCE, REST, Memory
+from backpropagate.judge.standby import PATIENCE, REST
+from backpropagate_protocol.host_memory import Memory
 from tests.system.supervised import is_gone
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="an interpreter made of a script needs a shebang")

@@ -15,8 +15,8 @@ from anyio.abc import TaskGroup
 
 from backpropagate.doors.process import Runner
 from backpropagate.judge.decisions import Death
-from backpropagate.judge.standby import LOOK, Memory, Readiness
-from backpropagate.sensors.host_memory import host_memory
+from backpropagate.judge.standby import LOOK, Readiness
+from backpropagate_protocol.host_memory import Memory, host_memory
 
 _MOMENT = 2.0  # seconds in which the end of a dead process is heard
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from backpropagate.judge.standby import FIRST_AFTER, LOOK, PATIENCE, REST, ROOM, SHORT, Memory, Readiness
+from backpropagate.judge.standby import FIRST_AFTER, LOOK, PATIENCE, REST, ROOM, SHORT, Readiness
+from backpropagate_protocol.host_memory import Memory
 
 PLENTY = Memory(65536, 32768)
 
