@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from backpropagate.sensors.host_memory import host_memory
 
-from backpropagate.judge.standby import Memory
+from backpropagate_protocol.host_memory import Memory, host_memory
 
 GIB = 1 << 30
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="what is read elsewhere cannot be written for a test")
