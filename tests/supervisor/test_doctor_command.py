@@ -69,9 +69,9 @@ def test_what_works_is_remembered_for_this_environment_alone(tmp_path: Path, mon
     if sys.platform == "darwin":
         pytest.skip("the state of a user has no variable here")
     packages = {"torch": "2.13.0", "backpropagate": "1.0"}
-    assert probed.working(None, packages, "A100") == ()
+    assert probed.known(None, packages, "A100") is None
     probed.remember(None, packages, "A100", ["card", "liger"])
-    assert probed.working(None, packages | {"backpropagate": "1.1"}, "A100") == ("card", "liger")
-    assert probed.working(None, packages | {"torch": "2.14.0"}, "A100") == ()
-    assert probed.working(None, packages, "T4") == ()
-    assert probed.working("/other/python", packages, "A100") == ()
+    assert probed.known(None, packages | {"backpropagate": "1.1"}, "A100") == ("card", "liger")
+    assert probed.known(None, packages | {"torch": "2.14.0"}, "A100") is None
+    assert probed.known(None, packages, "T4") is None
+    assert probed.known("/other/python", packages, "A100") is None

@@ -6,6 +6,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import IO, TypeVar
 
 import anyio
@@ -44,9 +45,31 @@ def run_job(
     RUNTIME_CHILD_DIED with its last words if it died, or was ended since `deadline` seconds were over; RUNTIME_PROTOCOL if it
     does not speak our protocol.
     """
+    ask = partial(
+        ask_job,
+        job,
+        answer,
+        backend=backend,
+        runner_python=runner_python,
+        on_message=on_message,
+        deadline=deadline,
+    )
+    return anyio.run(ask)
+
+
+async def ask_job(
+    job: ValidateJob | GenerateJob | ProbeJob | CalibrateJob | StageJob,
+    answer: type[Result],
+    *,
+    backend: str,
+    runner_python: str | None = None,
+    on_message: Callable[[ToParent], None] | None = None,
+    deadline: float | None = None,
+) -> Result:
+    """As `run_job`, in an event loop of the main thread. Cancelled, it ends the child."""
     with tempfile.TemporaryFile() as log:
         try:
-            result = anyio.run(_ask_in_time, deadline, job, backend, runner_python, on_message, log)
+            result = await _ask_in_time(deadline, job, backend, runner_python, on_message, log)
         except (OSError, ProtocolError, ExceptionGroup) as error:
             raise coded(error, runner_python) from error
     if isinstance(result, BackpropagateError):

@@ -12,10 +12,8 @@ from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import RunSpec
 
 
-def train_job(
-    spec: RunSpec, run_dir: RunDir, job: Assign, kernels: tuple[str, ...], rehearse: int | None, *, moves_in: bool
-) -> TrainJob:
-    """`kernels`, `rehearse`: as in TrainJob. `moves_in`: it stood by, and wrote elsewhere until now."""
+def train_job(spec: RunSpec, run_dir: RunDir, job: Assign, rehearse: int | None, *, moves_in: bool) -> TrainJob:
+    """Without `kernels`. `rehearse`: as in TrainJob. `moves_in`: it stood by, and wrote elsewhere until now."""
     return TrainJob(
         spec=spec,
         run_dir=str(run_dir.path),
@@ -26,7 +24,6 @@ def train_job(
         resume_from=str(run_dir.checkpoints / job.checkpoint.name) if job.checkpoint else None,
         prepared=job.prepared,
         held_out=job.held_out,
-        kernels=kernels,
         smaller=job.smaller,
         rehearse=rehearse,
         log=str(run_dir.log) if moves_in else None,

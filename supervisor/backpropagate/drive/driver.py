@@ -23,6 +23,7 @@ from backpropagate.drive.aside import aside
 from backpropagate.drive.assigning import attempt_started, train_job
 from backpropagate.drive.autopsy import Autopsy
 from backpropagate.drive.child_log import ChildLog, child_log, waiting_log
+from backpropagate.drive.kernels import Kernels
 from backpropagate.drive.narrate import narrate
 from backpropagate.drive.reporter import Reporter
 from backpropagate.drive.standby import End, Standby, Turn
@@ -56,7 +57,7 @@ from backpropagate.judge.decisions import (
 )
 from backpropagate.judge.judging import Judge
 from backpropagate.judge.states import State
-from backpropagate.keep import probed, userstate
+from backpropagate.keep import userstate
 from backpropagate.sensors import pressure
 from backpropagate.sensors.card import Card
 from backpropagate_protocol.catalogue import ExitCode
@@ -94,6 +95,7 @@ class Driver:
         # Unsloth looks at the card as it is imported, which whoever stands by must not.
         self._standby = Standby("off" if rail(spec) == "unsloth" else standby, rail(spec), self._warn, clock)
         self._autopsy = Autopsy(run_dir, report)
+        self._kernels = Kernels(spec, partial(self._note, level="info"))
         self._plain = True  # the newest Job computes as the spec says: what fits it fits the next run
         self._stood_by = False  # the newest child did
         self.packages: dict[str, str] = {}  # that the newest child has
@@ -200,17 +202,17 @@ class Driver:
         self._plain = job.gradient_checkpointing == self._spec.train.gradient_checkpointing
         spec, packages = self._spec, self.packages
         self._report.event(attempt_started(spec.run_id, job, self._runner.pid, packages, standby=self._stood_by))
-        kernels = probed.working(spec.runner_python, packages, self._card.name)
         rehearse = self._card.rehearsal(job.micro_batch)
-        train = train_job(spec, self._run_dir, job, kernels, rehearse, moves_in=self._stood_by)
+        train = train_job(spec, self._run_dir, job, rehearse, moves_in=self._stood_by)
         self._tasks.start_soon(self._send_when_free, self._runner, train)
 
     async def _send_when_free(self, runner: process.Runner, job: TrainJob) -> None:
         """Sends the Job, after a death only when the dead child's memory is back: the new one imports meanwhile."""
         if self._policy.recoveries:
             await self._card.memory_back()
+        kernels = await self._kernels.working(self.packages, self._card.name)
         if self._policy.state is State.WORKING and self._runner is runner:
-            runner.send(RunJob(job))
+            runner.send(RunJob(msgspec.structs.replace(job, kernels=kernels)))
 
     def _give(self, work: Give) -> None:
         if self._runner is None:
@@ -304,7 +306,10 @@ class Driver:
             userstate.remember_rehearsed(self._card.fit_key, message.micro_batch, message.tokens)
 
     def _warn(self, text: str) -> None:
-        self._report.event(Noticed(time=time.time(), run_id=self._spec.run_id, level="warning", text=redact(text)))
+        self._note(text, level="warning")
+
+    def _note(self, text: str, level: str) -> None:
+        self._report.event(Noticed(time=time.time(), run_id=self._spec.run_id, level=level, text=redact(text)))
 
     async def _find_checkpoint(self) -> None:
         search = await aside(partial(checkpoints.newest_good, self._run_dir))

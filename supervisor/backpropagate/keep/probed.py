@@ -14,12 +14,12 @@ from backpropagate_protocol import durable
 _MOST = 32  # environments; the oldest is forgotten
 
 
-def working(python: str | None, packages: Mapping[str, str], card: str) -> tuple[str, ...]:
-    """Names of `probes.PROBES`. Empty: none works, or nobody asked in an environment like this one.
+def known(python: str | None, packages: Mapping[str, str], card: str) -> tuple[str, ...] | None:
+    """Names of `probes.PROBES` that work. Empty: none does. None: nobody asked in an environment like this one.
 
     card: its name; empty where none is seen.
     """
-    return _load().get(_key(python, packages, card), ())
+    return _load().get(_key(python, packages, card))
 
 
 def remember(python: str | None, packages: Mapping[str, str], card: str, names: Iterable[str]) -> None:
