@@ -7,8 +7,6 @@ import re
 import statistics
 from pathlib import Path
 
-import pytest
-
 from tests.house.source import PARTS, ROOT, modules, name_of
 
 _OURS = modules() + sorted((ROOT / "scripts").glob("*.py")) + sorted((ROOT / "tests").rglob("*.py"))
@@ -16,21 +14,21 @@ _TOO_LONG = 500
 _WANTS_A_REASON = 350
 
 
-@pytest.mark.parametrize("path", _OURS, ids=name_of)
-def test_a_module_says_what_it_is_in_its_first_line(path: Path) -> None:
+def test_a_module_says_what_it_is_in_its_first_line() -> None:
+    assert not [name_of(path) for path in _OURS if not says_what_it_is(path)]
+
+
+def says_what_it_is(path: Path) -> bool:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     if not tree.body:
-        return  # an empty __init__.py
-    said = ast.get_docstring(tree)
-    assert said
-    first = said.splitlines()[0]
-    assert len(first) > 20
-    assert re.search(r"[.:?]|\w$", first)
+        return True  # an empty __init__.py
+    first = (ast.get_docstring(tree) or "").split("\n")[0]
+    return len(first) > 20 and re.search(r"[.:?]|\w$", first) is not None
 
 
-@pytest.mark.parametrize("path", _OURS, ids=name_of)
-def test_no_module_is_a_monster(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= _TOO_LONG
+def test_no_module_is_a_monster() -> None:
+    lengths = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in _OURS}
+    assert not {name: length for name, length in lengths.items() if length > _TOO_LONG}
 
 
 def test_most_modules_are_short() -> None:
@@ -39,20 +37,19 @@ def test_most_modules_are_short() -> None:
     assert sum(length > _WANTS_A_REASON for length in lengths) <= 3
 
 
-@pytest.mark.parametrize("path", _OURS, ids=name_of)
-def test_no_module_has_a_name_that_says_nothing(path: Path) -> None:
-    assert path.stem not in {"util", "utils", "helper", "helpers", "common", "misc", "core", "base_utils"}
+def test_no_module_has_a_name_that_says_nothing() -> None:
+    nothing = {"util", "utils", "helper", "helpers", "common", "misc", "core", "base_utils"}
+    assert not [name_of(path) for path in _OURS if path.stem in nothing]
 
 
-@pytest.mark.parametrize("path", [p for p in _OURS if p.is_relative_to(ROOT / "tests")], ids=name_of)
-def test_a_test_uses_no_mock(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
+def test_a_test_uses_no_mock() -> None:
     words = (
         "unittest" + ".mock",
         "monkey" + "patch.setattr",
         "Magic" + "Mock",
     )  # in two pieces: this file is looked at, too
-    assert not [word for word in words if word in text]
+    tests = [path for path in _OURS if path.is_relative_to(ROOT / "tests")]
+    assert not [(name_of(path), word) for path in tests for word in words if word in path.read_text(encoding="utf-8")]
 
 
 def test_tests_mirror_the_tree() -> None:
