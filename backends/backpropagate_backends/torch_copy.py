@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from backpropagate_backends.host_memory import free_host_memory
+from backpropagate_backends.torch_spare import Spare
 from backpropagate_backends.torch_whole import save_trained
 
 _OPTIMIZER = "optimizer.pt"  # where the Trainer looks for it
@@ -46,9 +47,10 @@ class State:
     weights: Mapping[str, object]  # as `model.state_dict` names them
     optimizer: object
     copied: bool
+    let_go: Callable[[], None] = lambda: None
 
     def write(self, folder: Path) -> None:
-        """Raises OSError if it cannot be written."""
+        """Once: a copy's memory is the next one's after that. Raises OSError if it cannot be written."""
         try:
             save_trained(self.model, str(folder), self.weights)
             torch.save(self.optimizer, folder / _OPTIMIZER)
@@ -56,25 +58,46 @@ class State:
             if not is_write_error(error):
                 raise
             raise OSError(str(error)) from error
+        finally:
+            self.let_go()
+
+
+def make_ready(
+    model: PreTrainedModel | PeftModel,
+    optimizer: torch.optim.Optimizer,
+    spare: Spare,
+    free_memory: Callable[[], int] = free_host_memory,
+) -> None:
+    """Memory for the first copy, when the optimizer has its moments. It is touched beside the training."""
+    spare.touch(lambda: _tensors(list(_parts(model, optimizer)[1:])), lambda: free_memory() - _MARGIN)
 
 
 def take(
     model: PreTrainedModel | PeftModel,
     optimizer: torch.optim.Optimizer,
+    spare: Spare | None = None,
     free_memory: Callable[[], int] = free_host_memory,
 ) -> State:
-    """The state as it is now; copied, if there is memory for that."""
-    weights = model.state_dict()
-    names = _changing(model)
-    changing = {name: value for name, value in weights.items() if name in names}
-    moments = optimizer.state_dict()
+    """The state as it is now; copied, if there is memory for that: into what is in `spare`, as far as it goes."""
+    spare = Spare() if spare is None else spare
+    weights, changing, moments = _parts(model, optimizer)
     needed = sum(tensor.nbytes for tensor in _tensors([changing, moments]))
-    if needed + _MARGIN > free_memory():
+    if not spare.begin(needed, lambda: free_memory() - _MARGIN):
         return State(model, weights, moments, copied=False)
     if any(tensor.is_cuda for tensor in changing.values() if isinstance(tensor, torch.Tensor)):
         torch.cuda.synchronize()  # paged moments are read by the processor, which does not wait for the card by itself
-    copies = _Copies()
-    return State(model, {**weights, **copies.each(changing)}, copies.of(moments), copied=True)
+    copies = _Copies(spare)
+    copied = {**weights, **copies.each(changing)}
+    return State(model, copied, copies.of(moments), copied=True, let_go=copies.let_go)
+
+
+def _parts(
+    model: PreTrainedModel | PeftModel, optimizer: torch.optim.Optimizer
+) -> tuple[Mapping[str, object], dict[str, object], Mapping[str, object]]:
+    """All weights, those of them that change, and the moments."""
+    weights: Mapping[str, object] = model.state_dict()
+    names = _changing(model)
+    return weights, {name: value for name, value in weights.items() if name in names}, optimizer.state_dict()
 
 
 def _changing(model: torch.nn.Module) -> set[str]:
@@ -99,8 +122,12 @@ def _tensors(value: object) -> Iterator[torch.Tensor]:
 class _Copies:
     """What shares memory is copied once, and shares it again: a file of theirs would hold it twice."""
 
-    def __init__(self) -> None:
+    def __init__(self, spare: Spare) -> None:
+        self._spare = spare
         self._made: dict[tuple[object, ...], torch.Tensor] = {}
+
+    def let_go(self) -> None:
+        self._spare.give_back(self._made.values())
 
     def each(self, values: Mapping[str, object]) -> dict[str, object]:
         return {name: self.of(value) for name, value in values.items()}
@@ -121,6 +148,5 @@ class _Copies:
     def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if place not in self._made:
-            plain = tensor.detach()
-            self._made[place] = plain.clone() if plain.device.type == "cpu" else plain.cpu()
+            self._made[place] = self._spare.copy(tensor)
         return self._made[place]

@@ -32,12 +32,13 @@ from trl import SFTTrainer
 
 from backpropagate_backends.arrangement import Arrangement
 from backpropagate_backends.base import GoOn, HeldOut, Score, Session
-from backpropagate_backends.torch_copy import is_write_error, take
+from backpropagate_backends.torch_copy import is_write_error, make_ready, take
 from backpropagate_backends.torch_data import CONSUMED, SAMPLE_ID, Account, Batches, EpochOrder, ids_of
 from backpropagate_backends.torch_evaluate import held_out
 from backpropagate_backends.torch_micro import Memory, MicroBatches, Tools
 from backpropagate_backends.torch_paging import page_again
 from backpropagate_backends.torch_rehearsal import rehearse
+from backpropagate_backends.torch_spare import Spare
 from backpropagate_backends.torch_still import still
 from backpropagate_protocol.lifeline import worker_init
 from backpropagate_protocol.messages import Progress, Started
@@ -56,6 +57,8 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
     arranged: Arrangement
     micro: MicroBatches
     scored_at_once: int  # held-out rows
+    memory: Memory
+    spare: Spare
 
     def attach(
         self, session: Session, boundary: Boundary, skip: int, arranged: Arrangement, data: Prepared, memory: Memory
@@ -65,7 +68,8 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         tools = Tools(self.batch_of, self.cut_into, self.forget_step)
         self.micro = MicroBatches(session, tools, self.args.per_device_train_batch_size, memory)
         boundary.rehearse = lambda: rehearse(self, data)
-        boundary.stepped = memory.begun
+        self.spare, self.memory = Spare(), memory
+        boundary.stepped = self.stepped
         if session.job.spec.faults:
             trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
             trained[len(trained) // 2].register_post_accumulate_grad_hook(lambda _: session.within("backward"))
@@ -75,6 +79,11 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         # is only made for models whose forward takes loss arguments; without it, a halved batch is another loss.
         self.model_accepts_loss_kwargs = True
         self.add_callback(boundary)
+
+    def stepped(self) -> None:
+        """After each optimizer step; the first time, what comes of it is there to be measured."""
+        self.memory.begun()
+        make_ready(self.model, self.optimizer, self.spare)
 
     def fuse_head(self) -> None:
         """TRL's head also measures entropy and accuracy, which nobody here reads: another pass over all logits."""
@@ -199,7 +208,7 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
                 raise
             self.session.save_failed(progress, error)
             return
-        state = take(self.model, self.optimizer)
+        state = take(self.model, self.optimizer, self.spare)
         self.session.keep(staged, progress, state.write, copied=state.copied)
 
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from backpropagate_backends.base import ADAPTER_WEIGHTS
-from backpropagate_backends.torch_copy import take
+from backpropagate_backends.torch_copy import State, make_ready, take
+from backpropagate_backends.torch_spare import MOST, Spare
 from tests.backends.torch_runs import FOREIGN_WARNINGS
 
 pytestmark = [pytest.mark.slow, FOREIGN_WARNINGS]
@@ -72,3 +73,54 @@ def test_where_there_is_no_memory_for_a_copy_the_state_itself_is_written(
     assert {v.data_ptr() for v in state.weights.values() if isinstance(v, torch.Tensor)} == {
         v.data_ptr() for v in model.state_dict().values()
     }
+
+
+def _places(state: State) -> set[int]:
+    """Where the copies are, of weights and moments."""
+    assert isinstance(state.optimizer, dict)
+    weights = [value for name, value in state.weights.items() if "lora" in name]
+    moments = [value for part in state.optimizer["state"].values() for value in part.values()]
+    return {value.data_ptr() for value in (*weights, *moments) if isinstance(value, torch.Tensor)}
+
+
+def test_a_copy_that_is_written_lends_its_memory_to_the_next_and_never_before(
+    trained: tuple[PeftModel, torch.optim.Optimizer], tmp_path: Path
+) -> None:
+    model, optimizer = trained
+    spare = Spare()
+    first = take(model, optimizer, spare)
+    held = take(model, optimizer, spare)
+    assert not _places(first) & _places(held)
+    first.write(tmp_path)
+    _step(model, optimizer)
+    again = take(model, optimizer, spare)
+    assert _places(again) == _places(first)
+    weights = model.state_dict()
+    assert all(
+        torch.equal(value, weights[name]) for name, value in again.weights.items() if isinstance(value, torch.Tensor)
+    )
+
+
+def test_the_first_copy_finds_memory_that_was_touched_before(
+    trained: tuple[PeftModel, torch.optim.Optimizer],
+) -> None:
+    model, optimizer = trained
+    spare = Spare()
+    make_ready(model, optimizer, spare)
+    state = take(model, optimizer, spare)
+    assert state.copied
+    assert spare.kept == 0
+
+
+def test_a_copy_that_is_large_beside_what_is_free_is_not_kept(
+    trained: tuple[PeftModel, torch.optim.Optimizer], tmp_path: Path
+) -> None:
+    model, optimizer = trained
+    spare, size = Spare(), sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    state = take(
+        model, optimizer, spare, free_memory=lambda: (1 << 30) + 8 * size
+    )  # with its moments, more than a third
+    state.write(tmp_path)
+    assert state.copied
+    assert spare.kept == 0
+    assert not spare.begin(MOST, lambda: MOST - 1)
