@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from backpropagate.events import AttemptStarted, BatchHalved, DataPrepared
+from backpropagate.events import AttemptStarted, BatchHalved, CheckpointCommitted, DataPrepared
 from backpropagate.judge import telling
 from backpropagate.judge.campaign import Facts
 from backpropagate.judge.start import Start, first_micro_batch
@@ -32,6 +32,7 @@ def where_it_stood(spec: RunSpec, run_dir: RunDir) -> Stood:
     facts = Facts.of(spec) if spec.campaign else None
     attempts, micro, prepared, held_out = 0, None, None, None
     checkpointing = spec.train.gradient_checkpointing
+    saves: list[float] = []
     for event in journal.read(run_dir.events):
         record.fold(event)
         past.event(event)
@@ -40,6 +41,8 @@ def where_it_stood(spec: RunSpec, run_dir: RunDir) -> Stood:
         if isinstance(event, AttemptStarted):
             attempts, micro = max(attempts, event.attempt), event.micro_batch
             checkpointing = checkpointing if event.gradient_checkpointing is None else event.gradient_checkpointing
+        elif isinstance(event, CheckpointCommitted):
+            saves.append(event.seconds)
         elif isinstance(event, BatchHalved):
             micro = event.micro_batch
         elif isinstance(event, DataPrepared):
@@ -50,6 +53,7 @@ def where_it_stood(spec: RunSpec, run_dir: RunDir) -> Stood:
         prepared=prepared,
         held_out=held_out,
         attempts=attempts,
+        slowest_save=max(saves, default=None),
     )
     status = record.row().status
     begun = attempts or past.attempts or facts

@@ -54,7 +54,9 @@ class Policy(OnCard):
         self.total_steps = 0
         self.device = ""
         self._card_pending = start.wait_for_card
-        self._slowest_save = 0.0
+        self._slowest_save = start.slowest_save or 0.0
+        if start.slowest_save is not None:
+            self._steps.saved(start.slowest_save)
         self._others = Others()
 
     def _forget_attempt(self) -> None:

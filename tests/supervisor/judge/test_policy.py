@@ -50,6 +50,16 @@ class Training(World):
             assert [*action.smaller] == sorted({*action.smaller} - {action.micro_batch}, reverse=True)
 
 
+def test_a_resumed_run_knows_from_its_journal_what_saves_take_and_misses_one_that_stands_still() -> None:
+    for slowest, deadline in ((None, 900.0), (0.5, 120.0)):
+        world = World(Policy(spec(EFFECTIVE, hang_floor=30.0), Start(micro_batch=24, slowest_save=slowest)))
+        world.happen("said", HELLO)
+        world.happen("found", d.Found("step-00000004", 4))
+        world.happen("said", m.Started("toy", "toy", 4, 20, 0, 24, 1, 1, 1, "fp32"))
+        world.happen("said", m.PhaseChanged(m.Phase.CHECKPOINT))
+        assert world.policy.wake_at == deadline
+
+
 @given(stories(messages, longest=60))
 @settings(deadline=None)
 def test_any_sequence_of_events_keeps_the_invariants(story: list[Happening]) -> None:
