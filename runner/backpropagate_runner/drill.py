@@ -9,7 +9,6 @@ export, kinds of STEP happen before the step-th sign of progress.
 from __future__ import annotations
 
 import ctypes
-import errno
 import math
 import os
 import signal
@@ -25,15 +24,15 @@ from backpropagate_protocol.durable import Disk
 from backpropagate_protocol.framing import encode
 from backpropagate_protocol.messages import Notice, Progress
 from backpropagate_protocol.planned import announcement
-from backpropagate_protocol.rundir import MANIFEST, PARTIAL
 from backpropagate_protocol.spec import PlannedFault
 from backpropagate_runner.channel import Channel
 from backpropagate_runner.control import Control
+from backpropagate_runner.drill_disks import BESIDE, DAMAGE, DISKS, KilledBeside
 
 FLOOD = 100_000
 OTHERS = 4_096  # MiB
+_MEAL = 32  # pieces of 16 MiB
 _ANNOUNCE_SECONDS = 5.0
-_BESIDE_SECONDS = 60.0
 
 
 class Drill:
@@ -104,7 +103,7 @@ class Drill:
         for kind in self._saves.get(step, ()):
             if kind in DISKS or kind == BESIDE:
                 self._announce(f"in the save of step {step}", kind)
-                return DISKS[kind]() if kind in DISKS else _KilledBeside(self.trained_on(step))
+                return DISKS[kind]() if kind in DISKS else KilledBeside(self.trained_on(step))
         return disk
 
     def trained_on(self, step: int) -> threading.Event:
@@ -179,6 +178,14 @@ def _host_oom(_drill: Drill) -> None:
     raise MemoryError("a planned shortage of memory")
 
 
+def _eat_memory(_drill: Drill) -> None:
+    """Until somebody ends it: the kernel, where this process has a limit. Nobody's machine is filled by it."""
+    eaten: list[bytearray] = []
+    while len(eaten) < _MEAL:
+        eaten.append(bytearray(b"x") * (1 << 24))
+    raise MemoryError(f"{_MEAL * 16} MiB were eaten, and nobody minded")
+
+
 def _error(_drill: Drill) -> None:
     raise RuntimeError("a planned error")
 
@@ -241,6 +248,7 @@ STEP: dict[str, Callable[[Drill], None]] = {
     "device_lost": _device_lost,
     "host_oom": _host_oom,
     "nan": Drill.poison,  # the loss of this step and of all that follow
+    "eat_memory": _eat_memory,
     "error": _error,
     "segfault": _segfault,
     "abort": _abort,
@@ -256,73 +264,6 @@ STEP: dict[str, Callable[[Drill], None]] = {
     "print_noise": _print_noise,
 }
 
-
-class _FullDisk(Disk):
-    def write(self, path: Path, data: bytes) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-
-
-class _FailingDisk(Disk):
-    def fsync(self, descriptor: int) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-
-class _KilledBeforeRename(Disk):
-    """Dies when the checkpoint is complete but for its name."""
-
-    def rename(self, source: Path, target: Path) -> None:
-        if source.name.endswith(PARTIAL):
-            os.kill(os.getpid(), 9)
-        super().rename(source, target)
-
-
-class _KilledBeforeManifest(Disk):
-    """Dies when the files are written and the manifest is not."""
-
-    def write(self, path: Path, data: bytes) -> None:
-        os.kill(os.getpid(), 9)
-
-
-class _KilledBeside(Disk):
-    """Dies when the training has gone on by a step, and the manifest is not written yet."""
-
-    def __init__(self, trained_on: threading.Event) -> None:
-        self._trained_on = trained_on
-
-    def write(self, path: Path, data: bytes) -> None:
-        if self._trained_on.wait(_BESIDE_SECONDS):
-            os.kill(os.getpid(), 9)
-        super().write(path, data)
-
-
-BESIDE = "sigkill_beside_save"  # not at the last step, which is saved when the training is over
-
-DISKS: dict[str, type[Disk]] = {
-    "disk_full": _FullDisk,
-    "disk_error": _FailingDisk,
-    "sigkill_in_save": _KilledBeforeRename,
-    "sigkill_before_manifest": _KilledBeforeManifest,
-}
-
-
-def _victim(folder: Path) -> Path:
-    """The largest file of a checkpoint."""
-    return max((p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST), key=lambda p: p.stat().st_size)
-
-
-def _truncate(folder: Path) -> None:
-    path = _victim(folder)
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def _flip_bit(folder: Path) -> None:
-    path = _victim(folder)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-DAMAGE: dict[str, Callable[[Path], None]] = {"torn_save": _truncate, "bitflip_save": _flip_bit}
 
 SCORING: dict[str, Callable[[Drill], None]] = {
     "sigkill_in_evaluation": _kill_self,

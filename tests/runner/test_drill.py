@@ -64,6 +64,7 @@ _OTHERS = {
     "torn_save",
     "bitflip_save",
     "hang_teardown",
+    "eat_memory",  # tests/system/test_kernel_oom.py
 }
 
 
