@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from backpropagate_backends.base import Backend
 from backpropagate_backends.registry import load, resolve_auto
 from backpropagate_protocol.errors import DependencyError
+
+# TRL imports it wherever it is installed, and it takes most of a second; trackers are fed by the supervisor.
+_NEVER_USED = ("wandb",)
 
 
 class Frameworks:
@@ -41,7 +48,27 @@ class Frameworks:
 def _ready(name: str) -> Backend:
     try:
         backend = load(resolve_auto() if name == "auto" else name)
-        backend.warm()
+        with _importing():
+            backend.warm()
     except ImportError as error:
         raise DependencyError(f"the training packages cannot be imported: {error}") from error
     return backend
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    """While thousands of modules are made, nothing of them is garbage, and looking for some is a quarter of the time.
+
+    They are not looked through later, either. This is a process of its own and ends with its job, so the little that is
+    never freed does not add up.
+    """
+    for name in _NEVER_USED:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # means: as if it were not installed
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if collects:
+            gc.enable()
