@@ -24,8 +24,9 @@ def checks(python: Path, pytest_arguments: list[str]) -> list[tuple[str, list[st
         ("ruff format", [*run, "ruff", "format", "--check", "."]),
         ("mypy", [*run, "mypy"]),
         ("import walls", [str(python), "-c", walls]),
-        # Most tests wait for children of theirs; the tests of one file share what it takes long to make.
-        ("pytest", [*run, "pytest", "-n", "2", "--dist", "loadfile", *pytest_arguments]),
+        # Most tests wait for children of theirs; the tests of one file share what it takes long to make. The order is that of
+        # tests/conftest.py: by itself, xdist would leave files of few tests to the end, and those are the longest.
+        ("pytest", [*run, "pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", *pytest_arguments]),
     ]
 
 

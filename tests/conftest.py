@@ -22,6 +22,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, those of the whole system before all: what is left at the end is short, and no
+    worker waits for another. Within each sort the order stays."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in slow, "system" not in item.path.parts))
+
+
 @dataclass
 class Oracle:
     """Knows the output folders of a test, and looks for leftovers."""
