@@ -104,7 +104,7 @@ _ROWS = (
     CodeInfo("RUNTIME_SLAO_ERROR", "the SLAO merge failed", _L, _PARTIAL, "The adapters are kept; run the merge again."),
     CodeInfo("RUNTIME_SLAO_MERGE_FAILED", "the SLAO merge failed", _L, _PARTIAL, "The adapters are kept; run the merge again."),
     CodeInfo("RUNTIME_EVALUATION_FAILED", "the adapters could not be scored on held-out rows", _L, _PARTIAL, "The adapters are kept; `backprop resume RUN` scores them again."),
-    CodeInfo("RUNTIME_UI_AUTH_NOT_ENFORCED", "the web UI would be reachable without a password", _N, _USER, "Give --auth user:pass, or keep the UI on this machine."),
+    CodeInfo("RUNTIME_UI_AUTH_NOT_ENFORCED", "the web UI would be reachable without a password", _N, _USER, "Nothing of this release raises it: there is no web UI yet."),
     CodeInfo("RUNTIME_INTERNAL", "a fault of ours", _L, _FAILED, "Please report it with the output of `backprop info` and --verbose."),
     # what is on disk
     CodeInfo("STATE_CHECKPOINT_INVALID", "no checkpoint can be used", _N, _FAILED, "Damaged checkpoints lie in quarantine beside the good ones; start again with `backprop train`."),

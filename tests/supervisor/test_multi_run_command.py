@@ -53,6 +53,12 @@ def backprop(folder: Path, *arguments: str) -> tuple[int, str, str]:
         (["--data", "d.jsonl", "--mode", "full"], "CONFIG_INVALID_SETTING", "full"),
         (["--data", "d.jsonl", "--use-dora"], "CONFIG_INVALID_SETTING", "DoRA"),
         (["--data", "d.jsonl", "--fp8"], "CONFIG_INVALID_SETTING", "fp8"),
+        (
+            ["--data", "d.jsonl", "--early-stopping", "1"],
+            "CONFIG_INVALID_SETTING",
+            "Say --early-stop N, which counts runs",
+        ),
+        (["--data", "d.jsonl", "--export-dir", "x"], "CONFIG_INVALID_SETTING", "nothing is exported"),
         (["--data", "d.jsonl", "--output", "d.jsonl"], "CONFIG_OUTPUT_UNWRITABLE", "d.jsonl"),
         (["--resume", "abc"], "INPUT_RUN_NOT_FOUND", "abc"),
         (["--resume", "abc", "--steps", "3"], "INPUT_VALIDATION_FAILED", "--steps"),

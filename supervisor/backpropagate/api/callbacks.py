@@ -20,7 +20,9 @@ from backpropagate_protocol.rundir import RunDir
 class TrainingCallback:
     """Functions to be called as the run goes on; those that are None are not.
 
-    on_step      (step, loss) after every optimizer step; returning False stops the run, after a checkpoint
+    on_step      (step, loss) once for every optimizer step, in order; returning False stops the run, after a checkpoint. Fast
+                 steps are reported several at a time, those of very long runs thinned: they are told together, each with the
+                 loss of the last of them. Steps that a fault made the run do again are not told again
     on_epoch     (number) after every whole pass over the data
     on_evaluate  (step, loss) after the held-out rows were scored
     on_save      (path) after every checkpoint
@@ -49,17 +51,18 @@ class Calls:
         self._callback = callback or TrainingCallback()
         self._on_step = [call for call in (self._callback.on_step, on_step) if call is not None]
         self._epochs: int | None = None  # whole passes that were told; None: the first step will say where we are
+        self._steps: int | None = None  # the last step that was told; None: the model will say where we are
         self.run_dir: RunDir | None = None
 
     def event(self, event: Event) -> None:
         if isinstance(event, events.Step):
             self._epoch(event)
-            if [call for call in self._on_step if call(event.step, event.loss) is False]:
-                raise StopFollowing
-        elif isinstance(event, events.ModelReady) and event.step == 0 and self._epochs is None:
-            self._epochs = 0
+            self._until(event)
+        elif isinstance(event, events.ModelReady):
+            self._steps = event.step if self._steps is None else self._steps
+            self._epochs = 0 if event.step == 0 and self._epochs is None else self._epochs
         elif isinstance(event, events.LinkStarted):
-            self._epochs = None
+            self._epochs = self._steps = None
         elif isinstance(event, events.CheckpointCommitted) and self._callback.on_save and self.run_dir:
             trained = self.run_dir.output.run(event.run_id)  # of a campaign, one of its runs
             self._callback.on_save(trained.checkpoint(event.step))
@@ -67,6 +70,16 @@ class Calls:
             self._callback.on_evaluate(event.step, event.loss)
         elif isinstance(event, events.Recovering) and self._callback.on_recovery:
             self._callback.on_recovery(event.reason)
+
+    def _until(self, now: events.Step) -> None:
+        """Every step since the last one told, so that whoever waits for each fiftieth meets it."""
+        told = now.step - 1 if self._steps is None else self._steps
+        if not self._on_step:
+            return
+        for number in range(told + 1, now.step + 1):
+            self._steps = number
+            if [call for call in self._on_step if call(number, now.loss) is False]:
+                raise StopFollowing
 
     def _epoch(self, step: events.Step) -> None:
         """Passes that a fault made us do again are not told again; of a step's number in floats, a hair may be missing."""

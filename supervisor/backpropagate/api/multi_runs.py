@@ -18,6 +18,7 @@ from backpropagate.wishes.campaign_spec import campaign_run, room_for
 from backpropagate.wishes.later import without_later
 from backpropagate.wishes.row_counts import counted_by_command
 from backpropagate.wishes.settings import Settings
+from backpropagate.wishes.together import check_of_export
 from backpropagate_protocol.errors import UserInputError
 from backpropagate_protocol.rundir import RunDir
 
@@ -97,6 +98,7 @@ class MultiRuns(TrainerBase):
             return self._campaign(self._resumable(resume, campaigns=True), calls)
         sources = _named(given.pop("data", None))
         settings = Settings({**self._given, **given})
+        check_of_export(settings, given)
         wanted = campaign_run(settings, sources, counted_by_command, verbose=settings.flag("debug"))
         self._tell([*notices(settings), *wanted.notices])
         earlier = None if fresh else to_go_on_with(wanted.spec)

@@ -19,7 +19,7 @@ class TrainingRun:
     run_id            its id; any unique prefix is enough in every command
     status            `completed`, `interrupted` (resumable), or `partial`
     steps             optimizer steps that were done; total_steps: those that were asked for
-    loss_history      the loss of each step, in order; thinned in very long runs
+    loss_history      the losses that were reported, in order: of every step, but for very fast and very long runs
     loss_steps        the step of each point of loss_history
     adapter_path      the trained adapter in PEFT layout, or None; output_path: the run's folder
     recoveries        in words, one for each fault that was recovered from; recovery_count: how many (in --json documents,

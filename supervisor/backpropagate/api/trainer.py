@@ -33,6 +33,7 @@ from backpropagate.wishes.later import method_error, without_later
 from backpropagate.wishes.push_run import PushWish, push_run
 from backpropagate.wishes.settings import Settings
 from backpropagate.wishes.sources import find
+from backpropagate.wishes.together import check_of_export
 from backpropagate_protocol.errors import UserInputError, error_for
 from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import RunSpec
@@ -78,6 +79,9 @@ class Trainer(MultiRuns):
         method: str | None = None,
         mode: str | None = None,
         backend: str | None = None,
+        fp8: bool | None = None,
+        reasoning_trace: bool | None = None,
+        report_to: str | Sequence[str] | None = None,
         load_in_4bit: bool | None = None,
         gradient_checkpointing: bool | None = None,
         optim: str | None = None,
@@ -107,6 +111,9 @@ class Trainer(MultiRuns):
             "method": method,
             "mode": mode,
             "backend": backend,
+            "fp8": fp8,
+            "reasoning_trace": reasoning_trace,
+            "report_to": report_to,
             "load_in_4bit": load_in_4bit,
             "gradient_checkpointing": gradient_checkpointing,
             "optim": optim,
@@ -163,25 +170,23 @@ class Trainer(MultiRuns):
                 )
             return self.resume(resume, callback=callback, on_step=on_step)
         wishes = {
-            **self._given,
-            **{
-                name: value
-                for name, value in {
-                    "data": data,
-                    "steps": steps,
-                    "epochs": epochs,
-                    "samples": samples,
-                    "batch_size": batch_size,
-                    "gradient_accumulation": gradient_accumulation,
-                    "export": export,
-                    "ollama_name": ollama_name,
-                    "export_dir": export_dir,
-                    **without_later(more),
-                }.items()
-                if value is not None
-            },
+            name: value
+            for name, value in {
+                "data": data,
+                "steps": steps,
+                "epochs": epochs,
+                "samples": samples,
+                "batch_size": batch_size,
+                "gradient_accumulation": gradient_accumulation,
+                "export": export,
+                "ollama_name": ollama_name,
+                "export_dir": export_dir,
+                **without_later(more),
+            }.items()
+            if value is not None
         }
-        settings = Settings(wishes)
+        settings = Settings({**self._given, **wishes})
+        check_of_export(settings, wishes)
         spec = build_spec(settings, verbose=settings.flag("debug"))
         self._tell(notices(settings))
         run_dir = runs.create(spec)

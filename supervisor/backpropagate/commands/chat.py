@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from backpropagate.commands.flags import Command, from_table
+from backpropagate.commands.generate import seed_of
 from backpropagate.screen import Screen, current, terminal
 from backpropagate.wishes.options import Value
 from backpropagate_protocol.catalogue import ExitCode
@@ -28,10 +29,10 @@ _HELP = "/exit ends it, /reset begins anew, Ctrl-C stops an answer"
 @click.option(
     "--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0: always the likeliest token."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="For a temperature above 0.")
+@click.option("--seed", type=click.IntRange(min=0), help="For a temperature above 0.  [default: 0]")
 @from_table("training.backend", "training.output_dir", "model.load_in_4bit", "model.revision", "model.trust_remote_code", "runner.python")  # fmt: skip
 def chat(
-    what: str, system: str | None, base: bool, max_new_tokens: int, temperature: float, seed: int, **given: Value
+    what: str, system: str | None, base: bool, max_new_tokens: int, temperature: float, seed: int | None, **given: Value
 ) -> int:
     """Talk to a trained run, an adapter, a model or a GGUF.
 
@@ -45,7 +46,12 @@ def chat(
     screen = current()
     settings = Settings(given)
     job, python, about = chat_job(
-        settings, what, base=base, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+        settings,
+        what,
+        base=base,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed_of(temperature, seed),
     )
     person = terminal(sys.stdin) and not screen.json
     screen.note(f"loading {about}")

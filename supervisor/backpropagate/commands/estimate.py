@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from backpropagate.judge.estimate import Estimate, Range
     from backpropagate_protocol.spec import RunSpec
 
-# Wishes about how a run is kept alive, which change nothing of what it needs.
+# Wishes about how a run is kept alive, which change nothing of what it needs: read, so that a line that trains becomes one
+# that estimates by another word.
 _NO_MATTER = ("training.name", "safety.wait", "safety.grace", "safety.standby")
-_KEYS = tuple(key for key in TRAINING_KEYS if key not in _NO_MATTER)
 
 
 @click.command(cls=Command)
-@from_table(*_KEYS)
+@from_table(*TRAINING_KEYS, hidden=_NO_MATTER)
+@click.option("--detach", is_flag=True, hidden=True, expose_value=False)
 @click.option("--gpu", metavar="NAME", help="A card that is not here, such as 'RTX 4080'; with --vram-gb.")
 @click.option("--vram-gb", type=click.FloatRange(min=0.5), help="Reckon with a card of so much memory, in GB.")
 @click.option("--calibrate", is_flag=True, help="Train ten real steps on the longest rows first, and remember them.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
 
 import click
@@ -65,12 +65,15 @@ def _default_in_words(option: Option) -> str:
 
 
 def from_table(
-    *keys: str, shorter: Mapping[str, str] | None = None, helps: Mapping[str, str] | None = None
+    *keys: str,
+    shorter: Mapping[str, str] | None = None,
+    helps: Mapping[str, str] | None = None,
+    hidden: Collection[str] = (),
 ) -> Callable[[F], F]:
     """Adds the flags of these options, in this order; a value that was not given is None.
 
     shorter: by key, a flag that means the option in this command, besides its own. helps: what it says here, where that is
-    not what the table says.
+    not what the table says. hidden: keys that are accepted and not shown.
     """
 
     def decorate(function: F) -> F:
@@ -78,10 +81,11 @@ def from_table(
             option = BY_KEY[key]
             text = (helps or {}).get(key, option.help) + _default_in_words(option)
             flags = (shorter[key], *option.flags) if shorter and key in shorter else option.flags
+            unseen = option.hidden or key in hidden
             if option.kind == "bool":
-                click.option(*flags, option.argument, is_flag=True, default=None, help=text, hidden=option.hidden)(function)  # fmt: skip
+                click.option(*flags, option.argument, is_flag=True, default=None, help=text, hidden=unseen)(function)
             else:
-                click.option(*flags, option.argument, type=_Accepts(option), default=None, help=text, hidden=option.hidden)(function)  # fmt: skip
+                click.option(*flags, option.argument, type=_Accepts(option), default=None, help=text, hidden=unseen)(function)  # fmt: skip
         return function
 
     return decorate

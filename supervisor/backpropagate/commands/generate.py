@@ -8,6 +8,17 @@ from backpropagate.commands.flags import Command, from_table
 from backpropagate.screen import current
 from backpropagate.wishes.options import Value
 from backpropagate.wishes.settings import Settings
+from backpropagate_protocol.errors import InvalidSettingError
+
+
+def seed_of(temperature: float, seed: int | None) -> int:
+    """Raises InvalidSettingError for one that nothing is drawn by."""
+    if seed is not None and temperature == 0:
+        raise InvalidSettingError(
+            "--seed would have no effect: at a temperature of 0 nothing is drawn",
+            suggestion="Add --temperature 0.7, or leave it out.",
+        )
+    return seed or 0
 
 
 @click.command(cls=Command)
@@ -18,10 +29,16 @@ from backpropagate.wishes.settings import Settings
 @click.option(
     "--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0: always the likeliest token."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="For a temperature above 0.")
+@click.option("--seed", type=click.IntRange(min=0), help="For a temperature above 0.  [default: 0]")
 @from_table("training.backend", "training.output_dir", "model.load_in_4bit", "model.trust_remote_code", "runner.python")
 def generate(
-    what: str, prompts: tuple[str, ...], base: bool, max_new_tokens: int, temperature: float, seed: int, **given: Value
+    what: str,
+    prompts: tuple[str, ...],
+    base: bool,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int | None,
+    **given: Value,
 ) -> None:
     """Ask a trained run, an adapter or a base model.
 
@@ -35,6 +52,7 @@ def generate(
     from backpropagate_protocol.messages import Answers
 
     screen = current()
+    chosen = seed_of(temperature, seed)
     settings = Settings(given)
     meant = find(what, settings)
     check_backend(meant.backend)
@@ -47,7 +65,7 @@ def generate(
         backend=meant.backend,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
-        seed=seed,
+        seed=chosen,
     )
     answers = run_job(job, Answers, backend=meant.backend, runner_python=python).texts
     document = {

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @from_table("campaign.floor", "campaign.weight", "campaign.density", shorter={"campaign.floor": "--floor", "campaign.weight": "--weight"})  # fmt: skip
 @click.option("-o", "--output", "destination", metavar="DIR", help="Also put the merged adapter into this folder, which must not exist yet.")  # fmt: skip
 @click.option("--publish", is_flag=True, help="Make it the output folder's `lora`.")
-@click.option("--runs", "output_dir", metavar="FOLDER", help="Output folder in which CAMPAIGN is looked up.  [default: ./output]")  # fmt: skip
+@click.option("--in", "--runs", "output_dir", metavar="FOLDER", help="Output folder in which CAMPAIGN is looked up.  [default: ./output]")  # fmt: skip
 def merge(campaign: str, destination: str | None, publish: bool, **given: Value) -> None:
     """Merge a campaign's runs once more, by any rule, without training.
 

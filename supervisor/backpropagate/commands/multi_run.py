@@ -8,6 +8,7 @@ from backpropagate.commands.drills import fault_flag
 from backpropagate.commands.flags import Command, from_table
 from backpropagate.commands.train import TRAINING_KEYS, later_flags
 from backpropagate.screen import Screen, current
+from backpropagate.wishes.of_one_training import OF_ONE_TRAINING
 from backpropagate.wishes.options import BY_ARGUMENT, Value
 from backpropagate.wishes.settings import Settings
 from backpropagate_protocol.errors import UserInputError
@@ -18,7 +19,10 @@ _CAMPAIGN_KEYS = (
     "campaign.density", "campaign.replay", "campaign.holdout", "campaign.evaluate", "campaign.eval_rows",
     "campaign.early_stop",
 )  # fmt: skip
-_OF_ONE_TRAINING = ("data.source", "data.max_samples", *_CAMPAIGN_KEYS)
+_OTHERWISE_HERE = ("data.source", "data.max_samples", *_CAMPAIGN_KEYS)
+# Read and refused, each with what a campaign has instead: as an unknown flag, `--early-stopping` would be taken for
+# `--early-stop`, which counts something else.
+_REFUSED = tuple(OF_ONE_TRAINING)
 _KEPT = "a campaign keeps the settings it began with"
 
 
@@ -29,7 +33,7 @@ _KEPT = "a campaign keeps the settings it began with"
 @click.option("--resume", "resume_run", metavar="ID", help="Go on with this campaign, as `backprop resume`.")
 @click.option("--fresh", is_flag=True, help="Begin anew, although an unfinished campaign is in the output folder.")
 @click.option("--append", "new", metavar="DATA", help="Give a finished campaign one more run, on this data. Default: the newest CAMPAIGN.")  # fmt: skip
-@from_table(*(key for key in TRAINING_KEYS if key not in _OF_ONE_TRAINING))
+@from_table(*(key for key in TRAINING_KEYS if key not in _OTHERWISE_HERE), hidden=_REFUSED)
 @click.option("--detach", is_flag=True, help="Start it and return; it goes on without this terminal.")
 @fault_flag
 @later_flags
@@ -66,12 +70,12 @@ def multi_run(
             f"it is not said what to do with {campaign}",
             suggestion=f"Data is named with --data {campaign}; a campaign with --resume {campaign}, or --append DATA {campaign}.",
         )
-    return _begun(screen, settings, data, fresh=fresh, detach=detach, faults=faults)
+    return _begun(screen, settings, data, named, fresh=fresh, detach=detach, faults=faults)
 
 
 def _alone(flag: str, flags: list[str], named: list[str], *, but: tuple[str, ...]) -> None:
     """What could not take effect must not be passed over."""
-    extra = flags + [BY_ARGUMENT[name].flags[-1].split("/")[0] for name in named if name not in but]
+    extra = flags + [BY_ARGUMENT[name].flag for name in named if name not in but]
     if extra:
         raise UserInputError(f"{_KEPT}; with {flag}, {', '.join(extra)} cannot change them", suggestion="Leave the flags out, or begin a new one.")  # fmt: skip
 
@@ -80,6 +84,7 @@ def _begun(
     screen: Screen,
     settings: Settings,
     data: tuple[str, ...],
+    said: list[str],
     *,
     fresh: bool,
     detach: bool,
@@ -90,7 +95,9 @@ def _begun(
     from backpropagate.wishes.build_spec import notices
     from backpropagate.wishes.campaign_spec import campaign_run, room_for
     from backpropagate.wishes.row_counts import counted_by_child
+    from backpropagate.wishes.together import check_of_export
 
+    check_of_export(settings, said)
     wanted = campaign_run(settings, data, counted_by_child, detached=detach, verbose=screen.verbose, faults=faults)
     for notice in (*notices(settings), *wanted.notices):
         screen.note(f"note: {notice}")

@@ -11,23 +11,23 @@ from backpropagate.screen import current
 from backpropagate.wishes.models import last_part
 from backpropagate.wishes.options import Value
 from backpropagate.wishes.settings import Settings
+from backpropagate_protocol.errors import InvalidSettingError
 
 if TYPE_CHECKING:
     from backpropagate.keep.record import RunRow
 
+_LIMIT = 20
 STATUSES = ("running", "completed", "failed", "interrupted", "partial")
 
 
 @click.command(cls=Command)
 @from_table("training.output_dir")
 @click.option("--status", type=click.Choice(STATUSES), help="Only runs of this status.")
-@click.option(
-    "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many, the newest first."
-)
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many, the newest first.  [default: 20]")
 @click.option("--all", "every", is_flag=True, help="No limit.")
 @click.option("--flat", is_flag=True, help="One list, without the runs of a campaign below it.")
 @click.option("--rebuild", is_flag=True, help="First make the history again from the run directories.")
-def list_runs(output_dir: Value, status: str | None, limit: int, every: bool, flat: bool, rebuild: bool) -> None:
+def list_runs(output_dir: Value, status: str | None, limit: int | None, every: bool, flat: bool, rebuild: bool) -> None:
     """List the runs of an output folder.
 
     A campaign comes with its runs below it, which --limit does not count.
@@ -40,7 +40,11 @@ def list_runs(output_dir: Value, status: str | None, limit: int, every: bool, fl
     if rebuild:
         count = history.rebuild(output)
         screen.note(f"made the history again from {count} {'run' if count == 1 else 'runs'}")
-    most = None if every else limit
+    if every and limit is not None:
+        raise InvalidSettingError(
+            "--limit would have no effect: --all has none", suggestion="Leave one of the two out."
+        )
+    most = None if every else limit or _LIMIT
     listed = flat or status is not None  # a run that failed may be one of a campaign that did not
     rows = [(row, "") for row in history.list_rows(output, status, most)] if listed else tree(output, most)
     if not rows:

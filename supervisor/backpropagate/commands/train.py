@@ -32,7 +32,7 @@ TRAINING_KEYS = (
     "training.keep_best", "tracking.report_to", "tracking.project",
     "training.output_dir", "training.name", "safety.save_steps", "safety.keep_checkpoints", "safety.grace",
     "safety.oom_recovery", "safety.standby", "safety.wait", "runner.python", "export.after_training", "export.ollama_name",
-    "export.directory",
+    "export.directory", "export.ollama_host", "export.llama_cpp_dir",
 )  # fmt: skip
 
 
@@ -67,6 +67,7 @@ def train(resume_run: str | None, detach: bool, faults: tuple[PlannedFault, ...]
     from backpropagate.keep import history
     from backpropagate.wishes.build_spec import build_spec, notices
     from backpropagate.wishes.settings import Settings
+    from backpropagate.wishes.together import check_of_export
 
     screen = current()
     settings = Settings(given)
@@ -75,6 +76,7 @@ def train(resume_run: str | None, detach: bool, faults: tuple[PlannedFault, ...]
         _only_for_resume(given)
         run_dir = history.to_resume(settings.text("training.output_dir"), resume_run)
         return go_on(screen, run_dir, detach, settings.flag("safety.wait"))
+    check_of_export(settings, [name for name, value in given.items() if value is not None])
     spec = build_spec(settings, detached=detach, verbose=screen.verbose, faults=faults)
     for notice in notices(settings):
         screen.note(f"note: {notice}")
@@ -85,7 +87,7 @@ def _only_for_resume(given: dict[str, Value]) -> None:
     """A resumed run keeps its own wishes; a flag that could not take effect must not be passed over."""
     extra = [name for name, value in given.items() if value is not None and name not in ("output_dir", "wait")]
     if extra:
-        flags = ", ".join(BY_ARGUMENT[name].flags[-1].split("/")[0] for name in extra)
+        flags = ", ".join(BY_ARGUMENT[name].flag for name in extra)
         raise UserInputError(f"a resumed run keeps its settings; {flags} cannot change them", suggestion="Leave the flags out, or start a new run.")  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from backpropagate.wishes.campaign_data import (
     task_names,
     with_window,
 )
+from backpropagate.wishes.of_one_training import check_of_campaign
 from backpropagate.wishes.options import BY_KEY
 from backpropagate.wishes.row_counts import Counter
 from backpropagate.wishes.settings import Settings
@@ -96,11 +97,17 @@ def possible(settings: Settings) -> None:
             f"the runs of a campaign are scored and mixed as plain answers, so the method {settings.text('training.method')} cannot train them",
             suggestion="Use --method sft here, and `backprop train --method …` for preferences.",
         )
+    check_of_campaign(settings)
     rule = settings.text("campaign.merge")
     mergeable(settings.flag("lora.use_dora"), rule)
     numbers_that_count(settings, rule)
     if not (settings.flag("campaign.evaluate") and settings.whole("campaign.holdout") > 0):
         _decided_without(settings, "and nothing is to be evaluated", "Leave --no-evaluate or --holdout 0 out.")
+        if settings["campaign.eval_rows"].given:
+            raise InvalidSettingError(
+                f"{BY_KEY['campaign.eval_rows'].flag} would have no effect: nothing is to be evaluated",
+                suggestion="Leave it out, or leave --no-evaluate or --holdout 0 out.",
+            )
 
 
 def mergeable(dora: bool, rule: str) -> None:
@@ -117,9 +124,8 @@ def numbers_that_count(settings: Settings, rule: str) -> None:
     """Raises ConfigurationError for a number that was said and that this rule does not know."""
     for key, rules in _FOR_RULES.items():
         if settings[key].given and rule not in rules:
-            flag = BY_KEY[key].flags[0]
             raise ConfigurationError(
-                f"{flag} means nothing to --merge {rule}",
+                f"{BY_KEY[key].flag} means nothing to --merge {rule}",
                 suggestion=f"Leave it out, or choose --merge {' or '.join(rules)}.",
             )
 

@@ -59,6 +59,11 @@ class Option:
         return self.key.partition(".")[0] if "." in self.key else ""
 
     @property
+    def flag(self) -> str:
+        """As it is written on the command line; the key where it has none there."""
+        return self.flags[-1].split("/")[0] if self.flags else self.key
+
+    @property
     def variable(self) -> str:
         """`training.learning_rate` → `BACKPROPAGATE_TRAINING__LEARNING_RATE`."""
         return PREFIX + self.key.replace(".", "__").upper()
@@ -168,7 +173,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(key="training.eval_steps", kind="int", default=None, argument="eval_steps", flags=("--eval-steps",), least=1, help="Score the held-out rows every N steps. Default: ten times in the run."),
     Option(key="training.early_stopping", kind="int", default=0, argument="early_stopping", flags=("--early-stopping",), aliases=("--early-stopping-patience",), least=0, help="Stop after so many scores in a row without a better one; 0: never. Needs --eval-split."),
     Option(key="training.keep_best", kind="bool", default=False, argument="keep_best", flags=("--keep-best/--no-keep-best",), aliases=("--load-best-model-at-end",), help="The result is the checkpoint with the best held-out loss, not the last. Needs --eval-split."),
-    Option(key="training.logging_steps", kind="int", default=1, argument="logging_steps", flags=("--logging-steps",), least=1, hidden=True, fixed="every step is reported", help="The interval of progress: every step is reported."),
+    Option(key="training.logging_steps", kind="int", default=1, argument="logging_steps", flags=("--logging-steps",), least=1, hidden=True, fixed="steps are reported as they come", help="The interval of progress: steps are reported as they come, several at a time where they are very fast."),
     Option(key="training.output_dir", kind="str", default="./output", argument="output_dir", flags=("-o", "--output"), aliases=("--output-dir",), help="Folder for runs, history and the finished adapter."),
     Option(key="training.name", kind="str", default=None, argument="run_name", flags=("--name",), aliases=("--run-name",), help="A label of your own for the run."),
     Option(key="tracking.report_to", kind="list", default=("none",), argument="report_to", flags=("--report-to",), help="Trackers, separated by commas: tensorboard, wandb, mlflow, trackio; auto: those that are set up; none."),

@@ -13,7 +13,7 @@ from backpropagate_protocol.errors import InvalidSettingError
 class TrainingPreset:
     """`--preset NAME`. What the user sets himself wins over every field here.
 
-    steps, samples, runs, replay and validate describe one campaign of several runs; a single training takes the steps.
+    steps, samples, runs and replay describe one campaign of several runs; a single training takes the steps.
     """
 
     name: str
@@ -26,7 +26,6 @@ class TrainingPreset:
     runs: int
     samples: int
     replay: float = 0.0
-    validate: bool = False
 
     @property
     def lora_alpha(self) -> int:
@@ -53,12 +52,17 @@ class LoraPreset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelPreset:
-    """`--model NAME`. `vram_gb` is what 4-bit LoRA training takes at the default rank and length, with room."""
+    """`--model NAME`.
+
+    vram_gb, vram_gb_fast: the free GPU memory, in GB, into which 4-bit training surely fits by the estimator, at the defaults and
+    with `--lora-preset fast`.
+    """
 
     name: str
     repo: str
     licence: str
     vram_gb: int
+    vram_gb_fast: int
     lora_r: int
     max_length: int
     note: str = ""
@@ -70,7 +74,7 @@ TRAINING: dict[str, TrainingPreset] = {
         TrainingPreset(name="fast-3b", lora_r=8, batch_size=4, gradient_accumulation=2, learning_rate=5e-4, warmup_steps=5, steps=50, runs=3, samples=500),
         TrainingPreset(name="fast", lora_r=8, batch_size=2, gradient_accumulation=4, learning_rate=5e-4, warmup_steps=5, steps=50, runs=3, samples=500),
         TrainingPreset(name="balanced", lora_r=16, batch_size=2, gradient_accumulation=8, learning_rate=2e-4, warmup_steps=10, steps=100, runs=5, samples=1000),
-        TrainingPreset(name="quality", lora_r=32, batch_size=4, gradient_accumulation=8, learning_rate=1e-4, warmup_steps=20, steps=200, runs=10, samples=2000, replay=0.1, validate=True),
+        TrainingPreset(name="quality", lora_r=32, batch_size=4, gradient_accumulation=8, learning_rate=1e-4, warmup_steps=20, steps=200, runs=10, samples=2000, replay=0.1),
     )
 }  # fmt: skip
 
@@ -85,14 +89,14 @@ LORA: dict[str, LoraPreset] = {
 MODELS: dict[str, ModelPreset] = {
     preset.name: preset
     for preset in (
-        ModelPreset(name="qwen3.5-4b", repo="Qwen/Qwen3.5-4B", licence="Apache-2.0", vram_gb=8, lora_r=128, max_length=4096),
-        ModelPreset(name="phi-4-mini-3.8b", repo="microsoft/Phi-4-mini-instruct", licence="MIT", vram_gb=8, lora_r=128, max_length=4096),
-        ModelPreset(name="smollm3-3b", repo="HuggingFaceTB/SmolLM3-3B", licence="Apache-2.0", vram_gb=8, lora_r=128, max_length=8192),
-        ModelPreset(name="qwen2.5-7b", repo="Qwen/Qwen2.5-7B-Instruct", licence="Apache-2.0", vram_gb=12, lora_r=256, max_length=2048),
-        ModelPreset(name="qwen2.5-3b", repo="Qwen/Qwen2.5-3B-Instruct", licence="Qwen-Research", vram_gb=8, lora_r=128, max_length=2048, note="the licence of Qwen2.5-3B allows research only, no commercial use"),
-        ModelPreset(name="llama-3.2-3b", repo="meta-llama/Llama-3.2-3B-Instruct", licence="Llama-3.2-Community", vram_gb=8, lora_r=128, max_length=2048, note="gated: accept the licence on the hub first"),
-        ModelPreset(name="llama-3.2-1b", repo="meta-llama/Llama-3.2-1B-Instruct", licence="Llama-3.2-Community", vram_gb=6, lora_r=64, max_length=2048, note="gated: accept the licence on the hub first"),
-        ModelPreset(name="mistral-7b", repo="mistralai/Mistral-7B-Instruct-v0.3", licence="Apache-2.0", vram_gb=12, lora_r=256, max_length=2048),
+        ModelPreset(name="qwen3.5-4b", repo="Qwen/Qwen3.5-4B", licence="Apache-2.0", vram_gb=10, vram_gb_fast=7, lora_r=128, max_length=4096),
+        ModelPreset(name="phi-4-mini-3.8b", repo="microsoft/Phi-4-mini-instruct", licence="MIT", vram_gb=7, vram_gb_fast=6, lora_r=128, max_length=4096),
+        ModelPreset(name="smollm3-3b", repo="HuggingFaceTB/SmolLM3-3B", licence="Apache-2.0", vram_gb=8, vram_gb_fast=6, lora_r=128, max_length=8192),
+        ModelPreset(name="qwen2.5-7b", repo="Qwen/Qwen2.5-7B-Instruct", licence="Apache-2.0", vram_gb=15, vram_gb_fast=8, lora_r=256, max_length=2048),
+        ModelPreset(name="qwen2.5-3b", repo="Qwen/Qwen2.5-3B-Instruct", licence="Qwen-Research", vram_gb=6, vram_gb_fast=4, lora_r=128, max_length=2048, note="the licence of Qwen2.5-3B allows research only, no commercial use"),
+        ModelPreset(name="llama-3.2-3b", repo="meta-llama/Llama-3.2-3B-Instruct", licence="Llama-3.2-Community", vram_gb=6, vram_gb_fast=4, lora_r=128, max_length=2048, note="gated: accept the licence on the hub first"),
+        ModelPreset(name="llama-3.2-1b", repo="meta-llama/Llama-3.2-1B-Instruct", licence="Llama-3.2-Community", vram_gb=3, vram_gb_fast=3, lora_r=64, max_length=2048, note="gated: accept the licence on the hub first"),
+        ModelPreset(name="mistral-7b", repo="mistralai/Mistral-7B-Instruct-v0.3", licence="Apache-2.0", vram_gb=13, vram_gb_fast=7, lora_r=256, max_length=2048),
     )
 }  # fmt: skip
 

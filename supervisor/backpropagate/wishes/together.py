@@ -7,7 +7,7 @@ was meant for other trainings, too, and is passed over where it does not apply.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from backpropagate.judge.shape import parameters
@@ -106,12 +106,31 @@ def check_together(settings: Settings) -> None:
             # A switch that is off asks for nothing.
             if setting.given and setting.value is not False and not needs.holds(settings):
                 raise InvalidSettingError(
-                    f"{_flag(settings, key)} would have no effect: {needs.otherwise}", suggestion=needs.instead
+                    f"{setting.option.flag} would have no effect: {needs.otherwise}", suggestion=needs.instead
                 )
     if _full(settings):
         _check_full(settings)
     if settings.flag("training.fp8"):
         _check_fp8(settings)
+
+
+def check_of_export(settings: Settings, said: Collection[str]) -> None:
+    """Raises InvalidSettingError for what is said of an export by a training that ends with none.
+
+    said: the arguments of this very call; what a `Trainer` was made with is for its later exports, too.
+    """
+    registered = settings["export.ollama_name"].given
+    exported = registered or settings.text_or_none("export.after_training") is not None
+    for key, holds, why, instead in (
+        ("export.directory", exported, "nothing is exported", "--export q4_k_m"),
+        ("export.llama_cpp_dir", exported, "nothing is exported", "--export q4_k_m"),
+        ("export.ollama_host", registered, "nothing is registered with Ollama", "--ollama-name my-model"),
+    ):
+        if settings[key].option.argument in said and not holds:
+            raise InvalidSettingError(
+                f"{settings[key].option.flag} would have no effect: {why}",
+                suggestion=f"Add {instead}, or leave it out.",
+            )
 
 
 def check_size(model: ModelSpec, train: TrainSpec, environ: Mapping[str, str]) -> None:
@@ -165,8 +184,3 @@ def _check_fp8(settings: Settings) -> None:
         raise InvalidSettingError("fp8 multiplies what is held in bf16", suggestion="Leave --dtype to auto.")
     if backend not in ("auto", "cuda"):
         raise InvalidSettingError(f"fp8 needs a CUDA card, and the backend is {backend}", suggestion=without)
-
-
-def _flag(settings: Settings, key: str) -> str:
-    option = settings[key].option
-    return option.flags[-1].split("/")[0] if option.flags else option.key

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import pytest
 
 from backpropagate.config import MODELS, get_lora_preset, get_model_preset, get_preset
+from backpropagate.judge.estimate import Gpu, Sizing
+from backpropagate.wishes.base_config import config_of
+from backpropagate.wishes.build_spec import hypothetical_spec
+from backpropagate.wishes.presets import ModelPreset
+from backpropagate.wishes.settings import Settings
 from backpropagate_protocol.errors import InvalidSettingError
+from backpropagate_protocol.spec import RunSpec
 
 
 @pytest.mark.parametrize(
@@ -36,7 +45,21 @@ def test_a_model_preset_names_repository_licence_and_memory() -> None:
     for preset in MODELS.values():
         assert "/" in preset.repo
         assert preset.licence
-        assert preset.vram_gb > 0
+
+
+@pytest.mark.parametrize("preset", MODELS.values(), ids=lambda preset: preset.name)
+def test_a_preset_fits_into_the_memory_that_is_said_of_it_and_into_no_less(preset: ModelPreset) -> None:
+    for chosen, said in ((None, preset.vram_gb), ("fast", preset.vram_gb_fast)):
+        spec = hypothetical_spec(Settings({"model": preset.name, "lora_preset": chosen}, environ={}, folder=Path("/")))
+        config = config_of(spec.model, {})
+        assert config is not None
+        fits = [_fits(spec, config, gigabytes) for gigabytes in (said - 1, said)]
+        assert fits == [False, True]
+
+
+def _fits(spec: RunSpec, config: Mapping[str, object], gigabytes: int) -> bool:
+    sizing = Sizing.of(spec, config, Gpu("a card", gigabytes << 10))
+    return sizing is not None and sizing.largest(gigabytes << 10) > 0
 
 
 def test_the_research_licence_of_qwen_3b_is_said() -> None:

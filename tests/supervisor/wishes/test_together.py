@@ -9,6 +9,7 @@ import pytest
 
 from backpropagate.wishes.build_spec import build_spec, hypothetical_spec
 from backpropagate.wishes.settings import Settings
+from backpropagate.wishes.together import check_of_export
 from backpropagate_protocol.errors import BackpropagateError, InvalidSettingError
 from backpropagate_protocol.spec import RunSpec
 
@@ -113,6 +114,31 @@ def test_a_preset_that_is_too_large_to_be_trained_whole_is_refused_before_anythi
         spec(tmp_path, model="qwen2.5-7b", mode="full")
     assert caught.value.code == "RUNTIME_FULL_FT_MODEL_TOO_LARGE"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"export_dir": "x"}, "--export-dir would have no effect: nothing is exported"),
+        ({"llama_cpp_dir": "x"}, "--llama-cpp-dir would have no effect"),
+        ({"ollama_host": "there:1"}, "--ollama-host would have no effect: nothing is registered"),
+        ({"export": "q4_k_m", "ollama_host": "there:1"}, "--ollama-host would have no effect"),
+    ],
+    ids=str,
+)
+def test_what_is_said_of_an_export_that_is_not_made_is_refused(
+    tmp_path: Path, said: dict[str, object], words: str
+) -> None:
+    with pytest.raises(InvalidSettingError) as caught:
+        check_of_export(Settings(said, environ={}, folder=tmp_path), said)
+    assert words in caught.value.message
+
+
+def test_what_is_said_of_an_export_that_is_made_is_not(tmp_path: Path) -> None:
+    """Nor what a Trainer was made with, which its later exports will use."""
+    said = {"ollama_name": "m", "ollama_host": "there:1", "export_dir": "x"}
+    check_of_export(Settings(said, environ={}, folder=tmp_path), said)
+    check_of_export(Settings({"export_dir": "x"}, environ={}, folder=tmp_path), ["data"])
 
 
 @pytest.mark.parametrize("off", ["use_dora", "use_rslora"])
