@@ -16,6 +16,7 @@ from backpropagate_backends.mlx_model import Base, load_base
 from backpropagate_backends.model_source import find
 from backpropagate_backends.rope_styles import Config
 from backpropagate_backends.torch_tokenizer import trained_tokenizer
+from backpropagate_backends.whole_characters import pieces
 from backpropagate_protocol.errors import UserInputError
 from backpropagate_protocol.jobs import ChatJob, GenerateJob
 from backpropagate_protocol.spec import ModelSpec
@@ -98,18 +99,9 @@ class MlxConversation:
         if limit <= 0:
             raise UserInputError(f"the conversation of {len(ids)} tokens is longer than the model's {room}")
         mx.random.seed(self._job.seed)
-        made: list[int] = []
-        said = 0  # tokens whose text is out
-        for token in self._speaker.continuation(ids, limit, self._job.temperature):
-            made.append(token)
-            if not self._text(made[said:]).endswith("\ufffd"):  # else: the rest of a character is still to come
-                before = made[max(0, said - 4) : said]
-                yield self._text(before + made[said:])[len(self._text(before)) :]
-                said = len(made)
-        if said < len(made):
-            yield self._text(made[said:])
+        yield from pieces(self._speaker.continuation(ids, limit, self._job.temperature), self._text)
 
-    def _text(self, ids: list[int]) -> str:
+    def _text(self, ids: Sequence[int]) -> str:
         decode = self._speaker.tokenizer.decode
         return str(decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 

@@ -13,6 +13,7 @@ from backpropagate_backends.model_source import find
 from backpropagate_backends.torch_generate import ends_of, with_adapter
 from backpropagate_backends.torch_model import choose_precision, load_model
 from backpropagate_backends.torch_tokenizer import trained_tokenizer
+from backpropagate_backends.whole_characters import pieces
 from backpropagate_protocol.errors import UserInputError
 from backpropagate_protocol.jobs import ChatJob
 
@@ -43,19 +44,9 @@ class TorchConversation:
             limit = min(limit, self._room - len(ids))
         if limit <= 0:
             raise UserInputError(f"the conversation of {len(ids)} tokens is longer than the model's {self._room}")
-        made: list[int] = []
-        said = 0  # tokens whose text is out
-        for token in self._continuation(ids, limit):
-            made.append(token)
-            text = self._text(made[said:])
-            if not text.endswith("\ufffd"):  # else: the rest of a character is still to come
-                before = made[max(0, said - 4) : said]
-                yield self._text(before + made[said:])[len(self._text(before)) :]
-                said = len(made)
-        if said < len(made):
-            yield self._text(made[said:])
+        yield from pieces(self._continuation(ids, limit), self._text)
 
-    def _text(self, ids: list[int]) -> str:
+    def _text(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _prompt(self, messages: Sequence[tuple[str, str]]) -> list[int]:
