@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
 import msgspec
@@ -32,27 +31,11 @@ from backpropagate_runner.drill import Drill
 from backpropagate_runner.faults import classify
 from backpropagate_runner.frameworks import Frameworks
 from backpropagate_runner.lifeline import Lifeline
+from backpropagate_runner.packages import installed
 from backpropagate_runner.runlog import open_log
 from backpropagate_runner.train import train
 from backpropagate_runner.voice import Voice
 
-_PACKAGES = (
-    "backpropagate",
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "accelerate",
-    "datasets",
-    "bitsandbytes",
-    "safetensors",
-    "tokenizers",
-    "unsloth",
-    "triton",
-    "torchao",
-    "flash-attn",
-    "liger-kernel",
-)
 _DEFAULT_GRACE = 30.0
 # A parent that is alive but stopped (SIGSTOP, a closed lid) will read the last word when it wakes.
 _LAST_WORD_SECONDS = 3600.0
@@ -69,7 +52,7 @@ class Runner:
         self.control.handle_signals()
         self.channel = Channel(*descriptors, self.control.ask, self._parent_gone, self._confused)
         self.voice = Voice(self.channel, self.lifeline)
-        self.packages = _versions()
+        self.packages = installed()
         self._grace = _DEFAULT_GRACE
         self._talks = False
         self._drill: Drill | None = None
@@ -170,16 +153,6 @@ class Runner:
                 from backpropagate_runner.stages import do
 
                 return Done(do(job, self.channel, self.control, self.voice, self.frameworks))
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            pass
-    return found
 
 
 def work(parent: int, run_id: str, warm: str, descriptors: tuple[int, int]) -> NoReturn:
