@@ -172,7 +172,8 @@ def _message(verb: str, words: list[str], number: dict[str, int], options: dict[
             return m.DataReady("/cache/x", "digest", "text", 100, 0, 1000, 1000, 0)
         case "started":
             micro, accumulation = number.get("micro", 8), number.get("accumulation", 1)
-            return m.Started("toy", "toy", step, 100, 8 * step, micro, accumulation, 1, 1, "fp32")
+            device = options.get("device", "toy")
+            return m.Started("toy", device, step, 100, 8 * step, micro, accumulation, 1, 1, "fp32")
         case "progress":
             return m.Progress(step, 100, 8 * step, step, 1.0, step_seconds=float(number.get("seconds", 1)))
         case "rehearsed":

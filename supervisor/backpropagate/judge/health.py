@@ -14,7 +14,7 @@ from backpropagate.judge.xids import Deed
 
 HOT_FOR = 60.0  # of hard throttling, until it is treated as a temperature that is too high
 EXPLAINS = 60.0  # for so long an error number may be why a process ends
-_AGAIN = 60.0  # a number that comes in a storm is told this often
+_AGAIN = 60.0  # for so long a thing has to be away to be news again: one error may come as a storm
 _SPILLED = 512  # MiB beyond what was there while the card was not full
 _FULL = 0.95  # of the card's memory
 _RESET = "Reset the GPU (`nvidia-smi --gpu-reset`, as root) or reboot the machine, then `backprop resume RUN`."
@@ -48,7 +48,7 @@ class Health:
 
     def __init__(self) -> None:
         self._said: dict[str, float] = {}
-        self._seen: dict[int, float] = {}  # error numbers, and when last
+        self._seen: dict[int, tuple[float, int]] = {}  # error numbers: when last, and upon which child
         self._contained = 0
         self._undecided: int | None = None
         self._recovery: int | None = None
@@ -56,11 +56,11 @@ class Health:
         self._hot_since: float | None = None
         self.is_hot = False  # the hardware slows it down for heat at this moment
 
-    def xid(self, now: float, code: int) -> Finding | None:
-        """None: it was told a moment ago."""
-        last, self._seen[code] = self._seen.get(code), now
+    def xid(self, now: float, code: int, child: int = 0) -> Finding | None:
+        """None: it was told a moment ago. `child`: the newest one that used the card, by its number; no storm outlives one."""
+        before, self._seen[code] = self._seen.get(code), (now, child)
         asked = xids.deed(code)
-        if last is not None and now - last < _AGAIN:
+        if before is not None and now - before[0] < _AGAIN and before[1] == child:
             return None
         if asked is Deed.RESTART_ONCE:
             self._contained += 1
@@ -82,7 +82,8 @@ class Health:
         """What may have ended a process just now, the gravest first; None if the card said nothing."""
         if self._recovery == Recovery.DRAIN_AND_RESET:
             return Blame(0, f"the driver asks for {action_in_words(self._recovery)}", True, _RESET)
-        recent = [code for code, at in self._seen.items() if now - at <= EXPLAINS and code not in xids.CONSEQUENCES]
+        at_last = ((code, at) for code, (at, _) in self._seen.items() if code not in xids.CONSEQUENCES)
+        recent = [code for code, at in at_last if now - at <= EXPLAINS]
         fatal = [code for code in recent if xids.deed(code) in (Deed.LINK, Deed.SAVE, Deed.RESET, Deed.REBOOT)]
         fatal += [code for code in recent if code == self._undecided]
         if fatal:
@@ -162,13 +163,14 @@ class Spill:
     """Whether the host's memory stands in for the card's: no error then, but steps that take many times as long."""
 
     def __init__(self) -> None:
-        self._harmless = 0  # pinned buffers and the like, which are there with a card half empty, too
+        # Pinned buffers and the like, which are there with a card half empty, too; None before the first look.
+        self._harmless: int | None = None
         self._in_a_row = 0
 
     def read(self, shared: int, used: int, total: int) -> int | None:
-        """MiB that spilled, once it is sure."""
-        if total <= 0 or used < _FULL * total:
-            self._harmless, self._in_a_row = max(self._harmless, shared), 0
+        """MiB that spilled, once it is sure. What is there at the first look is no spill, however full the card is."""
+        if self._harmless is None or total <= 0 or used < _FULL * total:
+            self._harmless, self._in_a_row = max(self._harmless or 0, shared), 0
             return None
         spilled = shared - self._harmless
         self._in_a_row = self._in_a_row + 1 if spilled >= _SPILLED else 0

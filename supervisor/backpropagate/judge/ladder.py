@@ -18,7 +18,7 @@ class Rung(Enum):
 
 def time_to_save(grace: float, step: float, save: float) -> float:
     """Seconds for a stop that saves: the child ends the step it is in, and writes, maybe the checkpoint before this one too.
-    `step`, `save`: the slowest so far."""
+    `step`: what nearly all of them took at most; `save`: the slowest so far."""
     return max(grace, min(LONGEST, 2 * step + 3 * save))
 
 

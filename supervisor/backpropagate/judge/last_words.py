@@ -8,11 +8,9 @@ from dataclasses import dataclass
 LINES = 20
 _LINE_WIDTH = 500
 _STACK_LINES = 300
-# How faulthandler begins a dump, on every system and for every cause.
-_DUMP = re.compile(
-    r"(Fatal Python error|Windows fatal exception|Timeout \(|Thread 0x|Current thread 0x|Stack \(most recent)"
-)
-_THREAD = re.compile(r"(Thread 0x|Current thread 0x)")
+# How faulthandler begins a dump, and each thread in it, on every system and for every cause.
+_THREAD = re.compile(r"(Thread|Current thread) 0x.*\(most recent call first\)")
+_DUMP = re.compile(rf"Fatal Python error|Windows fatal exception|Timeout \(|Stack \(most recent|{_THREAD.pattern}")
 _MODULES = "Extension modules:"  # a list of everything imported: long, and no part of the stacks
 
 

@@ -22,7 +22,13 @@ CardNews = (
     d.CardLimits | d.Temperature | d.SensorLost | d.CardVitals | d.XidSeen | d.CardGone | d.MemorySpilled
 )  # what the sensors tell
 _OWN_MEMORY = ("cpu", "mlx", "metal")  # on these no card of NVIDIA's is in use, whatever is in the machine
+_NOT_YET = frozenset({Phase.IMPORT, Phase.VALIDATE, Phase.TOKENIZE})  # a child has nothing on the card
 _MAY_BE_THE_CARDS = frozenset({Kind.CUDA, Kind.DIED, Kind.HANG, Kind.GPU_BUSY, Kind.INTERNAL})
+
+
+def is_on_card(device: str) -> bool:
+    """Whether a child that works on `device` has to do with the card that the sensors tell of. Empty: it may."""
+    return not device.startswith(_OWN_MEMORY)
 
 
 class OnCard(ChildPolicy, ABC):
@@ -33,17 +39,28 @@ class OnCard(ChildPolicy, ABC):
     def __init__(self, run_id: str, safety: SafetySpec, *, attempts: int = 0) -> None:
         self._thermal = Thermal(safety)
         self._health = Health()
-        self._spill = Spill()
         self._blind = False
         self._silent = False  # the driver did not answer
         self._now = 0.0
+        self._user = 0  # the newest child that got as far as using the card
         super().__init__(run_id, safety, attempts=attempts)
+
+    def _forget_attempt(self) -> None:
+        super()._forget_attempt()
+        self._spill = Spill()
+
+    def _enter(self, now: float, phase: Phase) -> None:
+        super()._enter(now, phase)
+        if phase not in _NOT_YET:
+            self._user = self.attempt
 
     def handle(self, input: d.Input) -> list[d.Action]:
         self._now = input.now
         return super().handle(input)
 
     def _card_said(self, now: float, news: CardNews) -> None:
+        if not is_on_card(self.device):
+            return
         match news:
             case d.CardLimits():
                 self._thermal.limits(news.slowdown, news.shutdown)
@@ -54,7 +71,7 @@ class OnCard(ChildPolicy, ABC):
             case d.CardVitals():
                 self._vitals(now, news)
             case d.XidSeen():
-                self._found(now, self._health.xid(now, news.code))
+                self._found(now, self._health.xid(now, news.code, self._user))
             case d.CardGone():
                 self._end_of_card(now, f"the GPU is gone: {news.text}", "", 0)
             case d.MemorySpilled():
@@ -129,25 +146,32 @@ class OnCard(ChildPolicy, ABC):
             self._heat(now, HeatLevel.PAUSE, text)
 
     def _found(self, now: float, finding: Finding | None) -> None:
-        if finding is None or self.device.startswith(_OWN_MEMORY):
+        if finding is None:
             return
         self._emit(self._tell.card(finding))
         match finding.deed:
             case Deed.RESET | Deed.REBOOT:
                 self._end_of_card(now, finding.text, finding.advice, finding.code if finding.source == "xid" else 0)
-            case Deed.SAVE if self.state is State.WORKING:
-                cause = self._lost_cause(finding.text, finding.advice, finding.code)
-                self._pause(now, cause, "a failing GPU", self._time_to_save)
+            case Deed.SAVE:
+                self._save_and_end(now, finding)
             case _:
                 pass
+
+    def _save_and_end(self, now: float, finding: Finding) -> None:
+        cause = self._lost_cause(finding.text, finding.advice, finding.code)
+        if self.state is State.WORKING:
+            self._pause(now, cause, "a failing GPU", self._time_to_save)
+        elif self.state is State.STOPPING:  # it saves already, for something less grave
+            self._blame(cause)
+            self._cause = cause
+        else:
+            self._end_of_card(now, finding.text, finding.advice, finding.code)
 
     def _lost_cause(self, text: str, advice: str, xid: int) -> Cause:
         return replace(self._own_cause(Kind.GPU_LOST, "RUNTIME_GPU_LOST", text), suggestion=advice, xid=xid)
 
     def _end_of_card(self, now: float, text: str, advice: str, xid: int) -> None:
         """No child is of use any more, neither this one nor the next."""
-        if self.device.startswith(_OWN_MEMORY):
-            return
         cause = self._lost_cause(text, advice, xid)
         if self.state is State.NEW:
             return
@@ -166,7 +190,7 @@ class OnCard(ChildPolicy, ABC):
         if cause.kind is Kind.HANG and self._silent:
             cause = replace(cause, message=f"{cause.message}; the GPU's driver does not answer either")
         blame = self._health.blame(self._now)
-        if blame is None or self.device.startswith(_OWN_MEMORY):
+        if blame is None or not is_on_card(self.device):
             return cause
         if blame.fatal:
             return replace(
@@ -180,10 +204,9 @@ class OnCard(ChildPolicy, ABC):
         return replace(cause, message=f"{cause.message}; the driver reported {blame.text}", xid=blame.code)
 
     def _spilled(self, now: float, read: d.MemorySpilled) -> None:
-        if self.state is not State.WORKING or self._phase is not Phase.TRAIN:
+        if self.state is not State.WORKING or self._phase in _NOT_YET:
             return
         spilled = self._spill.read(read.shared, read.used, read.total)
-        if spilled is not None:
-            self._spill = Spill()
+        if spilled is not None and self._phase is Phase.TRAIN:
             text = f"{spilled:,} MiB of the GPU's memory spilled into the host's, where steps take many times as long"
             self._fault(now, self._own_cause(Kind.OOM, "RUNTIME_GPU_OOM", text))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, aclosing
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from backpropagate.judge.decisions import (
     XidSeen,
 )
 from backpropagate.judge.estimate import Gpu, Sizing
+from backpropagate.judge.on_card import is_on_card
 from backpropagate.judge.start import first_micro_batch
 from backpropagate.judge.too_large import doubt, refusal
 from backpropagate.judge.xids import FINAL
@@ -75,10 +76,12 @@ class Card:
         wanted: bool = True,
         reserved: Reservation | None = None,
         sizing: Callable[[Gpu], Sizing | None] | None = None,
+        retry: Sequence[float] = _RETRY_SENSOR,
     ) -> None:
         """`wanted` False: nobody looks at the card, whatever the spec says. `reserved`: of somebody who goes on to use it
         after this run; without it the card is let go of by `release`. `sizing`: what can be told of the memory that the run will
-        take on a card; None where nothing can."""
+        take on a card; None where nothing can. `retry`: seconds before sensors that failed are asked again, the last of them from
+        then on."""
         self._spec, self._script, self._known, self._clock = spec, script, known_micro_batch, clock
         self._device = visible_device(environment().get("CUDA_VISIBLE_DEVICES"))
         there = spec.backend in ("auto", "cuda") and self._device not in ("", "-1")
@@ -87,7 +90,8 @@ class Card:
         self.latest: gpu.Sample | None = None
         self.busy: BusyError | None = None
         self.refused: BackpropagateError | None = None
-        self._sizing = sizing
+        self._sizing, self._retry = sizing, retry
+        self._elsewhere = False  # the run turned out to be on no card
         self._idle = 0  # MiB in use before any child of ours had a model
         self._news = anyio.Event()
         self._lost: str | None = None
@@ -108,33 +112,47 @@ class Card:
         return self.latest.name if self.latest is not None else ""
 
     def event(self, event: Event) -> None:
-        """A run that turned out to be on a GPU whose sensors are silent says so; on the CPU nobody misses them."""
-        if isinstance(event, ModelReady) and event.device.startswith("cuda") and self._lost and self._feed:
+        """A run that turned out to be on a GPU whose sensors are silent says so; on the CPU nobody misses them, nor the card."""
+        if not isinstance(event, ModelReady):
+            return
+        if not is_on_card(event.device):
+            self._leave()
+        elif event.device.startswith("cuda") and self._lost and self._feed:
             self._feed(SensorLost(self._clock(), self._lost))
+
+    def _leave(self) -> None:
+        """Others may have it, and what they do with it is no concern of this run's."""
+        self._elsewhere = True
+        self.latest = self.fit_key = None
+        self._held.release()
 
     async def watch(
         self, feed: Callable[[Input], None], device: Callable[[], str], warn: Callable[[str], None]
     ) -> None:
-        """Reads the card for as long as the run lasts. Its first answer, or its absence, lets the Job go out.
+        """Reads the card for as long as the run lasts. Its first answer, or its absence, lets the Job go out; a card that answers
+        only then is watched from there on.
 
         device: what the newest child trains on, as far as it is known.
         """
         self._feed = feed
-        known = False
+        known, awaited = False, True  # the card; by the Job
         failures = hangs = 0
-        while True:
+        while not self._elsewhere:
             try:
                 async with aclosing(gpu.samples(self._device, self._script)) as samples:
                     async for sample in samples:
+                        if self._elsewhere:
+                            return
                         for code in sample.xids:
                             feed(XidSeen(self._clock(), code))
                         if FINAL.intersection(sample.xids):
                             return
                         if sample.xids:
                             continue
-                        known = known or await self._first(sample, feed, warn)
+                        known = known or await self._first(sample, feed, warn, awaited=awaited)
                         if not known:
                             return
+                        awaited, self._lost = False, None
                         failures = hangs = 0
                         self._seen(sample)
                         self._tell_others(sample, feed, self.child())
@@ -148,12 +166,14 @@ class Card:
                 hangs = hangs + 1 if error.hung else 0
                 if known or self._spec.backend == "cuda" or device().startswith("cuda"):
                     feed(SensorLost(self._clock(), self._lost, error.hung))
-            if not known:
+                if error.absent:
+                    hangs = _HANGS
+            if awaited:
                 feed(CardKnown(self._clock()))
-                return
+                awaited = False
             if hangs >= _HANGS:
                 return
-            await anyio.sleep(_RETRY_SENSOR[min(failures, len(_RETRY_SENSOR) - 1)])
+            await anyio.sleep(self._retry[min(failures, len(self._retry) - 1)])
             failures += 1
 
     def _tell_health(self, sample: gpu.Sample, feed: Callable[[Input], None]) -> None:
@@ -195,19 +215,32 @@ class Card:
                     return
                 still = still + 1 if used >= before else 0
 
-    async def _first(self, sample: gpu.Sample, feed: Callable[[Input], None], warn: Callable[[str], None]) -> bool:
-        """Takes the card for this run; False if another one has it."""
+    async def _first(
+        self, sample: gpu.Sample, feed: Callable[[Input], None], warn: Callable[[str], None], *, awaited: bool
+    ) -> bool:
+        """Takes the card for this run; False if the run does not get it. `awaited`: the Job waits for this; if it does not, the
+        training goes on already, and may stay."""
         try:
-            if not await self._take(sample):
-                feed(StopAsked(self._clock(), "a busy GPU", ExitCode.TRY_LATER, kill=True))
-                return False
+            busy = await self._take(sample, wait=awaited and self._spec.safety.wait_for_lock)
         except OSError as error:
+            busy = None
             warn(f"the GPU cannot be reserved for this run ({error.strerror or error}); other runs may use it too")
+        if self._elsewhere:
+            self._held.release()
+            return False
+        if busy is not None and awaited:
+            self.busy = busy
+            feed(StopAsked(self._clock(), "a busy GPU", ExitCode.TRY_LATER, kill=True))
+            return False
+        if busy is not None:
+            warn(f"{busy.message}, which was not known when this run began, since the GPU's sensors were silent")
+        feed(CardLimits(self._clock(), sample.slowdown, sample.shutdown))
+        self.fit_key = userstate.fit_key(sample.name, self._spec)
+        if not awaited:
+            return True
         self._idle = sample.memory_used
         self._tell_others(sample, feed, None)  # a child, if there is one, has no Job yet
-        feed(CardLimits(self._clock(), sample.slowdown, sample.shutdown))
         feed(CardVitals(self._clock(), sample.vitals))  # before anything is begun on a card that needs a reset
-        self.fit_key = userstate.fit_key(sample.name, self._spec)
         micro = self._known
         if micro is None:
             micro = self._first_micro_batch(sample, warn)
@@ -231,19 +264,18 @@ class Card:
                 warn(doubts)
         return micro
 
-    async def _take(self, sample: gpu.Sample) -> bool:
-        """Tries for as long as a probe may take, or until it is free if the user wants to wait."""
+    async def _take(self, sample: gpu.Sample, *, wait: bool) -> BusyError | None:
+        """Tries for as long as a probe may take, or until it is free with `wait`. None: we have it."""
         began = self._clock()
         while True:
             try:
                 holder = self._spec.parent or self._spec.run_id
                 self._held.take(sample.uuid, holder, f"the GPU {sample.name}")
-                return True
+                return None
             except BusyError as busy:
                 looked_long = self._clock() - began > locks.PATIENCE
-                if looked_long and not self._spec.safety.wait_for_lock:
-                    self.busy = busy
-                    return False
+                if looked_long and not wait:
+                    return busy
                 await anyio.sleep(_RETRY_LOCK if looked_long else _RETRY_PROBE)
 
     def release(self) -> None:

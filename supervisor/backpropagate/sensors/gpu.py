@@ -39,17 +39,18 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     vitals: Vitals = Vitals()
     xids: tuple[int, ...] = ()  # errors that the driver reported just now; a line that has some has no figures
     gone: bool = False  # `error` says that the card is lost
+    absent: bool = False  # or that there is none, or no driver: it is no use asking again
 
 
 class SensorError(Exception):
     """There is nothing to read, or it fell silent; the message says why.
 
-    hung: the driver did not answer. gone: it answered that the card is lost.
+    hung: the driver did not answer. gone: it answered that the card is lost. absent: there is none to be asked.
     """
 
-    def __init__(self, message: str, *, hung: bool = False, gone: bool = False) -> None:
+    def __init__(self, message: str, *, hung: bool = False, gone: bool = False, absent: bool = False) -> None:
         super().__init__(message)
-        self.hung, self.gone = hung, gone
+        self.hung, self.gone, self.absent = hung, gone, absent
 
 
 def helper_command(device: str, interval: float, script: Path | None, count: int = 0) -> list[str]:
@@ -89,7 +90,7 @@ async def samples(
                     raise SensorError(f"no answer from the driver within {patience:.0f} s", hung=True)
                 sample = msgspec.json.decode(line, type=Sample)
                 if sample.error:
-                    raise SensorError(sample.error, gone=sample.gone)
+                    raise SensorError(sample.error, gone=sample.gone, absent=sample.absent)
                 yield sample
                 patience = silence + interval
     except (OSError, msgspec.DecodeError) as error:

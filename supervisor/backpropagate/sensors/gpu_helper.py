@@ -17,7 +17,7 @@ import pynvml
 from backpropagate.judge.xids import FINAL
 from backpropagate.sensors.gpu import Sample
 from backpropagate.sensors.holders import Holder
-from backpropagate.sensors.nvml_health import Errors, is_lost, known, margins, vitals
+from backpropagate.sensors.nvml_health import Errors, is_absent, is_lost, known, margins, vitals
 from backpropagate.sensors.shared_memory import shared_memory
 
 _MIB = 1 << 20
@@ -152,7 +152,7 @@ def main() -> None:
         try:
             device = _device(options.device)
         except ValueError:
-            _say(Sample(error=f"there is no device called {options.device!r}"))
+            _say(Sample(error=f"there is no device called {options.device!r}", absent=True))
             return
         taken = 0
         errors = Errors(device.card, ended)
@@ -168,7 +168,7 @@ def main() -> None:
                     return  # the driver itself may hang at the next question
                 errors.rest(interval)
     except pynvml.NVMLError as error:
-        _say(Sample(error=str(error) or "NVML failed", gone=is_lost(error)))
+        _say(Sample(error=str(error) or "NVML failed", gone=is_lost(error), absent=is_absent(error)))
     except BrokenPipeError:
         sys.exit(0)
 

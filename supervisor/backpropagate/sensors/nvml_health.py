@@ -28,6 +28,11 @@ def is_lost(error: pynvml.NVMLError) -> bool:
     return error.value in (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED)
 
 
+def is_absent(error: pynvml.NVMLError) -> bool:
+    """Whether there is no driver, or no such card; one that comes up slowly says something else, or nothing yet."""
+    return error.value in (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_NOT_FOUND)
+
+
 def vitals(handle: object, shared: int | None) -> Vitals:
     """`shared`: of the host's memory, from who knows of it."""
     fields = _fields(handle, (pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION,))

@@ -36,6 +36,11 @@ def test_the_thread_that_was_at_work_comes_first() -> None:
     ]
 
 
+def test_a_line_that_only_speaks_of_a_thread_is_no_dump() -> None:
+    words = part("Thread 0x00 here is a library's chatter\nRuntimeError: boom\n")
+    assert (words.lines, words.stacks) == (("Thread 0x00 here is a library's chatter", "RuntimeError: boom"), "")
+
+
 def test_of_a_talkative_child_only_the_newest_lines_are_kept() -> None:
     words = part("\n".join(f"line {i}" for i in range(500)))
     assert (len(words.lines), words.lines[-1], words.stacks) == (LINES, "line 499", "")

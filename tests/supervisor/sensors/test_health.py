@@ -14,7 +14,7 @@ from backpropagate.gpu_safety import Condition, check_gpu_safe, get_gpu_status
 from backpropagate.judge.vitals import Vitals
 from backpropagate.sensors import gpu
 from backpropagate.sensors.gpu import Sample, SensorError
-from backpropagate.sensors.shared_memory import pid_of, shared_memory
+from backpropagate.sensors.shared_memory import Use, lent, shared_memory, whose
 
 
 def card(folder: Path, **ails: object) -> Path:
@@ -112,9 +112,22 @@ def test_a_look_at_a_sick_card_says_what_it_has(tmp_path: Path) -> None:
 
 
 def test_only_windows_lends_memory_and_says_to_whom() -> None:
-    assert pid_of("pid_1234_luid_0x00000000_0x0000C4F1_phys_0") == 1234
-    assert pid_of("luid_0x00000000_0x0000C4F1_phys_0") == 0
+    assert whose("pid_1234_luid_0x00000000_0x0000C4F1_phys_0") == (1234, "0x00000000_0x0000C4F1")
+    assert whose("luid_0x00000000_0x0000C4F1_phys_0") == (0, "")
     assert shared_memory({1}) in (None, 0)
+
+
+def test_what_is_used_of_another_adapter_and_by_others_is_not_lent_to_the_card() -> None:
+    card, laptops = "luid_0x0_0xC4F1_phys_0", "luid_0x0_0xA000_phys_0"
+    uses = [
+        Use(f"pid_7_{card}", 8_000, 600),
+        Use(f"pid_7_{laptops}", 0, 5_000),
+        Use(f"pid_8_{card}", 500, 20),
+        Use(f"pid_8_{laptops}", 100, 9_000),
+        Use(f"pid_9_{card}", 99_000, 7_000),
+    ]
+    assert lent(uses, {7, 8}) == 620
+    assert lent(uses, {1}) == lent([], {7}) == 0
 
 
 def test_info_says_it_in_a_line(tmp_path: Path) -> None:
