@@ -9,11 +9,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 from backpropagate.doors.process import RUN_ID_VARIABLE
 from backpropagate.keep import locks
 from backpropagate_protocol.rundir import PARTIAL, OutputDir
 from tests.waiting import eventually
+
+# The same examples each time, however long one takes: a busy machine and luck decide nothing.
+settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
