@@ -35,6 +35,7 @@ class Journal:
         self._file: BinaryIO | None = self._open()
         self._stride, self._lines = 1, 0
         self._pending: Step | None = None
+        self._newest: int | None = None  # the step of the newest line, if it is one of a step
         self._last_line = clock()
         self.lost = 0  # events that a full or failing disk did not take
 
@@ -44,16 +45,18 @@ class Journal:
             self._step(event)
             return
         self._flush_step()
+        self._newest = None
         self._write(_encoder.encode(event) + b"\n")
         if not isinstance(event, PhaseEntered):
             self._sync()
 
     def _step(self, step: Step) -> None:
         now = self._clock()
-        if step.step % self._stride and now - self._last_line < _QUIET_SECONDS:
+        said_again = step.step == self._newest  # who says the same for ever fills no disk with it
+        if (said_again or step.step % self._stride) and now - self._last_line < _QUIET_SECONDS:
             self._pending = step
             return
-        self._pending = None
+        self._pending, self._newest = None, step.step
         self._last_line = now
         self._lines += 1
         if self._lines % _LINES_PER_STRIDE == 0:

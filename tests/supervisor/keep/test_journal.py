@@ -46,6 +46,16 @@ def test_a_long_run_stays_small_and_keeps_its_last_step(tmp_path: Path) -> None:
     assert len(steps) < 20_000
 
 
+def test_a_step_that_is_told_for_ever_fills_no_disk(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    with Journal(path, clock=lambda: 0.0) as journal:
+        for _ in range(1000):
+            journal.append(step(0))
+        journal.append(note("anew"))
+        journal.append(step(0))
+    assert list(read(path)) == [step(0), step(0), note("anew"), step(0)]
+
+
 def test_the_newest_step_is_on_disk_before_any_other_event(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     with Journal(path, clock=lambda: 0.0) as journal:
