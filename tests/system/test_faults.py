@@ -69,7 +69,7 @@ def test_a_fault_of_memory_halves_the_micro_batch_and_changes_no_sample(
 def test_a_child_that_makes_no_progress_is_replaced(oracle: Oracle, undisturbed: Outcome, fault: str) -> None:
     outcome, story = run_here(toy_spec(oracle.output(), fault, hang_floor=1.0))
     assert_same_samples(outcome, undisturbed)
-    assert [seen.code for seen in story.of(FaultSeen)] == ["RUNTIME_HANG"]
+    assert {seen.code for seen in story.of(FaultSeen)} == {"RUNTIME_HANG"}  # on a starved machine, more than once
 
 
 def test_steps_that_are_slower_than_the_floor_are_no_hang(oracle: Oracle) -> None:
