@@ -18,12 +18,12 @@ from backpropagate.outcome import Outcome
 from backpropagate.sensors.card import Card
 from backpropagate_protocol.errors import BusyError
 from backpropagate_protocol.rundir import OutputDir
+from backpropagate_protocol.spec import RunSpec
 from tests.conftest import Oracle
 from tests.system.supervised import Story, run_here, toy_spec
 
 pytestmark = pytest.mark.slow
 
-COOL = [60] * 8  # while the child starts
 SLOW = "toy?step_seconds=0.05"  # so that the series plays while it trains
 
 
@@ -33,29 +33,33 @@ def series(folder: Path, celsius: list[int | None], **card: object) -> Path:
     return script
 
 
+def training_on(oracle: Oracle, celsius: list[int], **card: object) -> tuple[RunSpec, Path]:
+    """A run, and a card whose series begins in the midst of it: the child waits there until it is ended."""
+    spec = toy_spec(oracle.output(), "hold:12")
+    shortly_before = oracle.output().run(spec.run_id).checkpoint(10)
+    return spec, series(oracle.home, [60, *celsius], begin=str(shortly_before), **card)
+
+
 def test_a_hot_card_is_rested_and_the_run_goes_on_halved_with_the_same_samples(
     oracle: Oracle, undisturbed: Outcome
 ) -> None:
-    script = series(oracle.home, [*COOL, 82, 85, 91, 91, 85, 70])
-    outcome, story = run_here(toy_spec(oracle.output(), toy=SLOW), gpu_script=script)
+    outcome, story = run_here(*training_on(oracle, [82, 85, 91, 91, 85, 70]))
     assert (outcome.status, outcome.order, outcome.recoveries) == ("completed", undisturbed.order, 1)
     assert [heat.level for heat in story.of(Heat)][:3] == ["warning", "pause", "cool"]
     first, second = story.of(AttemptStarted)
     assert second.micro_batch * 2 == first.micro_batch
-    assert second.resume_step > 0
+    assert second.resume_step >= 10
 
 
 def test_a_card_near_its_end_is_saved_by_killing_at_once(oracle: Oracle, undisturbed: Outcome) -> None:
-    script = series(oracle.home, [*COOL, 96, 96, 70])
-    outcome, story = run_here(toy_spec(oracle.output(), toy=SLOW), gpu_script=script)
+    outcome, story = run_here(*training_on(oracle, [96, 96, 70]))
     assert (outcome.status, outcome.order) == ("completed", undisturbed.order)
     assert "kill" in [heat.level for heat in story.of(Heat)]
     assert [fault.kind for fault in story.of(FaultSeen)] == ["overheat"]
 
 
 def test_the_cards_own_limits_come_before_ours(oracle: Oracle) -> None:
-    script = series(oracle.home, [*COOL, 86, 60], slowdown=85, shutdown=90)
-    outcome, story = run_here(toy_spec(oracle.output(), toy=SLOW), gpu_script=script)
+    outcome, story = run_here(*training_on(oracle, [86, 60], slowdown=85, shutdown=90))
     assert outcome.status == "completed"
     assert [heat.celsius for heat in story.of(Heat) if heat.level == "pause"] == [86]
 
