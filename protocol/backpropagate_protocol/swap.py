@@ -9,23 +9,24 @@ from __future__ import annotations
 from pathlib import Path
 
 from backpropagate_protocol import durable
+from backpropagate_protocol.durable import Disk
 from backpropagate_protocol.rundir import PARTIAL
 
 
-def rename_over(source: Path, target: Path) -> None:
+def rename_over(source: Path, target: Path, disk: Disk = durable.DISK) -> None:
     """Gives `source`, which lies on the same disk, the name `target`, durably. Raises OSError; the older one then stands."""
     old = _aside(target)
     if target.exists() and (target.is_dir() or source.is_dir()):
-        durable.discard(old)
-        durable.rename(target, old)
+        durable.discard(old, disk)
+        durable.rename(target, old, disk)
     try:
-        durable.rename(source, target)
+        durable.rename(source, target, disk)
     except OSError:
         if old.exists():
-            durable.rename(old, target)
+            durable.rename(old, target, disk)
         raise
-    durable.DISK.sync_dir(target.parent)
-    durable.discard(old)
+    disk.sync_dir(target.parent)
+    durable.discard(old, disk)
 
 
 def settle(target: Path) -> None:

@@ -18,7 +18,7 @@ import msgspec
 
 from backpropagate_backends.base import Directive, Score, Write
 from backpropagate_protocol import weights
-from backpropagate_protocol.durable import DISK, Disk, discard, rename
+from backpropagate_protocol.durable import DISK, Disk, discard
 from backpropagate_protocol.errors import LossDivergedError
 from backpropagate_protocol.jobs import TrainJob
 from backpropagate_protocol.messages import (
@@ -29,8 +29,9 @@ from backpropagate_protocol.messages import (
     TrainResult,
 )
 from backpropagate_protocol.prepared import Prepared
-from backpropagate_protocol.rundir import PARTIAL, Manifest, RunDir
+from backpropagate_protocol.rundir import Manifest, RunDir
 from backpropagate_protocol.spec import spec_digest
+from backpropagate_protocol.swap import rename_over
 from backpropagate_runner.cadence import Cadence
 from backpropagate_runner.channel import Channel
 from backpropagate_runner.checkpoint import commit
@@ -280,18 +281,14 @@ class TrainSession:
         """Moves the result from staging to its place in the run directory, whole or not at all."""
         self.settle()
         self.phase(Phase.FINISH)
-        final = self.run.adapter
-        old = final.with_name(f"{final.name}.old{PARTIAL}")
+        whole, final = self.run.staging / "result", self.run.adapter
         manifest = self._manifest(
             Progress(result.step, self._total_steps, result.samples_seen, result.order, result.final_loss)
         )
         best = self._evaluations.kept_step
         manifest = msgspec.structs.replace(manifest, best_step=best)
-        discard(old)
-        if final.exists():
-            rename(final, old, self._disk)  # of an attempt that died between this and its Done
-        _, files = commit(Path(result.adapter), final, manifest, self._disk)
-        discard(old)
+        _, files = commit(Path(result.adapter), whole, manifest, self._disk)
+        rename_over(whole, final, self._disk)  # there is one of an attempt that died between this and its Done
         digest = result.digest or weights.digest_of({name: entry.sha256 for name, entry in files.items()})
         return msgspec.structs.replace(
             result,

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from backpropagate_protocol.durable import seal
+from backpropagate_protocol.durable import seal, verify_dir
 from backpropagate_protocol.jobs import PreparedRef, TrainJob
 from backpropagate_protocol.messages import (
     CheckpointSaved,
@@ -175,15 +175,18 @@ def test_a_damaged_checkpoint_in_the_way_is_moved_aside_and_made_again(tmp_path:
 
 
 def test_a_finished_checkpoint_needs_no_further_step(tmp_path: Path) -> None:
-    """The child died after the last save and before its result."""
+    """The child died after its result had its name, and before it said so."""
     job = train_job(tmp_path)
     ready, first = _attempt(job, tmp_path)
     assert ready is not None
-    shutil.rmtree(run_of(job).adapter)
+    (run_of(job).adapter / "stale").touch()
     _, second = _attempt(again(job, ready, step=20), tmp_path)
     assert isinstance(first, TrainResult)
     assert isinstance(second, TrainResult)
     assert (second.digest, second.order) == (first.digest, first.order)
+    assert verify_dir(run_of(job).adapter).step == 20
+    assert {"stale"}.isdisjoint(path.name for path in run_of(job).adapter.iterdir())
+    assert not [path for path in run_of(job).path.iterdir() if "adapter" in path.name and path != run_of(job).adapter]
 
 
 def test_a_micro_batch_that_changes_the_effective_batch_is_refused(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 
 from backpropagate.keep.record import iso
-from backpropagate_protocol import durable, weights
+from backpropagate_protocol import durable, swap, weights
 from backpropagate_protocol.combined import COMBINED, Combined
 from backpropagate_protocol.combined import MERGED as MERGED_FOLDER
-from backpropagate_protocol.rundir import MANIFEST, PARTIAL, FileEntry, Manifest, RunDir
+from backpropagate_protocol.rundir import MANIFEST, FileEntry, Manifest, RunDir
 from backpropagate_protocol.spec import RunSpec, spec_digest
 
 
@@ -58,12 +58,9 @@ def take(spec: RunSpec, run_dir: RunDir, merged: Path, newest: Path, totals: Tot
             spec_digest=spec_digest(spec),
             created=iso(time.time()),
         )
-        old = run_dir.adapter.with_name(f"{run_dir.adapter.name}.old{PARTIAL}")
-        durable.discard(old)
-        if run_dir.adapter.exists():
-            durable.rename(run_dir.adapter, old)
-        durable.commit_dir(staged, run_dir.adapter, lambda files: _with(stamp, files))
-        durable.discard(old)
+        whole = run_dir.staging / "whole"
+        durable.commit_dir(staged, whole, lambda files: _with(stamp, files))
+        swap.rename_over(whole, run_dir.adapter)
     finally:
         durable.discard(run_dir.staging)
 
