@@ -41,6 +41,17 @@ def test_one_gpu_is_seen_of_many(visible: str | None, expected: str, monkeypatch
     assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
 
 
+@pytest.fixture(scope="module")
+def cuda(cpu: CpuBackend) -> CudaBackend:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU")
+    backend = CudaBackend()
+    backend.warm()
+    return backend
+
+
 # Imports what a runner imports while it has no Job, then asks the driver: 3 is "not even initialised".
 _WAITING = """
 import ctypes
@@ -54,11 +65,9 @@ assert answer == 3 or (answer == 0 and not active.value), (answer, active.value)
 
 @pytest.mark.gpu
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="asks the driver by its name on Linux")
+@pytest.mark.usefixtures("cuda")
 def test_on_a_gpu_imports_alone_take_nothing_of_the_card() -> None:
-    import torch
-
-    if not torch.cuda.is_available() or sys.platform == "win32":
-        pytest.skip("needs an NVIDIA GPU on Linux")
     subprocess.run([sys.executable, "-P", "-c", _WAITING], check=True, timeout=300)
 
 
@@ -67,14 +76,8 @@ def test_on_a_gpu_imports_alone_take_nothing_of_the_card() -> None:
 @FOREIGN_WARNINGS
 @pytest.mark.parametrize("four_bit", [False, True])
 def test_on_a_gpu_a_halved_resume_sees_the_same_samples(
-    cpu: CpuBackend, tiny: Path, rows: Prepared, tmp_path: Path, four_bit: bool
+    cuda: CudaBackend, tiny: Path, rows: Prepared, tmp_path: Path, four_bit: bool
 ) -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
-    cuda = CudaBackend()
-    cuda.warm()
     job = make_job(tiny, four_bit=four_bit, micro_batch=4, backend="cuda")
     cuda.check(job)
     whole = run(cuda, job, rows, tmp_path / "a", save_at=[5])
@@ -93,17 +96,11 @@ def test_on_a_gpu_a_halved_resume_sees_the_same_samples(
 @FOREIGN_WARNINGS
 @pytest.mark.parametrize("four_bit", [False, True])
 def test_on_a_gpu_a_run_begins_from_an_adapters_very_weights_and_is_scored(
-    cpu: CpuBackend, tiny: Path, rows: Prepared, tmp_path: Path, four_bit: bool
+    cpu: CpuBackend, cuda: CudaBackend, tiny: Path, rows: Prepared, tmp_path: Path, four_bit: bool
 ) -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
     from tests.backends.test_torch_evaluate import Heard
     from tests.backends.test_torch_init import beginning
 
-    cuda = CudaBackend()
-    cuda.warm()
     job = make_job(tiny, four_bit=four_bit, dtype="fp32", steps=6, backend="cuda")
     adapter = run(cuda, job, rows, tmp_path / "a").done
     still = beginning(job, adapter.adapter, steps=1, learning_rate=0.0)
@@ -123,15 +120,9 @@ def test_on_a_gpu_a_run_begins_from_an_adapters_very_weights_and_is_scored(
 @pytest.mark.slow
 @FOREIGN_WARNINGS
 def test_on_a_gpu_every_weight_is_trained_in_bf16_with_paged_moments(
-    cpu: CpuBackend, tiny: Path, rows: Prepared, tmp_path: Path
+    cuda: CudaBackend, tiny: Path, rows: Prepared, tmp_path: Path
 ) -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
     job = changed(make_job(tiny, micro_batch=4, steps=8, backend="cuda"), "train", mode="full")
-    cuda = CudaBackend()
-    cuda.warm()
     cuda.check(job)
     whole = run(cuda, job, rows, tmp_path / "a", save_at=[4])
     begun = whole.session.begun
@@ -147,16 +138,14 @@ def test_on_a_gpu_every_weight_is_trained_in_bf16_with_paged_moments(
 @pytest.mark.slow
 @FOREIGN_WARNINGS
 def test_on_a_gpu_a_base_in_eight_bit_floats_teaches_the_same(
-    cpu: CpuBackend, tiny: Path, rows: Prepared, tmp_path: Path
+    cuda: CudaBackend, tiny: Path, rows: Prepared, tmp_path: Path
 ) -> None:
     import torch
 
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability(0) < (8, 9):
+    if torch.cuda.get_device_capability(0) < (8, 9):
         pytest.skip("needs an NVIDIA GPU that multiplies 8-bit floats")
     plain = make_job(tiny, micro_batch=4, steps=8, backend="cuda", four_bit=False)
     job = changed(make_job(tiny, micro_batch=4, steps=8, backend="cuda"), "train", fp8=True)
-    cuda = CudaBackend()
-    cuda.warm()
     cuda.check(job)
     rounded = run(cuda, job, rows, tmp_path / "a", save_at=[4])
     assert rounded.session.begun is not None
@@ -177,18 +166,11 @@ def changed(job: TrainJob, part: str, **changes: object) -> TrainJob:
 @pytest.mark.slow
 @FOREIGN_WARNINGS
 def test_on_a_gpu_rows_side_by_side_are_the_training_that_padding_is(
-    cpu: CpuBackend, tiny: Path, rows: Prepared, tmp_path: Path
+    cuda: CudaBackend, tiny: Path, rows: Prepared, tmp_path: Path
 ) -> None:
     """By torch's variable-length kernel, where the card has it."""
-    import torch
-
-    if not torch.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
     from backpropagate_backends.torch_attention import varlen_available
     from tests.backends.test_torch_kernels import wished
-
-    cuda = CudaBackend()
-    cuda.warm()
 
     def trained(packing: bool) -> list[float | None]:
         job = wished(tiny, packing=packing)
@@ -207,14 +189,8 @@ def test_on_a_gpu_rows_side_by_side_are_the_training_that_padding_is(
 @pytest.mark.slow
 @FOREIGN_WARNINGS
 def test_on_a_gpu_a_step_done_anew_gets_its_memory_back_and_sees_the_same_samples(
-    cpu: CpuBackend, tiny: Path, rows: Prepared, tmp_path: Path
+    cuda: CudaBackend, tiny: Path, rows: Prepared, tmp_path: Path
 ) -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
-    cuda = CudaBackend()
-    cuda.warm()
     job = make_job(tiny, micro_batch=4, backend="cuda")
     cuda.check(job)
     whole = run(cuda, job, rows, tmp_path / "whole")
