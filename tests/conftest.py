@@ -103,4 +103,4 @@ def oracle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Oracle]:
     watch = Oracle(tmp_path)
     watch.descriptors = open_descriptors() + (50 if sys.platform == "win32" else 2)  # handles come and go there
     yield watch
-    eventually(lambda: not watch.leftovers(), "nothing is left", lambda: "; ".join(watch.leftovers()), seconds=20)
+    eventually(lambda: not watch.leftovers(), "nothing is left", lambda: "; ".join(watch.leftovers()))

@@ -101,14 +101,14 @@ def test_settling_waits_for_a_stalled_reader_only_once(ends: Ends) -> None:
 def test_a_reader_that_went_away_is_noticed_and_flush_does_not_wait_for_it(ends: Ends) -> None:
     ends.close(ends.from_child)
     ends.channel.send(Notice("info", "anyone?"))
-    assert "broke" in ends.lost.get(timeout=10)
+    assert "broke" in ends.lost.get(timeout=60)
     assert not ends.channel.flush(60)
 
 
 def test_stop_and_save_are_handed_on_and_a_ping_is_not(ends: Ends) -> None:
     os.write(ends.to_child, encode(Ping()) + encode(Save()) + encode(Stop("ctrl-c")))
-    assert ends.heard.get(timeout=10) == Save()
-    assert ends.heard.get(timeout=10) == Stop("ctrl-c")
+    assert ends.heard.get(timeout=60) == Save()
+    assert ends.heard.get(timeout=60) == Stop("ctrl-c")
 
 
 def test_what_is_said_is_kept_in_order_until_somebody_listens(ends: Ends) -> None:
@@ -120,18 +120,18 @@ def test_what_is_said_is_kept_in_order_until_somebody_listens(ends: Ends) -> Non
 
 def test_the_end_of_the_pipe_means_that_the_parent_is_gone(ends: Ends) -> None:
     ends.close(ends.to_child)
-    assert ends.lost.get(timeout=10) == "the parent closed the pipe"
+    assert ends.lost.get(timeout=60) == "the parent closed the pipe"
     assert ends.channel.job() is None
 
 
 @pytest.mark.parametrize("junk", [b"\xff" * 8, encode(Ping())[:-1] + b"\xc1", b"\x01\x00\x00\x00\x93"])
 def test_bytes_that_are_no_message_are_told_apart_from_an_end(ends: Ends, junk: bytes) -> None:
     os.write(ends.to_child, junk)
-    assert ends.confused.get(timeout=10)
+    assert ends.confused.get(timeout=60)
     assert ends.lost.empty()
 
 
 def test_a_frame_cut_short_is_no_clean_end(ends: Ends) -> None:
     os.write(ends.to_child, encode(Stop("never finished"))[:-2])
     ends.close(ends.to_child)
-    assert "inside a frame" in ends.confused.get(timeout=10)
+    assert "inside a frame" in ends.confused.get(timeout=60)

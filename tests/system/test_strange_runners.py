@@ -89,7 +89,7 @@ def test_a_runner_that_reports_the_same_step_for_ever_makes_no_progress(oracle: 
     ]
     spec = toy_spec(oracle.output(), hang_floor=1.0)
     outcome, story = run_here(msgspec.structs.replace(spec, runner_python=strange(oracle.home, *body)))
-    assert [fault.code for fault in story.of(FaultSeen)] == ["RUNTIME_HANG"]
+    assert {fault.code for fault in story.of(FaultSeen)} == {"RUNTIME_HANG"}  # on a starved machine, more than once
     assert (outcome.status, outcome.order) == ("completed", undisturbed.order)
 
 
