@@ -87,6 +87,7 @@ class ModelReady(Told, frozen=True, kw_only=True, tag="model_ready"):
     device_memory: int = 0
     gpu_uuid: str = ""
     notes: tuple[str, ...] = ()
+    optimizer: str = ""
 
 
 class Step(Told, frozen=True, kw_only=True, tag="step"):

@@ -118,6 +118,7 @@ def narrate(message: ToParent, *, time: float, run_id: str, attempt: int) -> Eve
                 device_memory=message.device_memory,
                 gpu_uuid=message.gpu_uuid,
                 notes=message.notes,
+                optimizer=message.optimizer,
             )
         case CheckpointSaved():
             return CheckpointCommitted(

@@ -30,6 +30,7 @@ from backpropagate.events import (
 from backpropagate.judge.held_out import Scores
 from backpropagate.keep import campaign_row
 from backpropagate.keep.campaign_row import CampaignEvent
+from backpropagate.keep.hyperparameters import as_it_came_to, hyperparameters
 from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import RunSpec
 
@@ -92,23 +93,6 @@ def iso(seconds: float) -> str:
 _KINDS = {"campaign": "multi_run", "export": "export", "push": "push"}
 
 
-def _hyperparameters(spec: RunSpec) -> dict[str, object]:
-    if spec.kind not in ("train", "campaign"):
-        wishes = msgspec.to_builtins(spec.export if spec.kind == "export" else spec.push)
-        return (
-            {name: value for name, value in wishes.items() if value not in (None, "", [], ()) and name != "card"}
-            if wishes
-            else {}
-        )
-    shown: dict[str, object] = dict(msgspec.to_builtins(spec.train))
-    shown.update({f"lora_{key}": value for key, value in msgspec.to_builtins(spec.lora).items()})
-    if spec.campaign is not None:
-        chosen = msgspec.to_builtins(msgspec.structs.replace(spec.campaign, runs=(), names=()))
-        shown.update({key: value for key, value in chosen.items() if key not in ("runs", "names")})
-    shown.update(max_length=spec.data.max_length, samples=spec.data.samples, train_on=spec.data.train_on)
-    return shown
-
-
 class Record:
     """What is known of one run so far. Feed it every event, in order; `row()` at any time."""
 
@@ -120,7 +104,7 @@ class Record:
             session_kind=_KINDS.get(spec.kind, "single_run"),
             model_name=spec.model.name,
             dataset_info=spec.data.source,
-            hyperparameters=_hyperparameters(spec),
+            hyperparameters=hyperparameters(spec),
             started_at=spec.created,
             backend=spec.backend,
             parent=spec.parent,
@@ -129,7 +113,6 @@ class Record:
         self._losses: list[tuple[int, float]] = []
         self._stride = 1
         self._scores = Scores()
-        self._session_start = 0.0
         self._earlier_seconds = 0.0
         self._last: Step | None = None
 
@@ -160,7 +143,6 @@ class Record:
             self._step(event)
             return
         if isinstance(event, RunCreated | RunResumed):
-            self._session_start = event.time
             row = msgspec.structs.replace(
                 row, status="running", completed_at=None, exit_code=None, code=None, failure_reason=None
             )
@@ -171,9 +153,7 @@ class Record:
             if not sizes or sizes[-1][1] != event.micro_batch:
                 sizes = [*sizes, (event.resume_step, event.micro_batch)]
             row = msgspec.structs.replace(row, micro_batch_history=sizes, packages={**row.packages, **event.versions})
-            if event.gradient_checkpointing is not None:
-                used = {**row.hyperparameters, "gradient_checkpointing": event.gradient_checkpointing}
-                row = msgspec.structs.replace(row, hyperparameters=used)
+            row = msgspec.structs.replace(row, hyperparameters=as_it_came_to(row.hyperparameters, event))
             self._forget_after(event.resume_step)
         elif isinstance(event, BatchHalved):
             sizes = [*row.micro_batch_history, (max(0, event.step - 1), event.micro_batch)]
@@ -182,7 +162,12 @@ class Record:
             row = msgspec.structs.replace(row, dataset_digest=event.source_digest or event.digest)
         elif isinstance(event, ModelReady):
             row = msgspec.structs.replace(
-                row, backend=event.backend, device=event.device, gpu_uuid=event.gpu_uuid, total_steps=event.total_steps
+                row,
+                backend=event.backend,
+                device=event.device,
+                gpu_uuid=event.gpu_uuid,
+                total_steps=event.total_steps,
+                hyperparameters=as_it_came_to(row.hyperparameters, event),
             )
         elif isinstance(event, CheckpointCommitted):
             row = msgspec.structs.replace(row, checkpoint_path=str(self._run_dir.checkpoints / event.name))
