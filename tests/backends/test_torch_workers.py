@@ -28,5 +28,5 @@ def test_a_killed_trainer_leaves_no_workers(cpu: CpuBackend, tiny: Path, rows: P
         workers = [psutil.Process(int(pid)) for pid in child.stdout.readline().split()]
         assert len(workers) == 2, (tmp_path / "log").read_text()
         child.kill()
-    _, alive = psutil.wait_procs(workers, timeout=20)
+    _, alive = psutil.wait_procs(workers, timeout=60)
     assert not [worker for worker in alive if worker.status() != psutil.STATUS_ZOMBIE]

@@ -32,13 +32,13 @@ with runner(train_job(folder, faults=(PlannedFault(kind, 8),)), folder) as child
     threading.Event().wait()
 """
 
-# A lease of one second in the phase that it names; argv: pid to watch, then what to do.
+# A lease of two seconds in the phase that it names; argv: pid to watch, then what to do.
 _LEASED = """
 import ctypes, os, signal, sys, threading
 from pathlib import Path
 from backpropagate_protocol.messages import Phase
 from backpropagate_runner.lifeline import Lifeline
-life = Lifeline(int(sys.argv[1]) or os.getppid(), lease=1.0, tick=0.05)
+life = Lifeline(int(sys.argv[1]) or os.getppid(), lease=2.0, tick=0.05)
 life.start()
 life.enter(Phase.TRAIN)
 print("leased", flush=True)
@@ -106,7 +106,7 @@ def test_the_lease_ends_a_process_whose_gil_is_held() -> None:
 
 @pytest.mark.slow
 def test_the_lease_is_renewed_while_the_parent_lives() -> None:
-    """The program goes on for three leases."""
+    """The program goes on for longer than a lease."""
     with _python(_LEASED + "threading.Event().wait(3.0); os._exit(42)", "0") as process:
         process.communicate(timeout=DEADLINE)
         assert process.returncode == 42
