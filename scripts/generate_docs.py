@@ -7,6 +7,7 @@ python scripts/generate_docs.py --check    says which are not current, and fails
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -15,6 +16,7 @@ from backpropagate.cli import COMMANDS, LazyGroup, root
 from backpropagate.commands.flags import normalise
 from backpropagate.screen import Screen
 from backpropagate.wishes.options import OPTIONS, Option
+from backpropagate.wishes.settings import INSTEAD, OTHER_VARIABLES
 from backpropagate_protocol.catalogue import CATALOGUE, ExitCode
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -83,7 +85,16 @@ def settings_page() -> str:
     for group in dict.fromkeys(option.group for option in OPTIONS):
         parts.append(f"## {group or 'general'}")
         parts += [_setting(option) for option in OPTIONS if option.group == group]
+    parts += ["## Variables that are no settings", _rows(OTHER_VARIABLES)]
+    parts += [
+        "Of other versions, and without effect here:",
+        _rows({n: f"{text[0].upper()}{text[1:]}." for n, text in INSTEAD.items()}),
+    ]
     return "\n\n".join(parts) + "\n"
+
+
+def _rows(variables: Mapping[str, str]) -> str:
+    return "\n".join(f"- `{name}`: {text}" for name, text in variables.items())
 
 
 def _setting(option: Option) -> str:

@@ -115,7 +115,7 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True):
     attention: str = "auto"  # or: eager, sdpa, flash_attention_2, flash_attention_3
     compile: bool = False
     liger: bool | None = None  # Liger's kernels; None: where a probe shows that they work
-    unsloth: bool | None = None  # None: where it is installed in the runner's interpreter and knows the model
+    unsloth: bool | None = None  # None: no; its numbers differ, so it is taken where it is asked for
     group_by_length: bool = False  # rows of similar length share an optimizer step
     eval_steps: int | None = None  # evaluate on the held-out rows every N steps; None: ten times in the run
     early_stopping: int = 0  # evaluations in a row without a better loss until the training ends; 0: never

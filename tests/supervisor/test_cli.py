@@ -104,7 +104,7 @@ def test_a_wrong_wish_is_one_coded_error_with_advice(
         (["--method", "orpo"], "toy trains by the method sft only, not by orpo", "Use --backend auto, cuda or cpu."),
         (["--mode", "full"], "the backend toy has no mode full", "Use --backend auto, cuda or cpu."),
         (["--init-lora-weights", "loftq"], "not part of this release yet", "Give one of default, gaussian."),
-        (["--logging-steps", "10"], "'10' has no effect, since every step is reported", "Give 1."),
+        (["--logging-steps", "10"], "'10' has no effect, since steps are reported as they come", "Give 1."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

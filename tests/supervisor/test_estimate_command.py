@@ -36,8 +36,30 @@ def test_a_card_that_is_not_here_is_reckoned_with_by_name_and_memory(tmp_path: P
 def test_every_part_is_a_line_for_people(tmp_path: Path) -> None:
     said = backprop(tmp_path, "--model", "llama-3.2-1b", "--vram-gb", "8").stdout
     names = [line.split()[0] for line in said.splitlines() if not line.startswith(" ")]
-    for name in ("parameters", "weights", "adapter", "optimizer", "activations", "logits", "peak", "fits", "disk"):
+    for name in (
+        "parameters",
+        "weights",
+        "adapter",
+        "optimizer",
+        "activations",
+        "logits",
+        "peak",
+        "fits",
+        "disk",
+        "time",
+    ):
         assert name in names
+    assert "time         not known: name a card that is known" in said
+
+
+def test_what_is_small_is_said_in_small_units_and_no_row_is_longer_than_the_base_can_read(tmp_path: Path) -> None:
+    """With flags that only matter to a run: whatever trains can be estimated."""
+    flags = ("--standby", "off", "--grace", "9", "--name", "x", "--wait", "--detach")
+    said = backprop(tmp_path, "--model", "tiny", "--backend", "cpu", *flags).stdout
+    assert "parameters   0." not in said
+    assert " 0.00 " not in said
+    assert "rows of at most 1024 tokens" in said
+    assert "on the card" not in said
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from backpropagate.api.trainer_base import TrainerBase
 from backpropagate.drive.extending import extend
 from backpropagate.keep import runs
 from backpropagate.keep.journal import read
-from backpropagate.wishes.build_spec import notices
 from backpropagate.wishes.campaign_again import appended, named_campaign, to_go_on_with
 from backpropagate.wishes.campaign_spec import campaign_run, room_for
 from backpropagate.wishes.later import without_later
+from backpropagate.wishes.notices import notices
 from backpropagate.wishes.row_counts import counted_by_command
 from backpropagate.wishes.settings import Settings
 from backpropagate.wishes.together import check_of_export

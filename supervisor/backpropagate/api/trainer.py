@@ -26,10 +26,11 @@ from backpropagate.api.result import Summary, TrainingRun
 from backpropagate.keep import runs
 from backpropagate.keep.journal import read
 from backpropagate.keep.results import copy_adapter
-from backpropagate.wishes.build_spec import build_spec, notices
+from backpropagate.wishes.build_spec import build_spec
 from backpropagate.wishes.export_run import export_run
 from backpropagate.wishes.export_spec import ExportWish
 from backpropagate.wishes.later import method_error, without_later
+from backpropagate.wishes.notices import notices
 from backpropagate.wishes.push_run import PushWish, push_run
 from backpropagate.wishes.settings import Settings
 from backpropagate.wishes.sources import find

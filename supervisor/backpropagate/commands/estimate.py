@@ -46,7 +46,7 @@ def _in_words(found: Estimate, spec: RunSpec) -> list[str]:
     memory, setup = found.memory, found.setup
     weights = "4-bit" if setup.four_bit else "8-bit" if setup.fp8 else f"{8 * setup.bytes_per_weight}-bit"
     rows = [
-        ("parameters", f"{found.parameters / 1e9:.2f} B, of which {found.trained / 1e6:,.1f} M are trained"),
+        ("parameters", f"{_count(found.parameters)}, of which {_count(found.trained)} are trained"),
         ("batch", f"{found.micro_batch} x {found.accumulation} rows of at most {found.length} tokens"),
         ("weights", f"{_gb(memory.weights)} ({weights})"),
     ]
@@ -56,7 +56,7 @@ def _in_words(found: Estimate, spec: RunSpec) -> list[str]:
         ("optimizer", f"{_gb(memory.optimizer)} ({8 * setup.state} bits a parameter)"),
         ("activations", f"{_gb(memory.activations)} (checkpointing {'on' if setup.checkpointing else 'off'})"),
         ("logits", f"{_gb(memory.head)}, not at the same time as the layers' activations"),
-        ("peak", f"{_gb(found.peak)}; on the card {_between(found.vram, 2**30, 'GB')}"),
+        ("peak", f"{_gb(found.peak)}; {_where(found, spec)} {_between(found.vram, 2**30, 'GB')}"),
     ]
     if found.movable:
         rows.append(
@@ -81,6 +81,8 @@ def _in_words(found: Estimate, spec: RunSpec) -> list[str]:
     rows.append(("disk", f"{_gb(space.total)}: {', '.join(parts)}"))
     if found.seconds is not None:
         rows.append(("time", f"{_duration(found.seconds)} for {found.steps} steps{_narrower(spec)}"))
+    else:
+        rows.append(("time", f"not known: {_why_no_time(found, spec)}"))
     if found.watt_hours is not None:
         rows.append(("energy", _between(found.watt_hours, 1000, "kWh")))
     place = "on this card" if found.gpu is not None else "on the CPU" if spec.backend == "cpu" else "here"
@@ -93,8 +95,25 @@ def _narrower(spec: RunSpec) -> str:
     return "" if spec.data.source else "; --data narrows it"
 
 
+def _where(found: Estimate, spec: RunSpec) -> str:
+    return "on the card" if found.gpu is not None or spec.backend in ("auto", "cuda") else "in all"
+
+
+def _why_no_time(found: Estimate, spec: RunSpec) -> str:
+    if found.steps is None:
+        return "how many rows there are decides it; name them with --data"
+    if found.gpu is None:
+        card = " or a card (--gpu NAME --vram-gb N)" if spec.backend in ("auto", "cuda") else ""
+        return f"it takes ten real steps (--calibrate, with --data){card} to say"
+    return "name a card that is known, such as --gpu 'RTX 4080', or try ten real steps on yours (--calibrate)"
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.2f} B" if number >= 1e8 else f"{number / 1e6:,.2f} M"
+
+
 def _gb(count: float) -> str:
-    return f"{count / 2**30:.2f} GB"
+    return f"{count / 2**30:.2f} GB" if count >= 2**30 / 10 else f"{count / 2**20:.1f} MB"
 
 
 def _between(span: Range, unit: float, name: str) -> str:

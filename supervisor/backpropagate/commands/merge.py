@@ -42,7 +42,7 @@ def merge(campaign: str, destination: str | None, publish: bool, **given: Value)
 
     screen = current()
     settings = Settings(given)
-    run_dir = named_campaign(settings.text("training.output_dir"), campaign)
+    run_dir = named_campaign(settings.text("training.output_dir"), campaign, "--in")
     again = merge_again(run_dir, settings)
     _free(destination)
     with ExitStack() as held:

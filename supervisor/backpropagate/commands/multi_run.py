@@ -92,8 +92,8 @@ def _begun(
 ) -> int:
     from backpropagate.commands.supervising import begin, go_on
     from backpropagate.wishes import campaign_again
-    from backpropagate.wishes.build_spec import notices
     from backpropagate.wishes.campaign_spec import campaign_run, room_for
+    from backpropagate.wishes.notices import notices
     from backpropagate.wishes.row_counts import counted_by_child
     from backpropagate.wishes.together import check_of_export
 

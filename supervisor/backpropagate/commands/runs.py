@@ -113,6 +113,8 @@ def show_run(run: str, output_dir: Value) -> None:
     shown = {name: value for name, value in document.items() if value not in (None, "", [], {}, ())}
     if row.session_kind in ("export", "push"):
         shown = {name: value for name, value in shown.items() if name not in _OF_A_TRAINING}
+    if row.best_loss is None:
+        shown.pop("best_step", None)
     if row.micro_batch_history:
         shown["micro_batch_history"] = _batches(row)
     trained = row.session_kind not in ("export", "push")

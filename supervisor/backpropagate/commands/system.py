@@ -12,8 +12,8 @@ import click
 from backpropagate import __version__
 from backpropagate.commands.flags import Command
 from backpropagate.screen import current
-from backpropagate.wishes.options import OPTIONS
-from backpropagate.wishes.settings import Settings
+from backpropagate.wishes.options import OPTIONS, Option
+from backpropagate.wishes.settings import OTHER_VARIABLES, Settings
 from backpropagate_protocol.catalogue import CATALOGUE
 
 _PACKAGES = (
@@ -39,12 +39,18 @@ def info(error_codes: bool, env_vars: bool) -> None:
     if env_vars:
         document["env_vars"] = [
             {"name": o.variable, "default": o.default, "accepts": o.accepted, "help": o.help} for o in OPTIONS
-        ]
-        lines += [f"{o.variable}\n    {o.help} ({o.accepted}; default: {o.default})" for o in OPTIONS]
+        ] + [{"name": name, "default": None, "accepts": None, "help": text} for name, text in OTHER_VARIABLES.items()]
+        lines += [f"{o.variable}\n    {o.help} ({o.accepted}{_default(o)})" for o in OPTIONS]
+        lines += [f"{name}\n    {text}" for name, text in OTHER_VARIABLES.items()]
     if not document:
         document = _about()
         lines = _about_in_words(document)
     current().data(document, "\n".join(lines))
+
+
+def _default(option: Option) -> str:
+    """Nothing where the help says what is taken instead."""
+    return "" if option.default is None else f"; default: {_shown(option.default)}"
 
 
 def _about() -> dict[str, object]:

@@ -65,7 +65,8 @@ def train(resume_run: str | None, detach: bool, faults: tuple[PlannedFault, ...]
     """Fine-tune a model under supervision."""
     from backpropagate.commands.supervising import begin, go_on
     from backpropagate.keep import history
-    from backpropagate.wishes.build_spec import build_spec, notices
+    from backpropagate.wishes.build_spec import build_spec
+    from backpropagate.wishes.notices import notices
     from backpropagate.wishes.settings import Settings
     from backpropagate.wishes.together import check_of_export
 

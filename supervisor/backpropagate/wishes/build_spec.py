@@ -17,7 +17,7 @@ import msgspec
 from backpropagate.doors.environ import environment
 from backpropagate.wishes.export_spec import after_training
 from backpropagate.wishes.mlx import check_wishes
-from backpropagate.wishes.models import last_part, looks_like_path, resolve_model
+from backpropagate.wishes.models import SAMPLE, bundled_sample, last_part, looks_like_path, resolve_model
 from backpropagate.wishes.options import Value
 from backpropagate.wishes.preferences import check_preferences
 from backpropagate.wishes.rows import check_order, check_rows, check_toy
@@ -49,7 +49,7 @@ def build_spec(settings: Settings, *, detached: bool = False, verbose: bool = Fa
     toy = settings.text("training.backend") == "toy"
     data = _data(settings)
     check_backend(settings.text("training.backend"))
-    train = _train(settings)
+    train = train_spec(settings)
     model = _held(model_spec(settings), train)
     _check(settings, model, data, train)
     runner_python = _runner_python(settings)
@@ -101,6 +101,7 @@ def _spec(
 
 def _check(settings: Settings, model: ModelSpec, data: DataSpec, train: TrainSpec) -> None:
     """What can be told of wishes alone: asked alike before a training and before an estimate of one."""
+    settings.check_known()
     check_together(settings)
     if settings.flag_or_none("training.unsloth"):
         check_unsloth(settings)
@@ -115,7 +116,7 @@ def _check(settings: Settings, model: ModelSpec, data: DataSpec, train: TrainSpe
 def hypothetical_spec(settings: Settings) -> RunSpec:
     """What `build_spec` would say, where neither data nor packages nor an output folder need be there; for estimates."""
     source = settings.text_or_none("data.source")
-    run_id, train = "estimate", _train(settings)
+    run_id, train = "estimate", train_spec(settings)
     model = _held(model_spec(settings), train)
     data = _wishes_about_rows(settings, "" if source is None else _data_source(source))
     _check(settings, model, data, train)
@@ -129,26 +130,6 @@ def _runner_python(settings: Settings) -> str | None:
     if not settings.flag_or_none("training.unsloth"):
         return check_runner(settings.text_or_none("runner.python"), settings.text("training.backend"))
     return unsloth_python(settings)
-
-
-def notices(settings: Settings) -> list[str]:
-    """What the user should read once before the run: settings without effect, the model's licence."""
-    said = [*settings.warnings, *_another_share(settings.number("data.eval_split"))]
-    if settings.text("training.backend") != "toy":
-        note = resolve_model(settings.text("model.name")).note
-        said += [f"{settings.text('model.name')}: {note}"] if note else []
-    said += wanted_trackers(settings, environment()).notices
-    return said
-
-
-def _another_share(share: float) -> list[str]:
-    """Every n-th row is held out, so not every share can be had."""
-    had = 1 / _holdout(share) if share else 0.0
-    if abs(had - share) <= 0.05 * share:
-        return []
-    return [
-        f"every {_holdout(share)}. row is held out: a share of {had:.2f}, which is as near to {share:g} as can be had"
-    ]
 
 
 def result_name(model: ModelSpec, run_id: str) -> str:
@@ -194,7 +175,7 @@ def _wishes_about_rows(settings: Settings, source: str) -> DataSpec:
         max_length=settings.whole("model.max_seq_length"),
         train_on=settings.text("data.train_on"),
         packing=settings.flag_or_none("data.packing"),
-        holdout=_holdout(settings.number("data.eval_split")),
+        holdout=every_nth(settings.number("data.eval_split")),
         method=settings.text("training.method"),
         reasoning_trace=settings.flag("data.reasoning_trace"),
         trace_tokens=(settings.whole("data.min_trace_tokens"), settings.whole("data.max_trace_tokens")),
@@ -205,7 +186,7 @@ def _wishes_about_rows(settings: Settings, source: str) -> DataSpec:
     )
 
 
-def _holdout(share: float) -> int:
+def every_nth(share: float) -> int:
     """Every how many-th row is held out for this share of them."""
     return round(1 / share) if share else 0
 
@@ -215,7 +196,8 @@ def _data(settings: Settings) -> DataSpec:
     if source is None:
         raise UserInputError(
             "no training data was named",
-            suggestion="Name it with --data, for instance: backprop train --data my_data.jsonl --model tiny",
+            suggestion="Name it with --data, for instance: backprop train --data my_data.jsonl --model tiny; `--data sample` are "
+            "the five rows that come along.",
         )
     return data_spec(settings, source)
 
@@ -230,6 +212,8 @@ def _data_source(source: str) -> str:
         if path.is_file() and path.stat().st_size == 0:
             raise DatasetError(f"{path} is empty", suggestion="docs/data.md shows one row of every accepted format.")
         return str(path)
+    if source == SAMPLE:
+        return str(bundled_sample())
     if may_be_hub_id(source) and not looks_like_path(source):
         return source
     raise DatasetNotFoundError(f"there is no file {path}")
@@ -297,7 +281,7 @@ def _batch(settings: Settings) -> tuple[int, int | None]:
     )
 
 
-def _train(settings: Settings) -> TrainSpec:
+def train_spec(settings: Settings) -> TrainSpec:
     steps, epochs = settings["training.max_steps"], settings["training.epochs"]
     count: int | None = None
     if steps.value is not None and epochs.value is not None and steps.rank == epochs.rank:
@@ -315,7 +299,7 @@ def _train(settings: Settings) -> TrainSpec:
         batch_size=batch,
         learning_rate=settings.number("training.learning_rate"),
         scheduler=settings.text("training.scheduler"),
-        warmup_steps=settings.whole("training.warmup_steps"),
+        warmup_steps=_warmup(settings, count),
         weight_decay=settings.number("training.weight_decay"),
         max_grad_norm=settings.number("training.max_grad_norm"),
         optim=settings.text("training.optim"),
@@ -337,6 +321,14 @@ def _train(settings: Settings) -> TrainSpec:
         keep_best=settings.flag("training.keep_best"),
         ceiling=settings.number("training.full_ft_ceiling"),
     )
+
+
+def _warmup(settings: Settings, steps: int | None) -> int:
+    """One that nobody asked for leaves the learning rate time to reach its peak: at most a tenth of a very short training."""
+    wanted = settings.whole("training.warmup_steps")
+    if steps is None or wanted < steps or settings["training.warmup_steps"].explicit:
+        return wanted
+    return steps // 10
 
 
 def _beta(settings: Settings) -> float | None:

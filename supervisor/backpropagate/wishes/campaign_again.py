@@ -95,24 +95,24 @@ def campaign(run_dir: RunDir) -> tuple[RunSpec, CampaignSpec]:
     return spec, whole
 
 
-def newest(output: str) -> RunDir:
-    """The newest campaign of a folder. Raises RunNotFoundError if there is none."""
+def newest(output: str, flag: str = "--output") -> RunDir:
+    """The newest campaign of a folder. Raises RunNotFoundError if there is none. flag: by which the folder is named."""
     folder = runs.as_output(output)
     for row in history.list_rows(folder):
         if row.session_kind == SESSION_KIND:
             return folder.run(row.run_id)
     raise RunNotFoundError(
         f"there is no campaign in {folder.path}",
-        suggestion="Name the output folder that it was started with; or begin one: backprop multi-run --data DATA",
+        suggestion=f"Name the output folder that it was started with: {flag} FOLDER; or begin one: backprop multi-run --data DATA",
     )
 
 
-def named_campaign(output: str, name: str | None) -> RunDir:
+def named_campaign(output: str, name: str | None, flag: str = "--output") -> RunDir:
     """The campaign whose id begins so; None and `latest` are the newest one, whatever was exported since.
 
     Raises RunNotFoundError. That it is a campaign is not looked into.
     """
-    return newest(output) if name in (None, "latest") else runs.find(output, name or "")
+    return newest(output, flag) if name in (None, "latest") else runs.find(output, name or "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,7 @@ def told(
     config = config_of(spec.model, environ)
     if measured is None and gpu is not None:
         measured = calibrations.measured(gpu.name, spec)
+    spec = _within(spec, config)
     found = None if config is None else estimate(spec, config, gpu, rows=rows or rows_of(spec.data), measured=measured)
     if found is None:
         why = (
@@ -68,6 +69,14 @@ def told(
             suggestion="Name a folder with its config.json, or fetch that one file: hf download MODEL config.json.",
         )
     return found
+
+
+def _within(spec: RunSpec, config: Mapping[str, object] | None) -> RunSpec:
+    """No row is longer than what the base can read."""
+    most = (config or {}).get("max_position_embeddings")
+    if not isinstance(most, int) or most >= spec.data.max_length:
+        return spec
+    return msgspec.structs.replace(spec, data=msgspec.structs.replace(spec.data, max_length=most))
 
 
 def rows_of(data: DataSpec) -> Rows:

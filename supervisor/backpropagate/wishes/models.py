@@ -14,6 +14,7 @@ from backpropagate.wishes.suggest import did_you_mean
 from backpropagate_protocol.errors import UserInputError
 
 TINY = "tiny"
+SAMPLE = "sample"  # for --data: five rows to try out everything with
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -30,12 +31,22 @@ def _not_found(message: str) -> UserInputError:
 
 
 def bundled_tiny() -> Path:
-    """The folder of the bundled base: inside an installed wheel, else in the source tree."""
+    """The folder of the bundled base."""
+    return _bundled("tiny-base/config.json", "the bundled model `tiny`").parent
+
+
+def bundled_sample() -> Path:
+    """The file of the bundled example rows."""
+    return _bundled("quickstart.jsonl", "the bundled data set `sample`")
+
+
+def _bundled(name: str, what: str) -> Path:
+    """Inside an installed wheel, else in the source tree."""
     package = Path(__file__).resolve().parent.parent
-    for folder in (package / "_bundled" / "tiny-base", package.parents[1] / "fixtures" / "tiny-base"):
-        if (folder / "config.json").is_file():
-            return folder
-    raise _not_found("the bundled model `tiny` is missing from this installation; install the package again")
+    for file in (package / "_bundled" / name, package.parents[1] / "fixtures" / name):
+        if file.is_file():
+            return file
+    raise _not_found(f"{what} is missing from this installation; install the package again")
 
 
 def looks_like_path(name: str) -> bool:

@@ -30,10 +30,18 @@ CONFIG_FILE = "backpropagate.toml"
 DOTENV_FILE = ".env"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
 
-# Ours, but not settings: the path of the TOML file, and the mark by which a run's processes are recognised.
-_OTHER_VARIABLES = (CONFIG_VARIABLE, PREFIX + "RUN_ID", ALLOW_CPU)
-# Documented for parts that are not in this release.
-_LATER_VARIABLES = (PREFIX + "LOG_LEVEL", PREFIX + "LOG_JSON", PREFIX + "UI__OUTPUT_DIR")
+# Ours, but not settings, with what each is for.
+OTHER_VARIABLES = {
+    CONFIG_VARIABLE: f"The TOML file to read instead of `{CONFIG_FILE}`.",
+    ALLOW_CPU: "1: `--backend mlx` trains on MLX's CPU build, too, which is for tests.",
+    PREFIX + "RUN_ID": "Set by a supervisor for its children, which are recognised by it. Nothing reads yours.",
+}
+# Names that others know them by, and what there is instead.
+INSTEAD = {
+    PREFIX + "LOG_LEVEL": f"{PREFIX}DEBUG=1, or --verbose, is the one other level there is",
+    PREFIX + "LOG_JSON": "--json prints JSON, and events.jsonl in each run directory has a line of it for every event",
+    PREFIX + "UI__OUTPUT_DIR": "there is no web UI yet",
+}
 
 _OF_TRAINING_PRESETS = (
     "lora.r", "training.learning_rate", "training.warmup_steps", "training.max_steps", "campaign.runs", "campaign.samples",
@@ -90,11 +98,12 @@ class Settings:
         environ = environment() if environ is None else environ
         folder = Path.cwd() if folder is None else folder
         self.warnings: list[str] = []
+        self._strays: list[str] = []
         self._layers: tuple[_Layer, ...] = (
             _Layer("argument", _from_arguments(arguments or {})),
             _Layer("environment", self._from_variables(environ, "")),
             _Layer(DOTENV_FILE, self._from_variables(_read_dotenv(folder / DOTENV_FILE), f"{DOTENV_FILE}: ")),
-            _Layer(CONFIG_FILE, _from_toml(folder, environ.get(CONFIG_VARIABLE))),
+            _Layer(CONFIG_FILE, self._from_toml(folder, environ.get(CONFIG_VARIABLE))),
         )
 
     def with_argument(self, name: str, value: object) -> Settings:
@@ -115,11 +124,25 @@ class Settings:
                     found[option.key] = (text, place + upper)
             elif upper in _BY_FOREIGN_VARIABLE and text:
                 found.setdefault(_BY_FOREIGN_VARIABLE[upper].key, (text, place + upper))
-            elif upper in _LATER_VARIABLES:
-                self.warnings.append(f"{place}{upper} has no effect in this release")
-            elif upper.startswith(PREFIX) and upper not in _OTHER_VARIABLES:
-                self.warnings.append(f"{place}{upper} is not a setting{did_you_mean(upper, _BY_VARIABLE)}")
+            elif upper in INSTEAD:
+                self.warnings.append(f"{place}{upper} has no effect: {INSTEAD[upper]}")
+            elif upper.startswith(PREFIX) and upper not in OTHER_VARIABLES:
+                self.warnings.append(f"{place}{upper} is not a setting{did_you_mean(upper, _BY_VARIABLE, PREFIX)}")
         return found
+
+    def _from_toml(self, folder: Path, named: str | None) -> dict[str, tuple[object, str]]:
+        found = _from_toml(folder, named)
+        for key in [key for key in found if key not in BY_KEY]:
+            _, place = found.pop(key)
+            group = key.rpartition(".")[0] + "." if "." in key else ""
+            self._strays.append(f"{place} is not a setting{did_you_mean(key, BY_KEY, group)}")
+        self.warnings += self._strays
+        return found
+
+    def check_known(self) -> None:
+        """Raises InvalidSettingError for a key of the TOML file that is no setting: a training must not begin without it."""
+        if self._strays:
+            raise InvalidSettingError(self._strays[0], suggestion="Correct the key, or take it out of the file.")
 
     def __getitem__(self, key: str) -> Setting:
         """Raises InvalidSettingError if the strongest source has a value that cannot be used."""
@@ -298,7 +321,5 @@ def _from_toml(folder: Path, named: str | None) -> dict[str, tuple[object, str]]
             else {group: content}
         )
         for key, value in fields.items():
-            if key not in BY_KEY:
-                raise InvalidSettingError(f"{path.name}: {key} is not a setting{did_you_mean(key, BY_KEY)}")
             found[key] = (value, f"{path.name}: {key}")
     return found

@@ -16,6 +16,7 @@ from backpropagate.wishes.models import TINY, adapter_base, last_part
 from backpropagate.wishes.presets import MODELS
 from backpropagate.wishes.settings import Settings
 from backpropagate_protocol import weights
+from backpropagate_protocol.catalogue import CATALOGUE, ExitCode, Retry
 from backpropagate_protocol.errors import RunNotFoundError, UserInputError
 from backpropagate_protocol.rundir import MANIFEST, OutputDir, RunDir
 from backpropagate_protocol.spec import DataSpec, ModelSpec, RunSpec
@@ -99,16 +100,27 @@ def named_as_model(what: str) -> bool:
 
 
 def run_that_trained(output: str, what: str) -> RunDir:
-    """`latest` is the newest training or campaign: what was made of it since does not hide it, nor do a campaign's runs."""
+    """`latest` is the newest training or campaign: what was made of it since does not hide it, nor do a campaign's runs.
+
+    One that failed by a wish that no resume can serve does not count.
+    """
     if what == "latest":
         folder = runs.as_output(output)
         made_ids = runs.run_ids(folder)
         made = [folder.run(run_id) for run_id in made_ids]
         for run_dir in sorted(made, key=lambda run: run.spec.stat().st_mtime_ns, reverse=True):
             spec = runs.load_spec(run_dir)
-            if trains(spec):
+            if trains(spec) and not _in_vain(run_dir):
                 return folder.run(spec.parent) if spec.parent in made_ids else run_dir
     return runs.find(output, what)
+
+
+def _in_vain(run_dir: RunDir) -> bool:
+    """It has no result, and will never have one."""
+    if run_dir.adapter.is_dir():
+        return False
+    row = history.row_of(run_dir)
+    return row.exit_code == ExitCode.USER_ERROR and row.code in CATALOGUE and CATALOGUE[row.code].retry is Retry.NEVER
 
 
 def _of_run(run_dir: RunDir, settings: Settings, base: str | None) -> Source:
@@ -155,7 +167,9 @@ def _trained(run_dir: RunDir, spec: RunSpec) -> str | None:
         if not run_dir.adapter.is_dir():
             raise UserInputError(
                 f"run {run_dir.run_id} has no finished {'model' if full(spec) else 'adapter'}",
-                suggestion=f"Finish it: {runs.resuming(run_dir)}",
+                suggestion="Begin a new run: this one would fail again."
+                if _in_vain(run_dir)
+                else f"Finish it: {runs.resuming(run_dir)}",
                 run_id=run_dir.run_id,
             )
         return str(run_dir.adapter)

@@ -14,7 +14,11 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     return by_lower[found[0]] if found else None
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, or nothing."""
-    found = closest(name, known)
-    return f"; did you mean {found}?" if found else ""
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """`; did you mean X?`, or nothing.
+
+    prefix: what `name` begins with as all of its kind do, so that it makes nothing alike. Where none has it, it counts.
+    """
+    alike = [other.removeprefix(prefix) for other in known if other.startswith(prefix)] if prefix else []
+    found = closest(name.removeprefix(prefix), alike) if alike else closest(name, known)
+    return f"; did you mean {prefix if alike else ''}{found}?" if found else ""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from backpropagate.judge.shape import parameters
 from backpropagate.wishes.base_config import config_of
-from backpropagate.wishes.models import TINY
+from backpropagate.wishes.models import SAMPLE, TINY
 from backpropagate.wishes.settings import Settings
 from backpropagate_protocol.errors import InvalidSettingError, error_for
 from backpropagate_protocol.spec import ModelSpec, TrainSpec
@@ -34,7 +34,7 @@ def _full(settings: Settings) -> bool:
 
 def _data_of_hub(settings: Settings) -> bool:
     source = settings.text_or_none("data.source")
-    return source is None or not os.path.exists(os.path.expanduser(source))
+    return source is None or not (source == SAMPLE or os.path.exists(os.path.expanduser(source)))
 
 
 def _model_of_hub(settings: Settings) -> bool:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from backpropagate.wishes.build_spec import batch_plan, build_spec, notices
+from backpropagate.wishes.build_spec import batch_plan, build_spec
 from backpropagate.wishes.models import resolve_model
+from backpropagate.wishes.notices import notices
 from backpropagate.wishes.settings import Settings
 from backpropagate_protocol.errors import BackpropagateError
 from backpropagate_protocol.spec import RunSpec
@@ -33,6 +34,25 @@ def refusal(tmp_path: Path, **arguments: object) -> str:
     with pytest.raises(BackpropagateError) as caught:
         build(tmp_path, **arguments)
     return caught.value.code
+
+
+@pytest.mark.parametrize(
+    ("steps", "wished", "warmup", "told"),
+    [(100, None, 10, False), (11, None, 10, False), (10, None, 1, False), (5, None, 0, False), (5, 4, 4, False), (5, 8, 8, True)],
+)  # fmt: skip
+def test_a_very_short_training_reaches_its_learning_rate_unless_it_was_told_not_to(
+    tmp_path: Path, data: Path, steps: int, wished: int | None, warmup: int, told: bool
+) -> None:
+    assert build(tmp_path, steps=steps, warmup_steps=wished).train.warmup_steps == warmup
+    wishes = {"backend": "toy", "steps": steps, "warmup_steps": wished}
+    said = notices(Settings(wishes, environ={}, folder=tmp_path))
+    assert any("stays below its peak" in text for text in said) is told
+
+
+def test_the_example_rows_that_come_along_have_a_name(tmp_path: Path, data: Path) -> None:
+    source = Path(build(tmp_path, data="sample").data.source)
+    assert len(source.read_text(encoding="utf-8").splitlines()) == 5
+    assert refusal(tmp_path, data="sample", split="test") == "CONFIG_INVALID_SETTING"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from backpropagate.wishes.build_spec import hypothetical_spec
 from backpropagate.wishes.options import OPTIONS, NotAccepted, parse
 from backpropagate.wishes.settings import Settings
 from backpropagate_protocol.errors import InvalidSettingError, UserInputError
@@ -74,9 +75,28 @@ def test_an_unknown_variable_of_ours_is_a_warning_with_a_suggestion(tmp_path: Pa
     ]
 
 
-def test_an_unknown_key_in_the_toml_file_is_an_error_with_a_suggestion(tmp_path: Path) -> None:
+def test_what_all_names_begin_with_makes_nothing_alike(tmp_path: Path) -> None:
+    found = settings(tmp_path, environ={"BACKPROPAGATE_FOO": "1"}, toml="[training]\nbogus = 1\n")
+
+    assert found.warnings == [
+        "BACKPROPAGATE_FOO is not a setting",
+        "backpropagate.toml: training.bogus is not a setting",
+    ]
+
+
+def test_a_variable_of_other_versions_is_told_of_with_what_there_is_instead(tmp_path: Path) -> None:
+    (said,) = settings(tmp_path, environ={"BACKPROPAGATE_LOG_JSON": "1"}).warnings
+    assert said.startswith("BACKPROPAGATE_LOG_JSON has no effect: --json prints JSON")
+
+
+def test_an_unknown_key_in_the_toml_file_keeps_trainings_from_beginning_and_nothing_else(tmp_path: Path) -> None:
+    found = settings(tmp_path, toml="[lora]\nrr = 8\n")
+
+    assert found.text("training.output_dir") == "./output"
     with pytest.raises(InvalidSettingError, match=r"lora\.rr is not a setting; did you mean lora\.r\?"):
-        settings(tmp_path, toml="[lora]\nrr = 8\n")
+        found.check_known()
+    with pytest.raises(InvalidSettingError, match=r"lora\.rr"):
+        hypothetical_spec(found)
 
 
 def test_a_file_that_is_not_toml_is_an_error_that_names_it(tmp_path: Path) -> None:
