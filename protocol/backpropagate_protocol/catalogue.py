@@ -65,8 +65,8 @@ _ROWS = (
     CodeInfo("INPUT_RUN_NOT_FOUND", "no run has this id", _N, _USER, "`backprop list-runs` shows the runs of an output folder; any unique prefix of an id is enough."),
     CodeInfo("INPUT_RUN_AMBIGUOUS", "several runs begin with this prefix", _N, _USER, "Give more characters of the run id."),
     # configuration
-    CodeInfo("CONFIG_INVALID", "the configuration contradicts itself", _N, _USER, "`backprop config` shows each value and where it came from."),
-    CodeInfo("CONFIG_INVALID_SETTING", "a setting has a value that cannot be used", _N, _USER, "`backprop config` shows each value and where it came from."),
+    CodeInfo("CONFIG_INVALID", "what is asked for does not go with what is there", _N, _USER, "`backprop config` shows each value and where it came from."),
+    CodeInfo("CONFIG_INVALID_SETTING", "a setting has a value that cannot be used, by itself or beside the others", _N, _USER, "`backprop config` shows each value and where it came from."),
     CodeInfo("CONFIG_OUTPUT_UNWRITABLE", "the output folder cannot be written", _N, _USER, "Choose another folder with --output, or change its permissions."),
     # what has to be there
     CodeInfo("DEP_RUNNER_MISSING", "the training packages are not installed", _N, _USER, "pip install 'backpropagate[cuda]' (NVIDIA GPU) or 'backpropagate[cpu]'; or name an interpreter that has them: --runner-python."),

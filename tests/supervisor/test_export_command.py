@@ -121,7 +121,7 @@ def test_an_upload_is_rehearsed_without_a_run(trained: Path) -> None:
         (["push", "file", "--repo", "nobody"], "HUB_PUSH_INVALID_REPO"),
         (["push", "file", "--repo", "me/mine", "--token", "hf_secret"], "CONFIG_INVALID_SETTING"),
         (["train", "-d", "file", "-m", "tiny", "--export", "q1"], "CONFIG_INVALID_SETTING"),
-        (["train", "-d", "file", "-m", "tiny", "--export", "lora", "--ollama-name", "mine"], "CONFIG_INVALID"),
+        (["train", "-d", "file", "-m", "tiny", "--export", "lora", "--ollama-name", "mine"], "CONFIG_INVALID_SETTING"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )

@@ -105,7 +105,7 @@ def test_auto_tries_every_rule_and_takes_the_best(campaign: tuple[Path, str]) ->
     [
         (["abc"], "INPUT_RUN_NOT_FOUND", "abc"),
         (["latest", "--merge", "soup"], "CONFIG_INVALID_SETTING", "--merge"),
-        (["latest", "--merge", "ties", "--floor", "0.2"], "CONFIG_INVALID", "means nothing to --merge ties"),
+        (["latest", "--merge", "ties", "--floor", "0.2"], "CONFIG_INVALID_SETTING", "means nothing to --merge ties"),
         (["latest", "--floor", "2"], "CONFIG_INVALID_SETTING", "--merge-floor: '2'"),
         (["latest", "-o", "output"], "CONFIG_OUTPUT_UNWRITABLE", "is there already"),
         (["latest", "-o", "d.jsonl/below"], "CONFIG_OUTPUT_UNWRITABLE", "d.jsonl"),

@@ -82,7 +82,7 @@ def test_wrong_wishes_are_exceptions_at_once_and_create_nothing(trainer: Trainer
     before = sorted(runs.iterdir())
     wishes: list[tuple[str, Callable[[], object]]] = [
         ("CONFIG_INVALID_SETTING", lambda: trainer.export("ggml")),
-        ("CONFIG_INVALID", lambda: trainer.export("merged", quantization="q8_0")),
+        ("CONFIG_INVALID_SETTING", lambda: trainer.export("merged", quantization="q8_0")),
         ("INPUT_MODEL_NOT_FOUND", lambda: trainer.export(run="nothing")),
         ("INPUT_RUN_NOT_FOUND", lambda: trainer.export(run="ffffffff")),
         ("HUB_PUSH_INVALID_REPO", lambda: trainer.push_to_hub("mine")),

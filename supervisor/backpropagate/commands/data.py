@@ -76,7 +76,7 @@ def validate(data: str, max_errors: int, show: int, **given: Value) -> int:
         screen.data(None, "\n".join(report.errors) + more)
         screen.data(None, words(report))
     wrong = DatasetValidationError(
-        f"{report.bad} rows of {spec.source} cannot be used ({good})",
+        f"{report.bad} of {report.bad + report.rows} rows of {spec.source} cannot be used (format {report.format})",
         suggestion="Repair these rows, or train without them: backprop train --on-bad-row skip.",
     )
     screen.error(wrong, answer)

@@ -160,10 +160,12 @@ def _field(name: str, value: object) -> list[str]:
         return [f"{name}:", *(f"  {key:30} {_item(item)}" for key, item in value.items() if item is not None)]
     if isinstance(value, list):
         return [f"{name}:", *(f"  {_item(item)}" for item in value)]
-    return [f"{name:20} {value}"]
+    return [f"{name:20} {_item(value)}"]
 
 
 def _item(item: object) -> str:
+    if isinstance(item, float):
+        return f"{item:.6g}"
     if isinstance(item, dict):
         return ", ".join(f"{key} {value}" for key, value in item.items())
     return " ".join(str(part) for part in item) if isinstance(item, list | tuple) else str(item)

@@ -33,7 +33,7 @@ def create(spec: RunSpec) -> RunDir:
         run_dir.output.runs.mkdir(parents=True, exist_ok=True)
         run_dir.path.mkdir(mode=0o700)  # runner.log and samples of the data are nobody else's business
     except OSError as error:
-        raise _unwritable(run_dir.output, error, spec.run_id) from error
+        raise _unwritable(run_dir.output, error) from error
     try:
         write_spec(run_dir, spec)
     except OSError as error:
@@ -41,7 +41,7 @@ def create(spec: RunSpec) -> RunDir:
         for folder in (run_dir.output.runs, run_dir.output.path):
             with contextlib.suppress(OSError):
                 folder.rmdir()  # only if nobody else has anything in it
-        raise _unwritable(run_dir.output, error, spec.run_id) from error
+        raise _unwritable(run_dir.output, error) from error
     return run_dir
 
 
@@ -75,9 +75,10 @@ def _discard_unbegun(run_dir: RunDir) -> bool:
     return True
 
 
-def _unwritable(output: OutputDir, error: OSError, run_id: str) -> ConfigurationError:
+def _unwritable(output: OutputDir, error: OSError) -> ConfigurationError:
+    """Without the run's id: nothing of it is there to be found by it."""
     return ConfigurationError(
-        f"{output.path} cannot be written: {error.strerror or error}", code="CONFIG_OUTPUT_UNWRITABLE", run_id=run_id
+        f"{output.path} cannot be written: {error.strerror or error}", code="CONFIG_OUTPUT_UNWRITABLE"
     )
 
 

@@ -29,7 +29,7 @@ from backpropagate.wishes.trackers import check_tracker_names, wanted_trackers
 from backpropagate.wishes.unsloth import check_unsloth, unsloth_python
 from backpropagate_protocol.data_formats import may_be_hub_id
 from backpropagate_protocol.errors import (
-    ConfigurationError,
+    InvalidSettingError,
     DatasetError,
     DatasetNotFoundError,
     UserInputError,
@@ -285,7 +285,7 @@ def train_spec(settings: Settings) -> TrainSpec:
     steps, epochs = settings["training.max_steps"], settings["training.epochs"]
     count: int | None = None
     if steps.value is not None and epochs.value is not None and steps.rank == epochs.rank:
-        raise ConfigurationError("both a number of steps and a number of epochs were given", suggestion="Give --steps or --epochs, not both.")  # fmt: skip
+        raise InvalidSettingError("both a number of steps and a number of epochs were given", suggestion="Give --steps or --epochs, not both.")  # fmt: skip
     if epochs.value is None or (steps.value is not None and steps.rank < epochs.rank):
         count = DEFAULT_STEPS if steps.value is None else settings.whole("training.max_steps")
     effective, batch = _batch(settings)

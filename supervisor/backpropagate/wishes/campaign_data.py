@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from backpropagate_protocol.errors import ConfigurationError, DatasetError, InvalidSettingError
+from backpropagate_protocol.errors import DatasetError, InvalidSettingError
 from backpropagate_protocol.spec import DataSpec, Portion
 
 LEAST_WITH_HELD_OUT = 5  # rows of a run of which one may be held out without being asked for
@@ -131,9 +131,9 @@ def enough(rows: int, runs: int, source: str) -> None:
 
 
 def one_each(files: int, runs: int) -> None:
-    """Raises ConfigurationError where another number of runs was asked for than there are files."""
+    """Raises InvalidSettingError where another number of runs was asked for than there are files."""
     if files != runs:
-        raise ConfigurationError(
+        raise InvalidSettingError(
             f"{files} data files are {files} runs, and --runs says {runs}",
             suggestion=f"Leave --runs out, or give one file, which is then cut into {runs} runs.",
         )

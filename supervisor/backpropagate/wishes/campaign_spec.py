@@ -30,7 +30,7 @@ from backpropagate.wishes.of_one_training import check_of_campaign
 from backpropagate.wishes.options import BY_KEY
 from backpropagate.wishes.row_counts import Counter
 from backpropagate.wishes.settings import Settings
-from backpropagate_protocol.errors import ConfigurationError, InvalidSettingError, UserInputError
+from backpropagate_protocol.errors import InvalidSettingError, UserInputError
 from backpropagate_protocol.spec import CampaignSpec, DataSpec, PlannedFault, RunSpec
 
 DEFAULT_REPLAY = 0.1  # what most evidence speaks for, where earlier data is at hand
@@ -121,10 +121,10 @@ def mergeable(dora: bool, rule: str) -> None:
 
 
 def numbers_that_count(settings: Settings, rule: str) -> None:
-    """Raises ConfigurationError for a number that was said and that this rule does not know."""
+    """Raises InvalidSettingError for a number that was said and that this rule does not know."""
     for key, rules in _FOR_RULES.items():
         if settings[key].given and rule not in rules:
-            raise ConfigurationError(
+            raise InvalidSettingError(
                 f"{BY_KEY[key].flag} means nothing to --merge {rule}",
                 suggestion=f"Leave it out, or choose --merge {' or '.join(rules)}.",
             )
@@ -137,7 +137,7 @@ def _decided_without(settings: Settings, why: str, advice: str) -> None:
         ("--early-stop", settings.whole("campaign.early_stop") > 0),
     ):
         if asked:
-            raise ConfigurationError(f"{wish} decides by held-out rows, {why}", suggestion=advice)
+            raise InvalidSettingError(f"{wish} decides by held-out rows, {why}", suggestion=advice)
 
 
 def limited(settings: Settings, data: Sequence[DataSpec]) -> list[DataSpec]:

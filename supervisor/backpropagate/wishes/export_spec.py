@@ -94,7 +94,7 @@ def after_training(settings: Settings, *, name: str, folder: str) -> ExportSpec 
         return None
     if wanted in QUANTIZATIONS:
         if settings["export.quantization"].given and settings.text("export.quantization") != wanted:
-            raise ConfigurationError(
+            raise InvalidSettingError(
                 f"two quantizations were given: {wanted} and {settings.text('export.quantization')}"
             )
         settings = settings.with_argument("quantization", wanted)
@@ -127,7 +127,7 @@ def _format(settings: Settings, wish: ExportWish, base_alone: bool, whole: bool)
     reasons = [reason for reason, asked in asking_for_gguf.items() if asked]
     kind = wish.format.lower() if wish.format is not None else "gguf" if reasons or base_alone or whole else "lora"
     if reasons and kind != "gguf":
-        raise ConfigurationError(
+        raise InvalidSettingError(
             f"{' and '.join(reasons)} {'goes' if len(reasons) == 1 else 'go'} with a GGUF of the whole model, not with {kind}",
             suggestion="Say --format gguf, or leave the rest out.",
         )

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from backpropagate.wishes.settings import Settings
-from backpropagate_protocol.errors import ConfigurationError
+from backpropagate_protocol.errors import InvalidSettingError
 from backpropagate_protocol.spec import SafetySpec
 
 
 def safety_spec(settings: Settings) -> SafetySpec:
-    """Raises ConfigurationError for temperatures that are not in rising order."""
+    """Raises InvalidSettingError for temperatures that are not in rising order."""
     warn, pause, kill = (settings.whole(f"safety.temperature_{level}") for level in ("warn", "pause", "kill"))
     if not warn <= pause <= kill:
-        raise ConfigurationError(f"the temperatures {warn} (warn), {pause} (pause) and {kill} (kill) °C are not in rising order")  # fmt: skip
+        raise InvalidSettingError(f"the temperatures {warn} (warn), {pause} (pause) and {kill} (kill) °C are not in rising order")  # fmt: skip
     return SafetySpec(
         oom_recovery=settings.flag("safety.oom_recovery"),
         max_halvings=settings.whole("safety.max_halvings"),

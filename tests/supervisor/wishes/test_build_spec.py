@@ -114,7 +114,7 @@ def test_epochs_take_the_place_of_steps(tmp_path: Path, data: Path) -> None:
 
     assert (spec.train.steps, spec.train.epochs) == (None, 2.5)
     assert build(tmp_path, epochs=2, preset="fast").train.steps is None
-    assert refusal(tmp_path, epochs=2, steps=5) == "CONFIG_INVALID"
+    assert refusal(tmp_path, epochs=2, steps=5) == "CONFIG_INVALID_SETTING"
 
 
 def test_a_missing_data_file_is_refused_at_once(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_an_interpreter_that_does_not_exist_is_refused(tmp_path: Path, data: Pat
 
 
 def test_temperatures_must_rise(tmp_path: Path, data: Path) -> None:
-    assert refusal(tmp_path, temperature_warn=95, temperature_pause=90) == "CONFIG_INVALID"
+    assert refusal(tmp_path, temperature_warn=95, temperature_pause=90) == "CONFIG_INVALID_SETTING"
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-7b", "Qwen2.5-7B"])

@@ -106,7 +106,7 @@ def test_a_model_without_an_adapter_can_only_become_a_gguf(tmp_path: Path) -> No
 def test_what_goes_with_a_gguf_only_is_refused_with_anything_else(
     tmp_path: Path, adapter: Path, given: dict[str, object]
 ) -> None:
-    assert refusal(tmp_path, adapter, **given).startswith("CONFIG_INVALID: ")
+    assert refusal(tmp_path, adapter, **given).startswith("CONFIG_INVALID_SETTING: ")
 
 
 def test_a_name_for_ollama_in_the_settings_does_not_stand_in_the_way_of_a_merge(tmp_path: Path, adapter: Path) -> None:
