@@ -29,9 +29,9 @@ from backpropagate.wishes.trackers import check_tracker_names, wanted_trackers
 from backpropagate.wishes.unsloth import check_unsloth, unsloth_python
 from backpropagate_protocol.data_formats import may_be_hub_id
 from backpropagate_protocol.errors import (
-    InvalidSettingError,
     DatasetError,
     DatasetNotFoundError,
+    InvalidSettingError,
     UserInputError,
 )
 from backpropagate_protocol.mlx_rules import PACKAGES
