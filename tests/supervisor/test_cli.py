@@ -79,6 +79,10 @@ def test_every_command_has_json_and_verbose() -> None:
         (["show-run", "abc"], "INPUT_RUN_NOT_FOUND", "abc"),
         (["validate", "nowhere.jsonl"], "INPUT_DATASET_NOT_FOUND", "nowhere.jsonl"),
         (["generate", "./nowhere", "hello"], "INPUT_MODEL_NOT_FOUND", "nowhere"),
+        (["generate", "tiny", "hello", "--seed", "5"], "CONFIG_INVALID_SETTING", "--seed would have no effect"),
+        (["chat", "tiny", "--seed", "5"], "CONFIG_INVALID_SETTING", "--seed would have no effect"),
+        (["list-runs", "--all", "--limit", "2"], "CONFIG_INVALID_SETTING", "--limit would have no effect"),
+        (["merge", "latest", "--in", "elsewhere"], "INPUT_RUN_NOT_FOUND", "no campaign in"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -199,6 +203,11 @@ def test_config_shows_the_values_that_a_run_would_have(tmp_path: Path) -> None:
     said = values(BACKPROPAGATE_TRAINING__EPOCHS="2", BACKPROPAGATE_LORA__R="4", BACKPROPAGATE_TRAINING__BATCH_SIZE="3")
     assert (said["training.max_steps"], said["lora.alpha"], said["batch"]) == (None, 8, 6)
     assert said["training.gradient_accumulation"] == 2
+
+
+def test_unsloth_may_be_asked_for_as_a_backend(tmp_path: Path) -> None:
+    said = [backprop("setup", *how, "--dry-run", cwd=tmp_path) for how in (["--unsloth"], ["--backend", "unsloth"])]
+    assert said[0].stdout == said[1].stdout != ""
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:

@@ -71,6 +71,18 @@ _NEEDS = (
         "a constant learning rate has no warm-up",
         "Use --scheduler constant_with_warmup, or leave it out.",
     ),
+    _Needs(
+        ("training.liger",),
+        lambda s: s.text("training.backend") != "cpu",
+        "Liger's kernels need a card, and the backend is cpu",
+        "Leave it out.",
+    ),
+    _Needs(
+        ("training.attention",),
+        lambda s: s.text("training.backend") != "cpu" or not s.text("training.attention").startswith("flash"),
+        "FlashAttention needs a card, and the backend is cpu",
+        "Leave it out, or use --attention sdpa.",
+    ),
     _Needs(_OF_ADAPTERS, lambda s: not _full(s), "mode full trains no adapter", "Leave it out, or use --mode lora."),
     _Needs(("training.full_ft_ceiling",), _full, "only mode full has a ceiling", "Leave it out, or use --mode full."),
     _Needs(

@@ -68,6 +68,8 @@ def spec_in(folder: Path, environ: dict[str, str], **arguments: object) -> RunSp
         ({"split": "test"}, "--split would have no effect: a file has no splits"),
         ({"revision": "v2"}, "--revision would have no effect: a folder has no revisions"),
         ({"scheduler": "constant", "warmup_steps": 5}, "--warmup-steps would have no effect: a constant learning rate"),
+        ({"liger": True}, "--liger would have no effect: Liger's kernels need a card"),
+        ({"attention": "flash_attention_2"}, "--attention would have no effect: FlashAttention needs a card"),
         ({"fp8": True}, "the backend is cpu"),
         ({"fp8": True, "backend": "auto", "mode": "full"}, "frozen"),
         ({"fp8": True, "backend": "auto", "method": "kto"}, "not with kto"),
