@@ -246,7 +246,7 @@ def _told(action: d.Action) -> str:
         case d.Terminate():
             return "terminate"
         case d.DumpStacks():
-            return "dump stacks"
+            return f"dump stacks: {action.reason}"
         case d.Kill():
             return f"kill: {action.reason}"
         case d.Quarantine():

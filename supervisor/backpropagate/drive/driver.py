@@ -161,7 +161,7 @@ class Driver:
             case Terminate():
                 self._to_runner(process.Runner.terminate)
             case DumpStacks():
-                self._autopsy.measure(now=True)
+                self._autopsy.killed(action.reason)
                 self._to_runner(process.Runner.dump_stacks)
             case Kill():
                 self._autopsy.killed(action.reason)

@@ -25,6 +25,8 @@ from backpropagate_protocol import messages as m
 from backpropagate_protocol.messages import Phase
 from backpropagate_protocol.spec import SafetySpec
 
+_DEAF = "it did not stop when asked"
+
 
 class ChildPolicy(ABC):
     """A judgement on one piece of work and its children. `handle` takes one input and returns the actions, in order."""
@@ -304,16 +306,16 @@ class ChildPolicy(ABC):
         self._blame(self._own_cause(Kind.HANG, "RUNTIME_HANG", text))
         self.state = State.KILLING
         self._timers.only(Timer.KILL, now + DUMP_TIME)
-        self._out.append(d.DumpStacks())
+        self._out.append(d.DumpStacks(text))
 
     def _climb(self, now: float) -> None:
         match rung := self._ladder.climb():
             case ladder.Rung.TERMINATE:
                 self._out.append(d.Terminate())
             case ladder.Rung.ABORT:
-                self._out.append(d.DumpStacks())
+                self._out.append(d.DumpStacks(_DEAF))
             case ladder.Rung.KILL:
-                self._kill(now, "it did not stop when asked")
+                self._kill(now, _DEAF)
             case _:
                 assert_never(rung)
         if self._ladder.next is not None:

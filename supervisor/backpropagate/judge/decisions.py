@@ -274,6 +274,8 @@ class Terminate:
 class DumpStacks:
     """SIGABRT: the child writes the stacks of all its threads to the log and dies. Nothing on Windows."""
 
+    reason: str
+
 
 @dataclass(frozen=True, slots=True)
 class Kill:
