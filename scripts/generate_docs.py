@@ -1,4 +1,4 @@
-"""Writes docs/cli.md, docs/settings.md and docs/errors.md from the commands, the table of options and the catalogue.
+"""Writes docs/cli.md, settings.md, errors.md and python.md from the commands, the options, the catalogue and the docstrings.
 
 python scripts/generate_docs.py            writes them
 python scripts/generate_docs.py --check    says which are not current, and fails if any is
@@ -7,11 +7,12 @@ python scripts/generate_docs.py --check    says which are not current, and fails
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import click
 
+from _python_page import python_page
 from backpropagate.cli import COMMANDS, LazyGroup, root
 from backpropagate.commands.flags import normalise
 from backpropagate.screen import Screen
@@ -137,7 +138,12 @@ def errors_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-PAGES = {"cli.md": cli_page, "settings.md": settings_page, "errors.md": errors_page}
+PAGES: dict[str, Callable[[], str]] = {
+    "cli.md": cli_page,
+    "settings.md": settings_page,
+    "errors.md": errors_page,
+    "python.md": lambda: python_page(_NOTE),
+}
 
 
 def main() -> int:
