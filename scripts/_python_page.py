@@ -9,6 +9,7 @@ import ast
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from textwrap import indent
 
 from backpropagate_protocol.errors import BackpropagateError
 
@@ -199,12 +200,12 @@ def _head(module: str, found: _Definition) -> str:
             [f"class {found.name}:", *(line for f in fields for line in lines[f.lineno - 1 : f.end_lineno])]
         )
     made = next(node for node in found.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
-    return _signature(said, found.name, made.args, ")")
+    return f"class {found.name}:\n" + indent(_signature(said, "def __init__", made.args, ") -> None: ..."), "    ")
 
 
 def _signature(said: str, name: str, args: ast.arguments, end: str) -> str:
     """A call on one line, or with a line for each parameter."""
-    given = [part for part in _parameters(said, args) if part != "self"]
+    given = _parameters(said, args)
     line = f"{name}({', '.join(given)}{end}"
     return line if len(line) <= _WIDTH else f"{name}(\n    " + ",\n    ".join(given) + f",\n{end}"
 

@@ -1,1 +1,1 @@
-"""The arithmetic: one file for each way to train. Only `registry` and `base` may be imported by the runner."""
+"""The arithmetic: one file for each way to train. The runner knows `base`, `registry`, and what needs no framework."""

@@ -18,9 +18,12 @@ import pytest
 from backpropagate.cli import COMMANDS, root
 from backpropagate_protocol.catalogue import CATALOGUE
 from backpropagate_protocol.messages import ToChild, ToParent
+from backpropagate_protocol.rundir import RunDir
 from tests.house.source import PARTS, ROOT
 
 _PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / part / "README.md" for part in PARTS)])
+_RUN = (ROOT / "README.md", ROOT / "docs" / "python.md")
+_FRAGMENTS = ROOT / "docs" / "changelog.d"
 _TAGS = {"bash", "console", "python", "json", "jsonl", "text", "toml", "ini", "powershell", "mermaid", "csv"}
 
 
@@ -98,8 +101,8 @@ def test_every_python_sample_is_python(fence: Fence) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fence", [f for f in _FENCES if f.info == "python" and f.page == ROOT / "README.md"], ids=str)
-def test_every_python_sample_of_the_readme_runs(fence: Fence, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fence", [f for f in _FENCES if f.info == "python" and f.page in _RUN], ids=str)
+def test_every_python_sample_of_the_readme_and_of_the_python_page_runs(fence: Fence, tmp_path: Path) -> None:
     shutil.copy(ROOT / "fixtures" / "quickstart.jsonl", tmp_path / "my_data.jsonl")
     (tmp_path / "sample.py").write_text(fence.text, encoding="utf-8")
     done = subprocess.run(
@@ -144,11 +147,31 @@ def test_every_setting_has_its_entry() -> None:
     assert not [option.key for option in OPTIONS if option.variable not in page]
 
 
+def links(page: Path) -> list[str]:
+    """To files, as they are written."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", text)
+
+
 @pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_inside_the_docs_lead_somewhere(page: Path) -> None:
-    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    links = re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", text)
-    assert not [link for link in links if not (page.parent / link).exists()]
+    assert not [link for link in links(page) if not (page.parent / link).exists()]
+
+
+def test_every_page_is_at_most_two_links_from_the_readme() -> None:
+    reached = newest = {ROOT / "README.md"}
+    for _ in range(2):
+        newest = {(page.parent / link).resolve() for page in newest if page.suffix == ".md" for link in links(page)}
+        reached = reached | newest
+    pages = {page for page in _PAGES if page.parent != _FRAGMENTS or page.name == "README.md"}
+    assert sorted(page.relative_to(ROOT).as_posix() for page in pages - reached) == []
+
+
+def test_the_map_for_models_lists_every_page() -> None:
+    listed = {(ROOT / link).resolve() for link in links(ROOT / "llms.txt")}
+    pages = {ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")}
+    assert sorted(page.relative_to(ROOT).as_posix() for page in pages - listed) == []
+    assert all(page.exists() for page in listed)
 
 
 @pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -166,6 +189,15 @@ def test_every_test_named_in_the_docs_exists() -> None:
     written = {node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     named = {name for page in _PAGES for name in re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8"))}
     assert not named - written
+
+
+def test_every_name_in_a_run_directory_is_drawn() -> None:
+    page, run = read("docs/run-directory.md"), RunDir(Path("output/runs/id"))
+    made = [run.merge(1), run.merge_again("ties"), run.merge_by(5, "ties"), run.fault(1), run.told("tensorboard")]
+    for folder in (run, run.output):
+        named = [name for name, member in vars(type(folder)).items() if isinstance(member, property)]
+        made += [path for name in named if isinstance(path := getattr(folder, name), Path)]
+    assert not [path.name for path in made if path.name not in page]
 
 
 def test_the_reliability_page_names_every_test_of_real_training() -> None:
