@@ -26,6 +26,7 @@ from anyio.abc import Process
 from backpropagate.doors import death
 from backpropagate.doors.environ import environment
 from backpropagate.doors.helpers import buried
+from backpropagate.doors.standing import standing
 from backpropagate.judge.decisions import Death
 from backpropagate_protocol.framing import decoder_for_parent, encode
 from backpropagate_protocol.messages import ToChild, ToParent
@@ -226,14 +227,8 @@ def _group_lives(group: int) -> bool:
         return False
     if sys.platform != "linux":
         return True
-    for process in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, member_of = process.read_text().rpartition(")")[2].split()[:3]
-        except (OSError, ValueError):
-            continue  # it ended while we looked
-        if int(member_of) == group and state not in "ZX":
-            return True
-    return False
+    found = (standing(int(process.name)) for process in Path("/proc").glob("[0-9]*"))
+    return any(one is not None and one.runs and one.group == group for one in found)
 
 
 def command(python: str, run_id: str, warm: str) -> list[str]:

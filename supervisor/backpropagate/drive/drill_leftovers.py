@@ -9,6 +9,7 @@ from pathlib import Path
 
 from backpropagate import checkpoints
 from backpropagate.doors.process import RUN_ID_VARIABLE
+from backpropagate.doors.standing import standing
 from backpropagate.keep import history, locks
 from backpropagate_protocol import durable
 from backpropagate_protocol.durable import NotWhole
@@ -22,13 +23,8 @@ _GONE_PATIENCE = 10.0
 def gone(pid: int) -> bool:
     """Whether the process is dead; one that its new parent has not yet fetched is."""
     if sys.platform == "linux":
-        try:
-            state = (
-                Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
-            )
-        except (OSError, IndexError):
-            return True
-        return state in "ZX"
+        found = standing(pid)
+        return found is None or not found.runs
     return not is_alive(pid)
 
 
