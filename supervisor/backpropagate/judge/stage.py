@@ -54,7 +54,11 @@ class StagePolicy(ChildPolicy):
             self._out.append(d.Give(self._stage.name, job))
 
     def _noticed(self, now: float, input: Surroundings) -> None:
-        """A stage has no checkpoints, and reserves no card."""
+        """A stage has no checkpoints, and reserves no card; but what it holds while memory is short is worth less than the
+        machine, and it can be done anew with less."""
+        if isinstance(input, d.MemoryShort) and self.state is State.WORKING:
+            text = f"memory is short: {input.text}"
+            self._fault(now, self._own_cause(Kind.HOST_OOM, "RUNTIME_HOST_OOM", text))
 
     def _reported(self, now: float, message: Report) -> None:
         """Words for people, or of other Jobs."""

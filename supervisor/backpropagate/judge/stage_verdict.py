@@ -31,6 +31,9 @@ LATER = (2.0, 8.0)  # seconds before what is out of our hands is tried again
 SMALLER_TRIES = 2
 OTHER_WAYS = 2  # an evaluation row by row, then without the card; a reference without the card
 LEAST_MEMORY = 64  # MiB
+_MLX = (
+    "mlx"  # what it quantised no other backend reads, and its card's memory is the machine's: there is no way without
+)
 
 _OUTSIDE = ("DEP_", "HUB_", "STATE_")  # codes of what is not ours: a server, a network
 _OF_THE_CARD = frozenset({Kind.OOM, Kind.CUDA, Kind.GPU_BUSY, Kind.GPU_LOST})
@@ -64,7 +67,9 @@ def judge(cause: Cause, stage: Stage, job: StageJob, earlier: Sequence[Cause]) -
         return Anew(_smaller(job), 0.0) if spent < SMALLER_TRIES else _give_up(stage, cause, earlier)
     if cause.kind is Kind.OOM and isinstance(job, EvaluateJob) and job.batch_size > 1:
         return Anew(msgspec.structs.replace(job, batch_size=1), 0.0)
-    if cause.kind in _OF_THE_CARD and isinstance(job, ReferenceJob | EvaluateJob) and job.backend != "cpu":
+    if cause.kind is Kind.OOM and isinstance(job, ReferenceJob | EvaluateJob) and job.backend == _MLX:
+        return _give_up(stage, cause, earlier, "RUNTIME_GPU_OOM")
+    if cause.kind in _OF_THE_CARD and isinstance(job, ReferenceJob | EvaluateJob) and job.backend not in ("cpu", _MLX):
         return Anew(msgspec.structs.replace(job, backend="cpu"), 0.0)
     tries = len(earlier) - _free_of_charge(job, earlier)
     info = CATALOGUE.get(cause.code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -110,6 +111,18 @@ def test_a_reference_that_the_card_cannot_make_is_made_on_the_cpu(kind: Kind) ->
     assert isinstance(verdict, Anew)
     assert isinstance(verdict.job, ReferenceJob)
     assert (verdict.job.backend, verdict.delay) == ("cpu", 0.0)
+
+
+def test_what_mlx_has_no_room_for_is_not_tried_on_a_cpu_that_cannot_read_it() -> None:
+    oom = cause(Kind.OOM, "RUNTIME_GPU_OOM")
+    reference, evaluate = stage("reference"), stage("evaluate")
+    assert isinstance(reference.job, ReferenceJob)
+    assert isinstance(evaluate.job, EvaluateJob)
+    one_by_one = msgspec.structs.replace(evaluate.job, backend="mlx", batch_size=1)
+    for of, job in ((reference, msgspec.structs.replace(reference.job, backend="mlx")), (evaluate, one_by_one)):
+        verdict = judge(oom, of, job, [])
+        assert isinstance(verdict, GiveUp)
+        assert verdict.code == "RUNTIME_GPU_OOM"
 
 
 def test_what_is_out_of_our_hands_is_tried_again_later_even_if_it_says_the_same() -> None:
