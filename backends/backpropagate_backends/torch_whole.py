@@ -97,6 +97,10 @@ def weights_missing(folder: Path, whole: bool) -> str | None:
 def save_trained(model: PreTrainedModel | PeftModel, folder: str, weights: Mapping[str, object] | None = None) -> None:
     """The adapter, or the whole model if there is none. weights: others than those that `model` has now, by its names."""
     if isinstance(model, PeftModel):
+        for config in model.peft_config.values():
+            targets = getattr(config, "target_modules", None)
+            if isinstance(targets, set):  # its order is another one in each process, and the file's would be
+                config.target_modules = sorted(targets)
         # save_embedding_layers: "auto" would ask the hub, at every checkpoint, whether the vocabulary grew.
         model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
     else:

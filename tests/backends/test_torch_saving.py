@@ -46,6 +46,8 @@ def test_a_checkpoint_holds_the_state_and_nothing_else(
     assert names >= needed | {"trainer_state.json", MANIFEST}
     assert "training_args.bin" not in names  # a pickle of a whole object, which nobody needs
     assert not any(name.startswith("tokenizer") for name in names)
+    targets = json.loads((made.session.checkpoint(3) / "adapter_config.json").read_text())["target_modules"]
+    assert targets == sorted(targets)  # PEFT's own order is another one in each process
 
 
 def test_the_state_does_not_grow_with_the_run(cpu: CpuBackend, tiny: Path, rows: Prepared, tmp_path: Path) -> None:
