@@ -40,6 +40,8 @@ class LinkEnded(Told, frozen=True, kw_only=True, tag="link_ended"):
     order: int = 0
     model_revision: str = ""  # the base's commit that was trained on: the runs after it use the same
     source_digest: str = ""  # of its own file as it was read; its rows are counted in its DataSpec
+    backend: str = ""  # that it was trained by
+    device: str = ""
 
 
 class LinkMerged(Told, frozen=True, kw_only=True, tag="link_merged"):

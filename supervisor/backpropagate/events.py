@@ -270,6 +270,7 @@ class RunEnded(Told, frozen=True, kw_only=True, tag="run_ended"):
     kind: str = "train"  # what the run is for, as in its spec
     best_step: int = 0  # the step whose weights the result has, if its held-out loss chose it
     stopped_early: bool = False  # its held-out loss said that it is enough
+    earlier: float = 0.0  # seconds of the run's supervisors before this one
 
 
 Event = (

@@ -11,6 +11,7 @@ from backpropagate.events import Event
 from backpropagate.judge.campaign import Facts
 from backpropagate.keep import campaign_adapter, campaign_report
 from backpropagate.keep.runs import load_spec
+from backpropagate.keep.supervised import Supervised
 from backpropagate.watch.view import RunView
 from backpropagate_protocol.campaign_report import MERGED, CampaignReport, RunPart, Totals
 from backpropagate_protocol.rundir import RunDir
@@ -58,6 +59,7 @@ class Campaign:
     recoveries    in words, one for each fault that was recovered from
     report_path   campaign.json, or None where nothing was scored; plots: pictures of it
     duration_seconds  of supervision; export: what was made of the adapter in the same run, or None
+    callback_error    the callback that raised, and was not called again from there on, in words; empty if none did
     """
 
     run_id: str
@@ -78,6 +80,7 @@ class Campaign:
     recoveries: list[str] = field(default_factory=list)
     duration_seconds: float = 0.0
     export: Export | None = None
+    callback_error: str = ""
 
     @property
     def completed(self) -> bool:
@@ -122,17 +125,16 @@ class CampaignSummary:
         self._facts = Facts.of(self._spec)
         self._wanted = len(self._facts.links)
         self._exported = ExportSummary(run_dir)
-        self._earlier_seconds = 0.0
+        self._supervised = Supervised()
         self.view = RunView(run_id=run_dir.run_id)
 
     def event(self, event: Event) -> None:
         self.view.see(event)
+        self._supervised.see(event)
         self._facts.event(event)
         self._exported.event(event)
         if isinstance(event, events.CampaignExtended):
             self._wanted = len(self._facts.links)
-        elif isinstance(event, events.RunEnded):
-            self._earlier_seconds += event.seconds
 
     def close(self) -> None:
         pass
@@ -169,7 +171,7 @@ class CampaignSummary:
             report_path=home.campaign_report if home.campaign_report.is_file() else None,
             plots=[picture for picture in pictures if picture.is_file()],
             recoveries=list(self.view.recoveries),
-            duration_seconds=round(self._earlier_seconds, 3),
+            duration_seconds=self._supervised.seconds,
             export=self._exported.export,
         )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from backpropagate import events
 from backpropagate.api.export_result import Export, ExportSummary
 from backpropagate.events import Event
+from backpropagate.keep.supervised import Supervised
 from backpropagate.watch.view import RunView, sparkline
 from backpropagate_protocol.rundir import RunDir
 
@@ -24,11 +25,12 @@ class TrainingRun:
     adapter_path      the trained adapter in PEFT layout, or None; output_path: the run's folder
     recoveries        in words, one for each fault that was recovered from; recovery_count: how many (in --json documents,
                       `recovered` and `recoveries`)
-    duration_seconds  of supervision, from the first to the last event
+    duration_seconds  of supervision, by all supervisors that it had; the time between them does not count
     eval_losses       of the held-out rows, in order; eval_steps: the step of each
     best_loss         the lowest of them; best_step: its step. With keep_best the adapter has the weights of that step
     stopped_early     whether these losses ended the training
-    export            what was made of the adapter in the same run, or None
+    export            what was made of the adapter in the same run, or None: `trainer.export(...)` makes something of it later
+    callback_error    the callback that raised, and was not called again from there on, in words; empty if none did
     """
 
     run_id: str
@@ -49,6 +51,7 @@ class TrainingRun:
     best_loss: float | None = None
     best_step: int = 0
     stopped_early: bool = False
+    callback_error: str = ""
 
     @property
     def completed(self) -> bool:
@@ -73,11 +76,12 @@ class Summary:
         self.view = RunView(run_id=run_dir.run_id)
         self._losses: dict[int, float] = {}
         self._samples = 0
-        self._earlier_seconds = 0.0
+        self._supervised = Supervised()
         self._exported = ExportSummary(run_dir)
 
     def event(self, event: Event) -> None:
         self.view.see(event)
+        self._supervised.see(event)
         self._exported.event(event)
         if isinstance(event, events.Step):
             self._samples = event.samples_seen
@@ -85,8 +89,6 @@ class Summary:
                 self._losses[event.step] = event.loss
         elif isinstance(event, events.AttemptStarted):
             self._losses = {step: loss for step, loss in self._losses.items() if step <= event.resume_step}
-        elif isinstance(event, events.RunEnded):
-            self._earlier_seconds += event.seconds
 
     def close(self) -> None:
         pass
@@ -108,7 +110,7 @@ class Summary:
             adapter_path=Path(ended.adapter) if ended.adapter else None,
             output_path=self._run_dir.path,
             recoveries=list(self.view.recoveries),
-            duration_seconds=round(self._earlier_seconds, 3),
+            duration_seconds=self._supervised.seconds,
             samples_seen=ended.samples_seen or self._samples,
             export=self._exported.export,
             eval_losses=[loss for _, loss in scores.points],

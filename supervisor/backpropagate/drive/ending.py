@@ -34,7 +34,8 @@ def outcome_of(run_id: str, finish: Finish, kept: Kept, recoveries: int) -> Outc
     )
 
 
-def run_ended(outcome: Outcome, kind: str, began: float) -> RunEnded:
-    """The last line of this supervisor's journal. `began`: its time on the monotonic clock."""
+def run_ended(outcome: Outcome, kind: str, began: float, earlier: float = 0.0) -> RunEnded:
+    """The last line of this supervisor's journal. `began`: its time on the monotonic clock; `earlier`: seconds of those before."""
     told = {name: value for name, value in msgspec.structs.asdict(outcome).items() if name != "recoveries"}
-    return RunEnded(time=time.time(), kind=kind, seconds=round(time.monotonic() - began, 3), **told)
+    seconds = round(time.monotonic() - began, 3)
+    return RunEnded(time=time.time(), kind=kind, seconds=seconds, earlier=earlier, **told)

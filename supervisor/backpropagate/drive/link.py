@@ -103,7 +103,7 @@ class LinkRun:
     async def _train(
         self, report: Reporter, stood: Stood, stops: Stops, reserved: Reservation, gpu_script: Path | None
     ) -> LinkOutcome:
-        began = time.monotonic()
+        began, earlier = time.monotonic(), stood.record.row().duration_seconds
         training = Training(self.spec, self.run_dir, report, stops, stood.start, gpu_script, reserved)
         done = await anyio.to_thread.run_sync(finished, self.run_dir)
         if done is not None and stood.status == "completed":
@@ -121,7 +121,7 @@ class LinkRun:
             finish, kept = completed(), done
         checkpoints.sweep(self.run_dir)
         told = outcome_of(self.spec.run_id, finish, kept, training.recoveries)
-        report.event(run_ended(told, self.spec.kind, began))
+        report.event(run_ended(told, self.spec.kind, began, earlier))
         ended = self._ended(kept, stood) if finish.exit_code is ExitCode.DONE else None
         return LinkOutcome(finish, kept, ended, training.recoveries)
 
@@ -152,5 +152,7 @@ class LinkRun:
             samples_seen=kept.samples_seen,
             order=kept.order,
             model_revision=kept.revision,
+            backend=row.backend,
+            device=row.device,
             source_digest=as_read(self.spec.data, row.dataset_digest, digests()),
         )

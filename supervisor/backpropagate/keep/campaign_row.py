@@ -26,6 +26,7 @@ def with_event(row: RunRow, event: CampaignEvent) -> RunRow:
         case LinkStarted():
             about = {"run_id": event.link_run, "name": event.name}
         case LinkEnded():
+            row = msgspec.structs.replace(row, backend=event.backend or row.backend, device=event.device or row.device)
             about = {
                 "run_id": event.link_run,
                 "name": event.name,

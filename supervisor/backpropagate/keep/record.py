@@ -31,6 +31,7 @@ from backpropagate.judge.held_out import Scores
 from backpropagate.keep import campaign_row
 from backpropagate.keep.campaign_row import CampaignEvent
 from backpropagate.keep.hyperparameters import as_it_came_to, hyperparameters
+from backpropagate.keep.supervised import Supervised
 from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import RunSpec
 
@@ -50,7 +51,7 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     hyperparameters: dict[str, object] = {}
     started_at: str = ""
     completed_at: str | None = None
-    duration_seconds: float = 0.0  # of supervision; the time between an interruption and a resume does not count
+    duration_seconds: float = 0.0  # of supervision, of all supervisors; the time between them does not count
     steps: int = 0
     total_steps: int = 0
     final_loss: float | None = None
@@ -113,13 +114,13 @@ class Record:
         self._losses: list[tuple[int, float]] = []
         self._stride = 1
         self._scores = Scores()
-        self._earlier_seconds = 0.0
+        self._supervised = Supervised()
         self._last: Step | None = None
 
     def row(self) -> RunRow:
         row = self._row
         step = self._last
-        if step is not None and row.status != "completed":
+        if step is not None and row.status == "running":  # one that ended says itself how far what it kept has come
             row = msgspec.structs.replace(
                 row, steps=step.step, total_steps=step.total_steps, samples_seen=step.samples_seen, order=step.order
             )
@@ -133,12 +134,14 @@ class Record:
             eval_history=_thinned(self._scores.points, best_step),
             best_step=best_step,
             best_loss=best_loss,
+            duration_seconds=self._supervised.seconds,
         )
 
     def fold(self, event: Event) -> None:
         """Takes one event into account; events that say nothing about the row are passed over."""
         row = self._row
         self._scores.see(event)
+        self._supervised.see(event)
         if isinstance(event, Step):
             self._step(event)
             return
@@ -211,12 +214,10 @@ class Record:
             self._last = None
 
     def _ended(self, event: RunEnded) -> RunRow:
-        self._earlier_seconds += event.seconds
         return msgspec.structs.replace(
             self.row(),
             status=event.status,
             completed_at=iso(event.time),
-            duration_seconds=round(self._earlier_seconds, 3),
             steps=event.step,
             total_steps=event.total_steps or self._row.total_steps,
             final_loss=finite(event.final_loss),

@@ -141,11 +141,14 @@ def in_words(event: Event) -> str:
         case events.StopRequested():
             return f"stopping {_REASONS.get(event.reason, f'({event.reason})')}{', saving first' if event.save else ''}"
         case events.RunEnded():
+            took = f"after {duration(event.seconds)}" + (
+                f" ({duration(event.earlier)} more before)" if event.earlier else ""
+            )
             if event.kind != "train":
-                return f"{event.kind} {event.status} after {duration(event.seconds)}"
+                return f"{event.kind} {event.status} {took}"
             where = f"at step {event.step}/{event.total_steps}" if event.total_steps else "before the first step,"
             chosen = f", the result is of step {event.best_step}" if event.best_step not in (0, event.step) else ""
-            return f"{event.status} {where} after {duration(event.seconds)}{chosen}"
+            return f"{event.status} {where} {took}{chosen}"
         case events.Step() | events.CheckpointCommitted() | events.FaultRecorded():
             return ""
 

@@ -17,6 +17,7 @@ from backpropagate.events import (
     Recovering,
     RunCreated,
     RunEnded,
+    RunResumed,
     Step,
 )
 from backpropagate.keep import history, locks, runs
@@ -91,6 +92,42 @@ def test_a_row_is_folded_from_the_journal(tmp_path: Path) -> None:
     assert (folded.recoveries, [fault["code"] for fault in folded.faults]) == (1, ["RUNTIME_GPU_OOM"])
     assert folded.checkpoint_path == str(OutputDir(tmp_path).run("run-1").checkpoint(1))
     assert (folded.name, folded.model_name, folded.dataset_info) == ("mine", "toy", "/data")
+
+
+def test_what_a_killed_supervisor_did_counts_and_what_lies_between_two_does_not(tmp_path: Path) -> None:
+    """Up to its last line: nobody knows how long it lived after that."""
+
+    def step(at: float) -> Step:
+        return Step(time=TIME + at, run_id="r", step=1, total_steps=4, samples_seen=8, order=5)
+
+    def ended(at: float, seconds: float) -> RunEnded:
+        return RunEnded(
+            time=TIME + at, run_id="r", status="interrupted", exit_code=75, step=0, total_steps=4, seconds=seconds
+        )
+
+    record = Record(spec(tmp_path, "r"), OutputDir(tmp_path).run("r"))
+    took = []
+    for event in (
+        RunCreated(time=TIME, run_id="r"),
+        step(36.0),  # and here it is killed
+        RunResumed(time=TIME + 500, run_id="r", previous="interrupted"),
+        step(510.0),
+        ended(512.0, seconds=11.5),
+        RunResumed(time=TIME + 900, run_id="r", previous="interrupted"),
+        step(890.0),  # the clock was set back
+    ):
+        record.fold(event)
+        took.append(record.row().duration_seconds)
+    assert took == [0.0, 36.0, 36.0, 46.0, 47.5, 47.5, 47.5]
+
+
+def test_a_run_that_kept_nothing_is_at_step_0_and_one_that_was_killed_where_it_was_last_seen(tmp_path: Path) -> None:
+    record = Record(spec(tmp_path, "r"), OutputDir(tmp_path).run("r"))
+    record.fold(RunCreated(time=TIME, run_id="r"))
+    record.fold(Step(time=TIME, run_id="r", step=4, total_steps=40, samples_seen=32, order=5, loss=1.5))
+    assert record.row().steps == 4
+    record.fold(RunEnded(time=TIME, run_id="r", status="interrupted", exit_code=130, step=0, total_steps=40))
+    assert (record.row().steps, record.row().samples_seen, record.row().loss_history) == (0, 0, [(4, 1.5)])
 
 
 def test_the_loss_history_of_a_long_run_is_short_and_ends_with_its_last_step(tmp_path: Path) -> None:
