@@ -139,7 +139,11 @@ _DOORS: dict[str, set[str]] = {
     "os.system": set(),
     "os.fork": set(),
     "os.killpg": {"supervisor/backpropagate/doors/process.py", "supervisor/backpropagate/doors/attendant.py"},
-    "os.kill": {"protocol/backpropagate_protocol/lifeline.py", "runner/backpropagate_runner/drill.py"},
+    "os.kill": {
+        "protocol/backpropagate_protocol/lifeline.py",
+        "runner/backpropagate_runner/drill.py",
+        "runner/backpropagate_runner/drill_disks.py",
+    },
     "signal.signal": {"supervisor/backpropagate/doors/process.py", "runner/backpropagate_runner/control.py"},
     "os.dup2": {"runner/backpropagate_runner/channel.py"},
     "os.environ": {

@@ -29,7 +29,7 @@ def only_run(output: OutputDir) -> RunDir:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_every_fault_of_a_run_is_told_from_its_cause_to_what_was_done(oracle: Oracle) -> None:
-    spec = toy_spec(oracle.output(), "sigkill:7", "error:12:2", "hang:18:3", hang_floor=2.0)
+    spec = toy_spec(oracle.output(), "sigkill:7", "error:12:2", "hang:18:3", hang_floor=5.0)
     outcome, story = run_here(spec)
     assert (outcome.status, outcome.recoveries) == ("completed", 3)
     run_dir = only_run(oracle.output())

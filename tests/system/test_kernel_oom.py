@@ -38,14 +38,19 @@ def limited(name: str) -> Iterator[Path]:
     except OSError as error:
         pytest.skip(f"no control group can be made here: {error.strerror}")
     try:
+        if not all((group / file).is_file() for file in (limit, swap, "cgroup.procs")):
+            pytest.skip("the folder that was made is no control group, or has no say over memory")
         try:
             (group / limit).write_text(str(LIMIT))
             (group / swap).write_text("0")
         except OSError as error:
             pytest.skip(f"its memory cannot be limited here: {error.strerror}")
+        if (group / limit).read_text().strip() != str(LIMIT):
+            pytest.skip("the limit was not taken")
         yield group
     finally:
-        eventually(lambda: not (group / "cgroup.procs").read_text().split(), "everybody has left the group")
+        members = group / "cgroup.procs"
+        eventually(lambda: not members.is_file() or not members.read_text().split(), "everybody has left the group")
         group.rmdir()
 
 
