@@ -112,6 +112,8 @@ _ROWS = (
     CodeInfo("STATE_BUSY", "another run holds the output folder or the GPU", _L, _TRY, "Wait for it (--wait), or choose another --output."),
     CodeInfo("STATE_RUN_MISMATCH", "what is on disk does not belong to this run", _N, _USER, "Resume with the data and the settings of the run, or start a new one."),
     CodeInfo("STATE_RUN_FINISHED", "the run is finished", _N, _USER, "Start a new run with `backprop train`."),
+    CodeInfo("STATE_RUN_NOT_RUNNING", "the run is not running, so there is nothing to stop", _N, _USER, "`backprop list-runs` shows the runs of an output folder and which of them are running."),
+    CodeInfo("STATE_STOP_PENDING", "the run was asked to stop and has not ended yet", _L, _TRY, "Give it time and look with `backprop show-run RUN`; `backprop stop RUN --now` ends it without another save."),
     CodeInfo("STATE_RUN_OF_CAMPAIGN", "the run is part of a campaign", _N, _USER, "Resume its campaign; the message names it."),
     CodeInfo("STATE_HISTORY_INVALID", "the run history cannot be read", _N, _USER, "`backprop list-runs --rebuild` makes it again from the run directories."),
     CodeInfo("PARTIAL_BATCH_OPERATION", "some of several operations failed", _L, _PARTIAL, "Run the command again for those that failed."),

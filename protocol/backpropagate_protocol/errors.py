@@ -225,6 +225,8 @@ _SHARED: dict[str, type[BackpropagateError]] = {
     "RUNTIME_UI_AUTH_NOT_ENFORCED": ConfigurationError,
     "STATE_RUN_MISMATCH": UserInputError,
     "STATE_RUN_FINISHED": UserInputError,
+    "STATE_RUN_NOT_RUNNING": UserInputError,
+    "STATE_STOP_PENDING": BackpropagateError,
     "STATE_RUN_OF_CAMPAIGN": UserInputError,
     "STATE_HISTORY_INVALID": BackpropagateError,
 }

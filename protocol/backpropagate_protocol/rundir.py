@@ -94,6 +94,16 @@ class RunDir:
         return self.path / ".run.lock"
 
     @property
+    def stop_request(self) -> Path:
+        """What another process asks of the supervisor, which takes it away as soon as it is heard."""
+        return self.path / "stop-request.json"
+
+    @property
+    def stop_request_taken(self) -> Path:
+        """The same for the moment in which it is read."""
+        return self.path / f"stop-request.json{PARTIAL}"
+
+    @property
     def log(self) -> Path:
         return self.path / "runner.log"
 

@@ -205,7 +205,14 @@ def _detached(screen: Screen, run_dir: RunDir, wait: bool) -> int:
                 run_id=run_dir.run_id,
             )
         time.sleep(0.02)
-    document = {"run_id": run_dir.run_id, "run_dir": str(run_dir.path), "pid": supervisor.process.pid, "detached": True}
+    document = {
+        "run_id": run_dir.run_id,
+        "run_dir": str(run_dir.path),
+        "pid": supervisor.process.pid,
+        "detached": True,
+        "stop": runs.stopping(run_dir),
+    }
     screen.data(document, run_dir.run_id)
     screen.note(f"It runs in the background (process {supervisor.process.pid}). Its log: {run_dir.supervisor_log}")
+    screen.note(f"Stop it with: {runs.stopping(run_dir)}")
     return 0

@@ -58,6 +58,7 @@ from backpropagate.judge.decisions import (
 from backpropagate.judge.judging import Judge
 from backpropagate.judge.states import State
 from backpropagate.keep import userstate
+from backpropagate.keep.stop_requests import AT_ONCE, SAVING
 from backpropagate.sensors import pressure
 from backpropagate.sensors.card import Card
 from backpropagate_protocol.catalogue import ExitCode
@@ -137,12 +138,12 @@ class Driver:
             self._rearmed.set()
 
     def stop(self, reason: str) -> None:
-        """A wish to end: `ctrl-c` and `sigterm` (the second one kills), `owner-gone`, `kill`."""
-        if reason == "owner-gone" and self._policy.stop_asked:
-            return  # it went away after asking; that is no second request
+        """A wish to end: `ctrl-c` and `sigterm` (the second one kills), `owner-gone`, `kill`, and those of stop_requests."""
+        if reason in ("owner-gone", SAVING) and self._policy.stop_asked:
+            return  # who goes away after asking asks no second time, and who wants it at once says --now
         self._standby.end()
         code = ExitCode.INTERRUPTED if reason in ("ctrl-c", "kill") else ExitCode.TRY_LATER
-        self.feed(StopAsked(self._clock(), reason, code, kill=reason == "kill"))
+        self.feed(StopAsked(self._clock(), reason, code, kill=reason in ("kill", AT_ONCE)))
 
     # --- actions ----------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Who may end a run, and how that is heard: signals, and the owner's control pipe on standard input."""
+"""Who may end a run, and how that is heard: signals, the owner's control pipe on standard input, and a file of requests."""
 
 from __future__ import annotations
 
@@ -10,15 +10,21 @@ from contextlib import contextmanager
 
 from backpropagate.doors import process
 
+_LOOK_EVERY = 1.0  # seconds
+
 
 class Stops:
-    """Wishes to end: `ctrl-c`, `sigterm`, `owner-gone`, `kill`. Whoever is told first hears those that came before, too.
+    """Wishes to end: `ctrl-c`, `sigterm`, `owner-gone`, `kill`, and what is requested. Whoever is told first hears those
+    that came before, too.
 
     asked: all of them, in order; may begin with those that were asked for before anybody listened.
+    requested: looks whether another process has left a request (see stop_requests), once a second; must be quick.
     """
 
-    def __init__(self, asked: list[str], *, owner_pipe: bool = False) -> None:
-        self.asked, self._owner_pipe = asked, owner_pipe
+    def __init__(
+        self, asked: list[str], *, owner_pipe: bool = False, requested: Callable[[], str | None] = lambda: None
+    ) -> None:
+        self.asked, self._owner_pipe, self._requested = asked, owner_pipe, requested
         self._tell: Callable[[str], None] | None = None
 
     @contextmanager
@@ -33,7 +39,11 @@ class Stops:
         with process.signals(asked):
             if self._owner_pipe:
                 threading.Thread(target=_listen_to_owner, args=(loop, self._hear), daemon=True).start()
-            yield
+            looking = loop.create_task(self._look())
+            try:
+                yield
+            finally:
+                looking.cancel()
 
     @contextmanager
     def told(self, tell: Callable[[str], None]) -> Iterator[None]:
@@ -45,6 +55,13 @@ class Stops:
             yield
         finally:
             self._tell = None
+
+    async def _look(self) -> None:
+        while True:
+            reason = self._requested()
+            if reason is not None:
+                self._hear(reason)
+            await asyncio.sleep(_LOOK_EVERY)
 
     def _hear(self, reason: str) -> None:
         self.asked.append(reason)

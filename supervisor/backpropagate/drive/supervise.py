@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -25,8 +26,9 @@ from backpropagate.drive.training import Training, finished, from_row, published
 from backpropagate.events import Noticed, RunCreated, RunResumed, StageEnded
 from backpropagate.judge import plan, telling
 from backpropagate.judge.decisions import Finish
-from backpropagate.keep import exports, locks, runs
+from backpropagate.keep import exports, locks, runs, stop_requests
 from backpropagate.keep.journal import Journal
+from backpropagate.keep.locks import Holder
 from backpropagate.keep.past import TRAINED
 from backpropagate.outcome import Outcome
 from backpropagate.track.trackers import Trackers
@@ -71,7 +73,7 @@ def supervise(
         tracked = Trackers(run_dir, spec.report_to if plan.trains(spec) else ())
         held.callback(tracked.wait, tell=tell)  # first, so last: when everything else is over and no lock is held
         with _writable(run_dir, spec.run_id):
-            _take_locks(held, spec, run_dir)
+            me = _take_locks(held, spec, run_dir)
             _sweep(spec, run_dir)
             resumed = resumed or runs.has_begun(run_dir)
             stood = where_it_stood(spec, run_dir)
@@ -87,17 +89,17 @@ def supervise(
         # be cut off: nobody looks into the list any more.
         early: list[str] = []
         with process.signals(early.append):
-            stops = Stops(early, owner_pipe=owner_pipe)
+            stops = Stops(early, owner_pipe=owner_pipe, requested=partial(stop_requests.take, run_dir, me))
             did = _Supervision(spec, run_dir, report, stops, stood, sinks, held, resumed=resumed, gpu_script=gpu_script)
             return did.outcome()
 
 
-def _take_locks(held: ExitStack, spec: RunSpec, run_dir: RunDir) -> None:
+def _take_locks(held: ExitStack, spec: RunSpec, run_dir: RunDir) -> Holder:
     """What trains has its output folder to itself; what only exports or pushes, its own run. Results' names: see chain."""
     if plan.trains(spec):
-        held.enter_context(locks.hold(run_dir.output.lock, spec.run_id, f"the output folder {run_dir.output.path}"))
-    else:
-        held.enter_context(locks.hold(run_dir.lock, spec.run_id, f"the run {spec.run_id}"))
+        what = f"the output folder {run_dir.output.path}"
+        return held.enter_context(locks.hold(run_dir.output.lock, spec.run_id, what))
+    return held.enter_context(locks.hold(run_dir.lock, spec.run_id, f"the run {spec.run_id}"))
 
 
 def _sweep(spec: RunSpec, run_dir: RunDir) -> None:

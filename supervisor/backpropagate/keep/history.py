@@ -17,7 +17,7 @@ import msgspec
 import orjson
 from filelock import FileLock
 
-from backpropagate.keep import journal, locks
+from backpropagate.keep import journal, locks, stop_requests
 from backpropagate.keep.record import Record, RunRow
 from backpropagate.keep.runs import Output, as_output, find, has_begun, load_spec, run_ids
 from backpropagate_protocol import durable
@@ -265,6 +265,18 @@ def to_resume(output: Output, what: str) -> RunDir:
             with suppress(BackpropagateError):
                 row = show(run_dir)
                 if row.parent is None and row.status not in ("completed", "running"):
+                    return run_dir
+    return find(output, what)
+
+
+def to_stop(output: Output, what: str) -> RunDir:
+    """The run that is meant to end; `latest`: the newest that somebody supervises, if there is one. Raises as `runs.find` does."""
+    output = as_output(output)
+    if what == "latest":
+        made = sorted(map(output.run, run_ids(output)), key=lambda run: run.spec.stat().st_mtime_ns, reverse=True)
+        for run_dir in made:
+            with suppress(BackpropagateError):
+                if stop_requests.supervisor_of(run_dir, load_spec(run_dir)):
                     return run_dir
     return find(output, what)
 

@@ -76,8 +76,9 @@ def _identity(path: Path) -> Path:
 
 
 @contextmanager
-def hold(path: Path, run_id: str, what: str, *, patience: float = PATIENCE) -> Iterator[None]:
-    """Holds the lock while the block runs. `what` names it in the message: 'the output folder /x'.
+def hold(path: Path, run_id: str, what: str, *, patience: float = PATIENCE) -> Iterator[Holder]:
+    """Holds the lock while the block runs, and says what others read of the holder meanwhile. `what` names it in the
+    message: 'the output folder /x'.
 
     Raises BusyError if another process has it for `patience` seconds, OSError if there can be no such file; letting go
     raises nothing.
@@ -92,7 +93,7 @@ def hold(path: Path, run_id: str, what: str, *, patience: float = PATIENCE) -> I
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         holder = Holder(pid=os.getpid(), run_id=run_id, since=since)
         _identity(path).write_bytes(msgspec.json.encode(holder))
-        yield
+        yield holder
     finally:
         try:
             with suppress(OSError):  # someone reads it (Windows), or the disk takes nothing: it is only a name

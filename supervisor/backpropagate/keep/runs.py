@@ -120,8 +120,17 @@ def has_begun(run_dir: RunDir) -> bool:
 
 def resuming(run_dir: RunDir) -> str:
     """The command that goes on with this run, as it has to be typed in the current folder."""
+    return _typed("resume", run_dir)
+
+
+def stopping(run_dir: RunDir) -> str:
+    """The command that stops this run, likewise."""
+    return _typed("stop", run_dir)
+
+
+def _typed(name: str, run_dir: RunDir) -> str:
     output = run_dir.output.path.absolute()
-    command = f"backprop resume {run_dir.run_id[:8]}"
+    command = f"backprop {name} {run_dir.run_id[:8]}"
     here = Path.cwd()
     if output == here / "output":
         return command
