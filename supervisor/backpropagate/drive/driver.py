@@ -22,7 +22,7 @@ from backpropagate.doors.death import with_last_words
 from backpropagate.drive.aside import aside
 from backpropagate.drive.assigning import attempt_started, train_job
 from backpropagate.drive.autopsy import Autopsy
-from backpropagate.drive.child_log import ChildLog, child_log, waiting_log
+from backpropagate.drive.child_log import ChildLog, bounded, child_log, waiting_log
 from backpropagate.drive.kernels import Kernels
 from backpropagate.drive.narrate import narrate
 from backpropagate.drive.reporter import Reporter
@@ -237,7 +237,8 @@ class Driver:
         home = self._run_dir
         with child_log(home.log) if turn is None else waiting_log(home.standby_log, home.log) as log:
             try:
-                async with process.running(self._spec.runner_python, self._spec.run_id, warm, log.descriptor) as runner:
+                python, run_id = self._spec.runner_python, self._spec.run_id
+                async with process.running(python, run_id, warm, log.descriptor) as runner, bounded(log):
                     if turn is not None and not await turn.comes(runner):
                         return
                     death, words = await self._lived(runner, log)
