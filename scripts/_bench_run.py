@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+import _bench_memory
 from backpropagate.events import Event
 from backpropagate.keep import runs
 from backpropagate.keep.journal import Follower
@@ -93,12 +94,4 @@ class Supervised:
         return float(times.user + times.system)
 
     def _look_at_memory(self) -> None:
-        try:
-            if sys.platform == "linux":
-                status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii", errors="replace")
-                peaks = [int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")]
-                self.peak_rss = max(self.peak_rss, *peaks, 0)
-            else:
-                self.peak_rss = max(self.peak_rss, psutil.Process(self._process.pid).memory_info().rss)
-        except (OSError, psutil.Error):
-            pass  # it has just ended
+        self.peak_rss = max(self.peak_rss, _bench_memory.held(self._process.pid))

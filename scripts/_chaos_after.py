@@ -8,31 +8,26 @@ from collections.abc import Callable, Sequence
 
 import psutil
 
-from _chaos_plan import Outside
-from _chaos_seen import Seen, Truth
+from _chaos_seen import Seen, Sort, Truth
+from _chaos_told import NOISE, missed_in_silence, untold
 from backpropagate import checkpoints
 from backpropagate.doors.process import RUN_ID_VARIABLE
 from backpropagate.events import (
     AttemptStarted,
     CheckpointCommitted,
-    CheckpointMissed,
     CheckpointQuarantined,
     Event,
     FaultSeen,
-    Noticed,
     Recovering,
     RunEnded,
     Step,
 )
 from backpropagate.keep import journal, locks
 from backpropagate_protocol import durable
-from backpropagate_protocol.planned import announced
 from backpropagate_protocol.rundir import PARTIAL, RunDir
 from backpropagate_protocol.spec import RunSpec
 
 _ANNOUNCED = re.compile(r"^planned fault .*: (\w+)$", re.MULTILINE)
-_HARMLESS = {"hold", "print_noise", "flood"}
-_DISK = {"disk_full", "disk_error"}
 _WEIGHTS = ".safetensors"
 
 
@@ -40,7 +35,7 @@ class After:
     """Of one run. `struck`: the attempts whose child was killed from outside. `problem` is told what is wrong."""
 
     def __init__(
-        self, spec: RunSpec, run: RunDir, events: Sequence[Event], seen: Seen, struck: set[int], problem: Callable[[str], None]
+        self, spec: RunSpec, run: RunDir, events: Sequence[Event], seen: Seen, struck: set[int], problem: Callable[[Sort, str], None]
     ) -> None:  # fmt: skip
         self._spec, self._run, self._events, self._seen = spec, run, events, seen
         self._struck, self._problem = struck, problem
@@ -50,7 +45,6 @@ class After:
         self._look_at_times()
         self._look_for_leftovers()
         self._look_at_what_was_told()
-        self._look_at_failed_saves()
         self._look_at_checkpoints()
         if truth is not None:
             self._compare(truth)
@@ -97,67 +91,46 @@ class After:
         for process in psutil.process_iter():
             try:
                 if process.environ().get(RUN_ID_VARIABLE) == self._spec.run_id:
-                    self._problem(f"process {process.pid} was left behind")
+                    self._problem(Sort.LEFT_BEHIND, f"process {process.pid} was left behind")
             except (psutil.Error, OSError):
                 continue
         output = self._run.output
         if (holder := locks.holder_of(output.lock)) is not None:
-            self._problem(f"the lock is held by {holder}")
+            self._problem(Sort.LEFT_BEHIND, f"the lock is held by {holder}")
         for path in output.path.rglob("*"):
             if path.name.endswith((PARTIAL, ".tmp", ".holder")):
-                self._problem(f"left on the disk: {path}")
+                self._problem(Sort.LEFT_BEHIND, f"left on the disk: {path}")
         if any(self._run.staging.rglob("*")):
-            self._problem("something was left in staging")
+            self._problem(Sort.LEFT_BEHIND, "something was left in staging")
 
     def _look_at_what_was_told(self) -> None:
-        """Every fault that a child says to have brought about is in the journal, and every line of that can be read."""
+        """Every fault that befell a child is in the journal, and every line of that can be read."""
         log = self._run.log.read_text(errors="replace") if self._run.log.exists() else ""
         done = Counter(_ANNOUNCED.findall(log))
-        self._seen.faults.update({kind: count for kind, count in done.items() if kind != "hold"})
-        self._seen.faults["checkpoint damaged"] += self._seen.put_aside
-        # Who is killed at any moment may be killed before it could tell.
-        cut_off = (
-            self._seen.faults[Outside.KILL_CHILD_ANY_TIME.value]
-            + self._seen.faults[Outside.KILL_SUPERVISOR_AGAIN.value]
-        )
-        told = sum(isinstance(event, FaultSeen) for event in self._events)
-        expected = sum(count for kind, count in done.items() if kind not in _HARMLESS | _DISK)
-        if told + cut_off < expected:
-            self._problem(f"{expected} faults were brought about, {told} told")
+        self._seen.noise.update({kind: count for kind, count in done.items() if kind in NOISE})
+        self._seen.faults.update({kind: count for kind, count in done.items() if kind != "hold" and kind not in NOISE})
+        # Those damaged from outside were counted as blows; a save that damages itself is announced by nobody.
+        self._seen.faults["checkpoint damaged by its save"] += max(0, self._seen.put_aside - self._seen.spoilt)
+        for text in untold(self._events):
+            self._problem(Sort.UNTOLD, text)
+        for text in missed_in_silence(self._events, self._struck):
+            self._problem(Sort.UNTOLD, text)
         lines = self._run.events.read_bytes().splitlines()
         torn = sum(journal.decode_line(line) is None for line in lines)
-        if torn > self._seen.supervisors - 1:
-            self._problem(f"{torn} lines of the journal cannot be read")
+        if torn > self._seen.killed_supervisors:  # each in the midst of one line at most
+            self._problem(Sort.UNTOLD, f"{torn} lines of the journal cannot be read")
         effective = {
             event.micro_batch * event.accumulation for event in self._events if isinstance(event, AttemptStarted)
         }
         if effective != {self._spec.train.effective_batch}:
-            self._problem(f"effective batches {effective}")
-
-    def _look_at_failed_saves(self) -> None:
-        """One that the disk did not take is told, unless its child was killed from outside before it could; never is it committed."""
-        attempt, failing = 0, False
-        for event in self._events:
-            match event:
-                case AttemptStarted():
-                    if failing and attempt not in self._struck:
-                        self._problem("a checkpoint that the disk did not take was not told")
-                    attempt, failing = event.attempt, False
-                case Noticed():
-                    failing = failing or announced(event.text) in _DISK
-                case CheckpointMissed():
-                    failing = False
-                case CheckpointCommitted() if failing:
-                    self._problem(f"{event.name} was committed instead of the checkpoint that the disk did not take")
-                case _:
-                    pass
+            self._problem(Sort.RESULT, f"effective batches {effective}")
 
     def _look_at_checkpoints(self) -> None:
         if checkpoints.newest_good(self._run).found is None:
-            self._problem("no checkpoint loads")
+            self._problem(Sort.CHECKPOINT, "no checkpoint loads")
         for event in self._events:
             if isinstance(event, CheckpointQuarantined) and not list(self._run.checkpoints.glob(f"{event.name}.*")):
-                self._problem(f"{event.name} was put aside and is gone")
+                self._problem(Sort.CHECKPOINT, f"{event.name} was put aside and is gone")
 
     def _result(self) -> tuple[dict[str, bytes], set[str]]:
         """The weights, byte by byte, and the names of all files: what is written about them may name its run."""
@@ -169,18 +142,25 @@ class After:
     def _compare(self, truth: Truth) -> None:
         end = self._end()
         if end is None or end.status != "completed" or end.final_loss is None:
-            self._problem("it has no end")
+            self._problem(Sort.RESULT, "it has no end")
             return
-        if (end.samples_seen, end.order) != (truth.samples_seen, truth.order):
-            self._problem("it saw other samples than the undisturbed run")
+        seen = self._seen
+        seen.compared += 1
+        if (end.samples_seen, end.order) == (truth.samples_seen, truth.order):
+            seen.same_samples += 1
+        else:
+            self._problem(Sort.RESULT, "it saw other samples than the undisturbed run")
         weights, names = self._result()
         if names != truth.files:
-            self._problem(f"its result has other files than the undisturbed one: {sorted(names ^ truth.files)}")
+            self._problem(
+                Sort.RESULT, f"its result has other files than the undisturbed one: {sorted(names ^ truth.files)}"
+            )
         halved = len({event.micro_batch for event in self._events if isinstance(event, AttemptStarted)}) > 1
         same = weights == truth.weights and bool(weights)
-        self._seen.halved += halved
-        self._seen.halved_and_identical += halved and same
+        seen.halved += halved
+        seen.halved_and_identical += halved and same
+        seen.identical += same and not halved
         if not halved and (not same or end.final_loss != truth.final_loss):
-            self._problem("its weights are not those of the undisturbed run")
+            self._problem(Sort.RESULT, "its weights are not those of the undisturbed run")
         elif abs(end.final_loss - truth.final_loss) > 1e-4:
-            self._problem(f"its loss is {end.final_loss} instead of {truth.final_loss}")
+            self._problem(Sort.RESULT, f"its loss is {end.final_loss} instead of {truth.final_loss}")

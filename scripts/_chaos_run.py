@@ -12,11 +12,12 @@ from random import Random
 
 import psutil
 
+import _bench_memory
 from _chaos_after import After
 from _chaos_plan import Blow, Outside, Plan
-from _chaos_seen import Seen, Truth
+from _chaos_seen import Problem, Seen, Sort, Truth
 from backpropagate import checkpoints
-from backpropagate.events import AttemptStarted, Event, FaultSeen, ModelReady, RunEnded, Step
+from backpropagate.events import AttemptStarted, Event, FaultSeen, ModelReady, RunEnded, RunResumed, Step
 from backpropagate.keep import journal, runs
 from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import RunSpec
@@ -41,6 +42,8 @@ class ChaosRun:
         self._started = 0.0  # monotonic, when its newest child was heard of
         self._killed_at = 0.0  # wall clock, when that child was killed from outside; 0: it was not
         self._descriptors: list[int] = []
+        self._memory = 0  # bytes, of the supervisor at hand
+        self._killed = self._asked = False  # the supervisor at hand, by us
         self._struck: set[int] = set()  # attempts whose child was killed from outside
 
     def to_its_end(self, truth: Truth | None) -> Seen:
@@ -48,7 +51,7 @@ class ChaosRun:
         done = False
         while not done:
             if self.seen.supervisors > 20 + 2 * len(self._plan.outside):  # it would go on for ever
-                self._problem("it needed more supervisors than there were faults")
+                self._problem(Sort.ENDING, "it needed more supervisors than there were faults")
                 break
             done = self._one_supervisor()
         self._after().look(truth)
@@ -64,7 +67,9 @@ class ChaosRun:
 
     def _one_supervisor(self) -> bool:
         """Whether the run is over."""
-        self._descriptors = []
+        self._descriptors, self._memory = [], 0
+        self._killed = self._asked = False
+        heard = len(self._events)
         self._attempt = 0  # what its predecessor's child was to meet, it is too late for
         process = self._start()
         try:
@@ -74,11 +79,15 @@ class ChaosRun:
                 process.kill()
             process.wait()
         self._hear()
+        self.seen.killed_supervisors += self._killed
+        if self._memory:
+            self.seen.memory.append(self._memory)
         if len(self._descriptors) >= 4 and self._spec.safety.standby == "off":  # a standby comes when it comes
             self.seen.descriptors.append(min(self._descriptors[-2:]) - min(self._descriptors[:2]))
         end = self._events[-1] if self._events else None
         if not isinstance(end, RunEnded):
-            return self._gone_without_a_word(process.returncode)
+            listened = any(isinstance(event, AttemptStarted) for event in self._events[heard:])
+            return self._gone_without_a_word(process.returncode, listened=listened)
         if end.status == "completed":
             return True
         if end.status == "interrupted" and end.code == "RUNTIME_TRAINING_ABORTED":
@@ -86,7 +95,7 @@ class ChaosRun:
         if "the same fault came twice at step" in end.message and self._same_twice():
             self.seen.repeated += 1
             return False
-        self._problem(f"ended as {end.status}, {end.code}: {end.message}")
+        self._problem(Sort.ENDING, f"ended as {end.status}, {end.code}: {end.message}")
         return True
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -101,28 +110,37 @@ class ChaosRun:
                 start_new_session=sys.platform != "win32",
             )
 
-    def _gone_without_a_word(self, code: int) -> bool:
-        if code in (-9, 9):
+    def _gone_without_a_word(self, code: int, *, listened: bool) -> bool:
+        """Right if we killed it, or asked it to end before it began any child. What is lost by it, the comparison finds."""
+        if self._killed:
             return False
-        self._problem(f"a supervisor ended with {code} and left no word")
+        if self._asked and not listened:
+            self.seen.unheard += 1
+            return False
+        self._problem(Sort.ENDING, f"a supervisor ended with {code} and left no word")
         return True
 
     def _same_twice(self) -> bool:
-        faults = [(event.kind, event.step) for event in self._events if isinstance(event, FaultSeen)]
-        return max(Counter(faults).values()) > 1
+        """Whether the supervisor at hand met one fault twice at one step."""
+        resumed = (n for n, event in enumerate(self._events) if isinstance(event, RunResumed))
+        its_own = self._events[max(resumed, default=0) :]
+        faults = Counter((event.kind, event.step) for event in its_own if isinstance(event, FaultSeen))
+        return max(faults.values(), default=0) > 1
 
     def _accompany(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + PATIENCE
         while process.poll() is None:
             for event in self._hear():
                 self._note(process, event)
+            self._memory = max(self._memory, _bench_memory.held(process.pid))
             blow = self._blows.get(self._attempt)
             if blow is not None and self._due(blow):
                 del self._blows[self._attempt]
                 if self._strike(process, blow):
                     return
             if time.monotonic() > deadline:
-                self._problem("a supervisor did not end")
+                self._problem(Sort.ENDING, "a supervisor did not end")
+                self._killed = True
                 return
             time.sleep(_LOOK)
 
@@ -176,6 +194,7 @@ class ChaosRun:
                 self._kill_one_that_starts(blow.delay)
                 return True
             case Outside.END_SUPERVISOR:
+                self._asked = True
                 process.terminate()
             case Outside.STOP_SUPERVISOR:
                 if sys.platform != "win32":
@@ -209,11 +228,12 @@ class ChaosRun:
         child = self._pid
         self._struck.add(self._attempt)
         began = time.monotonic()
+        self._killed = True
         process.kill()
         process.wait()
         while _lives(child):
             if time.monotonic() - began > GONE_PATIENCE:
-                self._problem(f"child {child} outlived its supervisor")
+                self._problem(Sort.LEFT_BEHIND, f"child {child} outlived its supervisor")
                 return
             time.sleep(0.001)
         self.seen.orphaned.append(time.monotonic() - began)
@@ -227,6 +247,7 @@ class ChaosRun:
         self._struck.add(self._attempt)
         second.kill()
         second.wait()
+        self.seen.killed_supervisors += 1
         self._struck.update(event.attempt for event in self._hear() if isinstance(event, AttemptStarted))
 
     def _spoil(self) -> None:
@@ -235,6 +256,7 @@ class ChaosRun:
         if not steps:
             return
         folder = self._run.checkpoint(steps[-1])
+        self.seen.spoilt += 1
         victim = self._random.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
         content = bytearray(victim.read_bytes())
         how = self._random.randrange(5)
@@ -252,20 +274,18 @@ class ChaosRun:
 
     # --- what is looked at meanwhile ----------------------------------------------------------------------------------
 
-    def _problem(self, text: str) -> None:
-        self.seen.problems.append(f"{self._name}: {text}")
+    def _problem(self, sort: Sort, text: str) -> None:
+        self.seen.problems.append(Problem(sort, f"{self._name}: {text}"))
 
     def _look_at_supervisor(self, pid: int) -> None:
         try:
             supervisor = psutil.Process(pid)
-            memory = supervisor.memory_info()
-            self.seen.peak_memory.append(memory.rss)
             self._descriptors.append(supervisor.num_handles() if sys.platform == "win32" else supervisor.num_fds())
             dead = [child.pid for child in supervisor.children() if child.status() == psutil.STATUS_ZOMBIE]
         except psutil.Error:
             return
         if len(dead) > 1:  # one may have died this moment
-            self._problem(f"zombies {dead}")
+            self._problem(Sort.LEFT_BEHIND, f"zombies {dead}")
 
 
 def _lives(pid: int) -> bool:
