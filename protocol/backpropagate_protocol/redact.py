@@ -28,7 +28,7 @@ _WHOLE = re.compile(
 )
 _BEARER = re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{8,}")
 _AUTHORIZATION = re.compile(r"""(?i)\b(authorization["']?\s*[:=]\s*["']?[a-z][\w-]*\s+)(?!\[redacted\])[^\s"',;]{4,}""")
-_URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/:@]+:[^\s/@]+@")
+_URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,30}://)[^\s/:@]+:[^\s/@]+@")
 _KEY = r"""\b(?:\w*[_-])?(?:password|passwd|pwd|secret|token|api[_-]?key|access[_-]?key)\\*["']?\s*[=:]\s*"""
 _PAIR = re.compile(rf"""(?i)({_KEY}["']?)(?!\[redacted\])[^\s"',;&)}}\]]{{4,}}""")
 # A value in quotes is hidden up to the closing one, spaces and all; to the end of the line if it is never closed. The second

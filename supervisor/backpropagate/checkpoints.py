@@ -13,7 +13,7 @@ from backpropagate.judge.decisions import Found
 from backpropagate.keep import results
 from backpropagate.keep.checkpoint_folders import steps
 from backpropagate.keep.checkpoint_manager import Checkpoint, CheckpointManager, CheckpointPolicy, CheckpointStats
-from backpropagate_protocol import durable
+from backpropagate_protocol import durable, swap
 from backpropagate_protocol.durable import NotWhole
 from backpropagate_protocol.rundir import PARTIAL, QUARANTINE, Manifest, RunDir
 
@@ -97,6 +97,8 @@ def sweep(run_dir: RunDir) -> None:
     Only while nobody else is at work in the folder.
     """
     durable.discard(run_dir.staging)
+    with suppress(OSError):
+        swap.settle(run_dir.adapter)  # before what stepped aside for it is taken for half-made
     with suppress(OSError):
         results.recover(run_dir.output)
     for folder in (run_dir.checkpoints, run_dir.path, run_dir.output.cache):

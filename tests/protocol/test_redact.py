@@ -84,6 +84,12 @@ def test_what_is_no_secret_stays_as_it_is(text: str) -> None:
     assert redact(text) == text
 
 
+@pytest.mark.parametrize("text", ["a-" * 50_000, "a.b-c+" * 20_000])
+def test_a_long_line_without_a_secret_is_read_once(text: str) -> None:
+    """In quadratic time it would take minutes."""
+    assert redact(text) == text
+
+
 def test_a_certificate_is_no_secret() -> None:
     text = "-----BEGIN CERTIFICATE-----\nMIIEowIBAAKCAQEA\n-----END CERTIFICATE-----"
     assert redact(text) == text

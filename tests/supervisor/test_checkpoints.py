@@ -12,7 +12,7 @@ from backpropagate import checkpoints
 from backpropagate.checkpoints import CheckpointManager, CheckpointPolicy
 from backpropagate.keep import results
 from backpropagate_protocol import durable
-from backpropagate_protocol.rundir import Manifest, OutputDir, RunDir, Standing
+from backpropagate_protocol.rundir import PARTIAL, Manifest, OutputDir, RunDir, Standing
 
 
 def run_dir(tmp_path: Path) -> RunDir:
@@ -150,6 +150,16 @@ def test_a_sweep_removes_what_is_half_made_and_nothing_else(tmp_path: Path) -> N
     assert sorted(entry.name for entry in run.output.path.iterdir()) == ["cache", "runs", "the user's own.partial"]
     assert not list(run.output.cache.iterdir())
     assert [entry.name for entry in run.path.iterdir()] == ["checkpoints"]
+
+
+def test_an_adapter_that_had_stepped_aside_for_one_that_never_came_is_given_its_name_back(tmp_path: Path) -> None:
+    run_dir = OutputDir(tmp_path).run("a")
+    aside = run_dir.path / f".{run_dir.adapter.name}.old{PARTIAL}"
+    aside.mkdir(parents=True)
+    (aside / "weights").write_bytes(b"whole")
+    checkpoints.sweep(run_dir)
+    assert (run_dir.adapter / "weights").read_bytes() == b"whole"
+    assert not aside.exists()
 
 
 def test_a_sweep_that_cannot_look_says_nothing(tmp_path: Path) -> None:

@@ -57,6 +57,8 @@ class Others:
         if max(cause.others, self.memory - before) >= lacking:
             self._spared, self.patience = before, PATIENCE
             return True
+        if self.patience > PATIENCE_WITH_RESIDENTS:
+            self._since, self._tries = None, 0  # it is another wait, and has its own time
         self._spared, self.patience = 0, PATIENCE_WITH_RESIDENTS
         return cause.phase in BEFORE_TRAINING and self.memory >= lacking
 

@@ -100,17 +100,14 @@ def named_as_model(what: str) -> bool:
 
 
 def run_that_trained(output: str, what: str) -> RunDir:
-    """`latest` is the newest training or campaign: what was made of it since does not hide it, nor do a campaign's runs.
-
-    One that failed by a wish that no resume can serve does not count.
-    """
+    """`latest` is the newest training or campaign: what was made of it since does not hide it, nor do a campaign's runs."""
     if what == "latest":
         folder = runs.as_output(output)
         made_ids = runs.run_ids(folder)
         made = [folder.run(run_id) for run_id in made_ids]
         for run_dir in sorted(made, key=lambda run: run.spec.stat().st_mtime_ns, reverse=True):
             spec = runs.load_spec(run_dir)
-            if trains(spec) and not _in_vain(run_dir):
+            if trains(spec):
                 return folder.run(spec.parent) if spec.parent in made_ids else run_dir
     return runs.find(output, what)
 
@@ -167,7 +164,7 @@ def _trained(run_dir: RunDir, spec: RunSpec) -> str | None:
         if not run_dir.adapter.is_dir():
             raise UserInputError(
                 f"run {run_dir.run_id} has no finished {'model' if full(spec) else 'adapter'}",
-                suggestion="Begin a new run: this one would fail again."
+                suggestion=f"Begin a new run, since this one would fail again{_or_another(run_dir)}."
                 if _in_vain(run_dir)
                 else f"Finish it: {runs.resuming(run_dir)}",
                 run_id=run_dir.run_id,
@@ -179,6 +176,14 @@ def _trained(run_dir: RunDir, spec: RunSpec) -> str | None:
             f"the adapter that run {run_dir.run_id} exported is not there any more: {adapter}", run_id=run_dir.run_id
         )
     return adapter
+
+
+def _or_another(run_dir: RunDir) -> str:
+    """What may have been meant instead. Never taken unasked: it is another model."""
+    others = [run_dir.output.run(run_id) for run_id in runs.run_ids(run_dir.output)]
+    others = [other for other in others if other.adapter.is_dir() and trains(runs.load_spec(other))]
+    newest = max(others, key=lambda other: other.spec.stat().st_mtime_ns, default=None)
+    return "" if newest is None else f", or name the newest that has a result: {newest.run_id}"
 
 
 def _exported(run_dir: RunDir) -> Path | None:

@@ -231,28 +231,21 @@ def test_a_full_fine_tune_has_no_adapter_to_export(output: OutputDir, format: st
 
 
 @pytest.mark.parametrize(
-    ("code", "exit_code", "meant", "advice"),
+    ("code", "exit_code", "advice"),
     [
-        ("CONFIG_INVALID_SETTING", 1, "11111111", "Begin a new run"),
-        ("RUNTIME_GPU_LOST", 69, None, "Finish it: backprop resume"),
+        ("CONFIG_INVALID_SETTING", 1, "Begin a new run, since this one would fail again, or name the newest that has a result: 11111111."),
+        ("RUNTIME_GPU_LOST", 69, "Finish it: backprop resume"),
     ],
-)
-def test_latest_passes_over_a_run_that_can_have_no_result_and_over_no_other(
-    output: OutputDir, code: str, exit_code: int, meant: str | None, advice: str
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["latest", "2222"])
+def test_a_run_without_a_result_is_refused_and_none_is_taken_for_it(
+    output: OutputDir, name: str, code: str, exit_code: int, advice: str
 ) -> None:
     trained(output, "11111111")
     failed = trained(output, "22222222")
     shutil.rmtree(failed.adapter)
     ended = events.RunEnded(time=0.0, run_id="22222222", status="failed", exit_code=exit_code, step=0, total_steps=3, code=code)  # fmt: skip
     failed.events.write_bytes(msgspec.json.encode(ended) + b"\n")
-
-    with pytest.raises(UserInputError) as caught:
-        found(output, "2222")
+    with pytest.raises(UserInputError, match="run 22222222 has no finished adapter") as caught:
+        found(output, name)
     assert caught.value.suggestion.startswith(advice)
-    if meant is None:
-        with pytest.raises(UserInputError, match="22222222"):
-            found(output, "latest")
-    else:
-        newest = found(output, "latest").run
-        assert newest is not None
-        assert newest.run_id == meant
