@@ -1,12 +1,15 @@
-"""A process' high water in the machine's memory."""
+"""A process' high water in the machine's memory, and whether someone stopped it."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
-from backpropagate.doors.footprint import peak
+import pytest
+
+from backpropagate.doors.footprint import peak, stopped
 
 
 def test_a_process_that_lives_has_taken_memory() -> None:
@@ -26,3 +29,16 @@ def test_memory_that_was_given_back_still_counts() -> None:
         process.stdout.readline()
         high = peak(process.pid)
     assert high > 80 or sys.platform == "darwin"  # there only what it holds at the moment is told
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells it")
+def test_a_process_that_was_stopped_is_told_from_one_that_runs() -> None:
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as process:
+        assert not stopped(process.pid)
+        os.kill(process.pid, signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)
+        try:
+            assert stopped(process.pid)
+        finally:
+            os.kill(process.pid, signal.SIGCONT)
+    assert not stopped(process.pid)

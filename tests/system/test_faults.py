@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from backpropagate.events import AttemptStarted, CheckpointMissed, CheckpointQuarantined, FaultSeen, Recovering
+from backpropagate.keep import faults
 from backpropagate.outcome import Outcome
 from backpropagate_protocol import durable
 from backpropagate_protocol.rundir import OutputDir
@@ -67,9 +68,13 @@ def test_a_fault_of_memory_halves_the_micro_batch_and_changes_no_sample(
 
 @pytest.mark.parametrize("fault", ["hang:12", "hang_gil:12", pytest.param("sigstop:12", marks=POSIX)])
 def test_a_child_that_makes_no_progress_is_replaced(oracle: Oracle, undisturbed: Outcome, fault: str) -> None:
-    outcome, story = run_here(toy_spec(oracle.output(), fault, hang_floor=1.0))
+    spec = toy_spec(oracle.output(), fault, hang_floor=1.0)
+    outcome, story = run_here(spec)
     assert_same_samples(outcome, undisturbed)
     assert {seen.code for seen in story.of(FaultSeen)} == {"RUNTIME_HANG"}  # on a starved machine, more than once
+    if sys.platform == "linux":
+        ended_by = [record.ended_by for record in faults.read_all(oracle.output().run(spec.run_id))]
+        assert any("someone had stopped it" in why for why in ended_by) is fault.startswith("sigstop")
 
 
 def test_steps_that_are_slower_than_the_floor_are_no_hang(oracle: Oracle) -> None:

@@ -1,4 +1,4 @@
-"""How much of the machine's memory a process has taken at most, as far as its system says."""
+"""What a process has taken of the machine's memory at most, and whether it was stopped, as far as its system says."""
 
 from __future__ import annotations
 
@@ -30,11 +30,7 @@ class _Usage(ctypes.Structure):
 def peak(pid: int) -> int:
     """MiB that it has held at most until now; on macOS what it holds at this moment. 0: gone, or not known."""
     if sys.platform == "linux":
-        try:
-            status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
-        except OSError:
-            return 0
-        return next((int(line.split()[1]) >> 10 for line in status.splitlines() if line.startswith("VmHWM:")), 0)
+        return next((int(value) >> 10 for value in _status(pid, "VmHWM:")), 0)
     if sys.platform == "darwin":
         usage = _Usage()
         failed = ctypes.CDLL(None).proc_pid_rusage(pid, 0, ctypes.byref(usage))
@@ -52,3 +48,20 @@ def peak(pid: int) -> int:
         finally:
             kernel32.CloseHandle(handle)
     return 0
+
+
+def stopped(pid: int) -> bool:
+    """Whether someone holds it with SIGSTOP, a debugger or a terminal, so that it gets no time at all.
+
+    Only Linux tells that of a process cheaply; elsewhere it is never known.
+    """
+    return sys.platform == "linux" and any(value in "Tt" for value in _status(pid, "State:"))
+
+
+def _status(pid: int, name: str) -> list[str]:
+    """The first word after the name, in the lines of that name: Linux alone has them."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return []
+    return [line.split()[1] for line in status.splitlines() if line.startswith(name)]

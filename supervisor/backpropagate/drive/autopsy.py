@@ -27,6 +27,7 @@ from backpropagate_protocol.catalogue import CATALOGUE
 from backpropagate_protocol.rundir import RunDir
 
 _MEASURE_EVERY = 0.2  # seconds; the driver's ticks come too late for a short life
+_HELD = "; someone had stopped it (kill -STOP, a debugger, its terminal)"
 _T = TypeVar("_T")
 _PATIENCE = 10.0  # seconds that the kernel's log and the disk have for one record
 
@@ -68,7 +69,9 @@ class Autopsy:
 
     def killed(self, why: str) -> None:
         self.measure(now=True)
-        self._life.ended_by = self._life.ended_by or why
+        if not self._life.ended_by:
+            held = bool(self._life.pid) and footprint.stopped(self._life.pid)
+            self._life.ended_by = why + (_HELD if held else "")
 
     def saw(self, event: Event) -> None:
         """Something was told of the run."""

@@ -165,6 +165,7 @@ class _Supervision:
     ) -> None:
         self._spec, self._run_dir, self._report, self._stops = spec, run_dir, report, stops
         self._previous = stood.status if resumed else None
+        self._earlier = stood.record.row().duration_seconds
         self._training = Training(spec, run_dir, report, stops, stood.start, gpu_script)
         self._campaign = (
             Campaign(spec, run_dir, report, stops, stood.facts, stood.past, sinks, gpu_script) if stood.facts else None
@@ -179,7 +180,7 @@ class _Supervision:
         finish = anyio.run(self._work)
         _sweep(self._spec, self._run_dir)
         outcome = self._outcome(finish)
-        self._report.event(run_ended(outcome, self._spec.kind, began))
+        self._report.event(run_ended(outcome, self._spec.kind, began, self._earlier))
         return outcome
 
     def _begin(self) -> None:

@@ -52,6 +52,7 @@ class ChildPolicy(ABC):
         self._hello = False
         self._phase = Phase.IMPORT
         self._trained = False
+        self._allowed = 0.0  # seconds until the next sign of progress
         self._cause: Cause | None = None  # why the child is being ended
         self._timers.clear()
         self._ladder.leave()
@@ -137,7 +138,7 @@ class ChildPolicy(ABC):
         self.state = State.READYING
         self.attempt += 1
         self._timers.clear(Timer.RESPAWN, Timer.COOL)  # a search may be due
-        self._timers.set(Timer.PHASE, now + deadlines.HELLO)
+        self._allow(now, deadlines.HELLO)
         self._out.append(d.Spawn(self.attempt, self._warm))
 
     def _spawn_after(self, now: float, delay: float) -> None:
@@ -202,7 +203,12 @@ class ChildPolicy(ABC):
         """A sign of progress: the phase's deadline begins again."""
         self._phase = phase
         if self.state is State.WORKING:
-            self._timers.set(Timer.PHASE, now + deadlines.limit(phase, self._safety, self._steps))
+            self._allow(now, deadlines.limit(phase, self._safety, self._steps))
+
+    def _allow(self, now: float, seconds: float) -> None:
+        """Until the next sign of progress."""
+        self._allowed = seconds
+        self._timers.set(Timer.PHASE, now + seconds)
 
     # --- ending a child ---------------------------------------------------------------------------------------------
 
@@ -302,7 +308,9 @@ class ChildPolicy(ABC):
                 assert_never(timer)
 
     def _hang(self, now: float) -> None:
-        text = f"no progress in phase {self._phase.value} within its deadline"
+        # Of 2,000 s and of 1.5 s as much as says something.
+        seconds = f"{self._allowed:,.0f}" if self._allowed >= 10 else f"{self._allowed:.2g}"
+        text = f"no progress in phase {self._phase.value} for {seconds} s"
         self._blame(self._own_cause(Kind.HANG, "RUNTIME_HANG", text))
         self.state = State.KILLING
         self._timers.only(Timer.KILL, now + DUMP_TIME)

@@ -13,7 +13,7 @@ DEAD = FaultRecord(
     time=0.0,
     kind="hang",
     code="RUNTIME_HANG",
-    message="no progress in phase train within its deadline",
+    message="no progress in phase train for 60 s",
     attempt=2,
     phase="train",
     step=40,
@@ -22,7 +22,7 @@ DEAD = FaultRecord(
     death="was killed by SIGABRT",
     exit_code=-6,
     meaning="native code gave up by itself",
-    ended_by="no progress in phase train within its deadline",
+    ended_by="no progress in phase train for 60 s",
     seconds=3700.0,
     memory=2_048,
     device_memory=7_800,
@@ -43,7 +43,7 @@ def test_everything_that_is_known_is_told() -> None:
     assert title.endswith("attempt 2 at step 40, in train: RUNTIME_HANG")
     told = [" ".join(line.split()) for line in body]
     for line in (
-        "what no progress in phase train within its deadline",
+        "what no progress in phase train for 60 s",
         "then RUNTIME_CHILD_DIED: it died",
         "process 4711, alive for 1 h 02 min, was killed by SIGABRT (exit status -6)",
         "ended by the supervisor: for that",
