@@ -82,8 +82,9 @@ class ChaosRun:
         self.seen.killed_supervisors += self._killed
         if self._memory:
             self.seen.memory.append(self._memory)
-        if len(self._descriptors) >= 4 and self._spec.safety.standby == "off":  # a standby comes when it comes
-            self.seen.descriptors.append(min(self._descriptors[-2:]) - min(self._descriptors[:2]))
+        if len(self._descriptors) >= 6 and self._spec.safety.standby == "off":  # a standby comes when it comes
+            # A look may fall into the moment in which a file is open: the least of three is what is held.
+            self.seen.descriptors.append(min(self._descriptors[-3:]) - min(self._descriptors[:3]))
         end = self._events[-1] if self._events else None
         if not isinstance(end, RunEnded):
             listened = any(isinstance(event, AttemptStarted) for event in self._events[heard:])
