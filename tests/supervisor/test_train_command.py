@@ -270,6 +270,22 @@ def test_a_detached_training_goes_on_by_itself(folder: Path) -> None:
     assert the_row(folder).status == "completed"
 
 
+def test_a_detached_training_says_how_it_is_stopped_and_then_how_it_goes_on(folder: Path) -> None:
+    code, out, err = train(folder, "--steps", ENDLESS, "--detach")
+    short = out[:8]
+    stopped = backprop(folder, "stop", "latest")
+    again = backprop(folder, "stop", short, "--json")
+
+    assert code == 0
+    assert err.splitlines()[-1] == f"Stop it with: backprop stop {short}"
+    row = the_row(folder)
+    assert stopped[:2] == (0, f"run {short}: interrupted at step {row.steps}/{ENDLESS}\ngo on with: backprop resume {short}\n")  # fmt: skip
+    assert stopped[2] == f"run {short} is asked to save and end; waiting until it has\n"
+    assert (row.status, row.exit_code) == ("interrupted", 75)
+    assert again[0] == 1
+    assert json.loads(again[1])["error"]["code"] == "STATE_RUN_NOT_RUNNING"
+
+
 def test_a_detached_training_that_cannot_begin_says_why(folder: Path) -> None:
     first = start(folder, "train", "-d", "d.jsonl", "--backend", "toy", "--steps", ENDLESS)
     until_it_trains(first)
