@@ -80,10 +80,14 @@ def test_a_callback_that_fails_is_dropped_and_the_run_goes_on(tmp_path: Path, da
     def broken(step: int, loss: float | None) -> None:
         raise RuntimeError("no more")
 
-    with pytest.warns(UserWarning, match="RuntimeError: no more"):
+    with pytest.warns(UserWarning, match="RuntimeError: no more") as told:
         run = toy(tmp_path).train(data, steps=20, on_step=broken)
 
     assert run.status == "completed"
+    line = broken.__code__.co_firstlineno + 1
+    assert (told[0].filename, told[0].lineno) == (__file__, line)
+    assert "follow.py" not in str(told[0].message)  # the traceback is the user's own
+    assert run.callback_error == f"RuntimeError: no more ({__file__}:{line})"
 
 
 def test_an_error_of_ours_in_a_callback_does_not_end_the_run_either(tmp_path: Path, data: Path) -> None:

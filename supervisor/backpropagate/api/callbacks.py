@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backpropagate import events
+from backpropagate.api.blame import blame
 from backpropagate.api.campaign_result import CampaignRun, CampaignSummary
 from backpropagate.api.follow import StopFollowing
 from backpropagate.api.result import TrainingRun
@@ -30,7 +31,8 @@ class TrainingCallback:
     on_complete  (run) at the end, also of an interrupted run
     on_error     (error) before a failed run's error is raised
 
-    A function that raises is not called again, and the run goes on.
+    Once one of them has raised, the run goes on, and only on_complete and on_error are still called. Python's warnings tell
+    where it failed, and so does `callback_error` of the result.
     """
 
     on_step: Callable[[int, float | None], bool | None] | None = None
@@ -53,8 +55,18 @@ class Calls:
         self._epochs: int | None = None  # whole passes that were told; None: the first step will say where we are
         self._steps: int | None = None  # the last step that was told; None: the model will say where we are
         self.run_dir: RunDir | None = None
+        self.error = ""  # of the one that raised
 
     def event(self, event: Event) -> None:
+        try:
+            self._call(event)
+        except StopFollowing:
+            raise
+        except Exception as error:
+            self.error = blame(error).short
+            raise
+
+    def _call(self, event: Event) -> None:
         if isinstance(event, events.Step):
             self._epoch(event)
             self._until(event)
@@ -121,8 +133,8 @@ class CampaignCalls(Calls):
         before = summary.latest()
         self._told = before.number if before else 0
 
-    def event(self, event: Event) -> None:
-        super().event(event)
+    def _call(self, event: Event) -> None:
+        super()._call(event)
         if self._on_run_complete is None:
             return
         scored = isinstance(event, events.LinkScored | events.LinkStarted | events.RunEnded)

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from backpropagate import events
+from backpropagate.api.blame import blame
 from backpropagate.doors.launch import SupervisorProcess
 from backpropagate.keep.journal import Follower
 from backpropagate.watch.sinks import Sink
@@ -80,6 +81,6 @@ class _Audience:
             self._supervisor.ask_once("stop")
         except Exception as error:  # noqa: BLE001 - whoever watches must not be able to harm the run
             self._watching.remove(sink)
-            warnings.warn(
-                f"a callback failed and is not called any more: {type(error).__name__}: {error}", stacklevel=2
-            )
+            found = blame(error)
+            text = f"a callback failed and is not called any more; the run goes on\n{found.text}"
+            warnings.warn_explicit(text, UserWarning, found.file, found.line)

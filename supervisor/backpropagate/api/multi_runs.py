@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from backpropagate.api.callbacks import CampaignCallbacks, CampaignCalls, TrainingCallback
 from backpropagate.api.campaign_result import Campaign, CampaignRun, CampaignSummary
@@ -172,7 +173,7 @@ class MultiRuns(TrainerBase):
         calls = CampaignCalls(wanted, summary)
         calls.run_dir = run_dir
         ended = self._watch(run_dir, [summary, calls], Settings(self._given).flag("safety.wait"))
-        campaign = summary.campaign()
+        campaign = replace(summary.campaign(), callback_error=calls.error)
         self.campaigns.append(campaign)
         self._newest = campaign.run_id
         if ended.status in ("failed", "partial"):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -328,7 +329,7 @@ class Trainer(MultiRuns):
             summary.event(event)
         calls.run_dir = run_dir
         ended = self._watch(run_dir, [summary, calls], wait)
-        run = summary.run()
+        run = replace(summary.run(), callback_error=calls.error)
         self.runs.append(run)
         self._newest = run.run_id
         if ended.status == "failed" or (ended.status == "partial" and runs.load_spec(run_dir).export is not None):
