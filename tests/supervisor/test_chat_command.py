@@ -26,11 +26,12 @@ def chat(folder: Path, *arguments: str, said: str = "") -> tuple[int, str, str]:
 
 
 def test_each_line_of_a_pipe_is_a_question_and_stdout_has_the_answers_only(tmp_path: Path) -> None:
-    code, out, err = chat(tmp_path, "me/any", "--backend", "toy", said="one\n\ntwo\n/exit\nthree\n")
+    code, out, err = chat(tmp_path, "me/any", "--backend", "toy", said="one\n\n/help\n/tmp?\n/reset\n/exit\nthree\n")
 
     assert code == 0
     assert len(out.splitlines()) == 2
-    assert err == "loading me/any\n"
+    loading, help_, forgotten = err.splitlines()
+    assert (loading, "/exit ends it" in help_, forgotten) == ("loading me/any", True, "forgotten")
 
 
 def test_with_json_each_answer_is_a_line(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_data_that_are_gone_are_named(folder: Path) -> None:
     [
         ({"kind": "export"}, "is no training, but an export"),
         ({"kind": "push"}, "is no training, but a push"),
-        ({"parent": "c0ffee00-0000-4000-8000-000000000000", "link": 2}, "is run 2 of campaign c0ffee00"),
+        ({"parent": "c0ffee00-0000-4000-8000-000000000000", "link": 1}, "is run 1 of campaign c0ffee00: only"),
         ({"model": {"name": "mine", "path": "/nowhere/mine"}}, "/nowhere/mine is not there any more"),
     ],
 )

@@ -18,6 +18,7 @@ from backpropagate_protocol.errors import BackpropagateError
 if TYPE_CHECKING:
     from backpropagate.drive.conversation import Conversation, Reply
 
+_LEAVING = ("/exit", "/quit", "/bye")
 _HELP = "/exit ends it, /reset begins anew, Ctrl-C stops an answer"
 
 
@@ -36,8 +37,9 @@ def chat(
 ) -> int:
     """Talk to a trained run, an adapter, a model or a GGUF.
 
-    A RUN that exported a GGUF is answered by that. In a pipe, each line is a question and each answer follows; with --json,
-    each is one line `{"prompt": …, "answer": …}`.
+    A RUN that was trained with --export, or that is itself an export, is answered by its GGUF; one that was made of a RUN
+    later has to be named: its path, or the export's own id. In a pipe, each line is a question and each answer follows, but for
+    /reset and /exit; with --json, each is one line `{"prompt": …, "answer": …}`.
     """
     from backpropagate.drive.conversation import Conversation
     from backpropagate.wishes.chat_job import chat_job
@@ -60,7 +62,7 @@ def chat(
         if person:
             screen.note(_HELP)
             return _with_a_person(screen, conversation)
-        for question in _questions():
+        for question in _questions(screen, conversation):
             _told(screen, question, conversation.ask(question))
     return 0
 
@@ -76,7 +78,7 @@ def _with_a_person(screen: Screen, conversation: Conversation) -> int:
         except KeyboardInterrupt:
             screen.note("")
             return int(ExitCode.INTERRUPTED)
-        if text in ("/exit", "/quit", "/bye"):
+        if text in _LEAVING:
             return 0
         if text == "/reset":
             conversation.reset()
@@ -101,10 +103,16 @@ def _told(screen: Screen, question: str, reply: Reply) -> None:
         screen.piece("\n" if not reply.stopped else " …\n")
 
 
-def _questions() -> Iterator[str]:
-    """The lines of standard input; empty ones are none."""
+def _questions(screen: Screen, conversation: Conversation) -> Iterator[str]:
+    """The lines of standard input, but for the commands; one that only begins with a slash, as a path does, is a question."""
     for line in sys.stdin:
-        if line.strip() == "/exit":
+        text = line.strip()
+        if text in _LEAVING:
             return
-        if line.strip():
-            yield line.strip()
+        if text == "/reset":
+            conversation.reset()
+            screen.note("forgotten")
+        elif text == "/help":
+            screen.note(_HELP)
+        elif text:
+            yield text

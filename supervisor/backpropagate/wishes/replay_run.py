@@ -64,8 +64,9 @@ def _whole(run_dir: RunDir) -> RunSpec:
     """With the runs that were appended to a campaign."""
     spec = load_spec(run_dir)
     if spec.parent is not None:
+        begins = ", and begins where the one before it ended" if spec.link > 1 else ""
         raise UserInputError(
-            f"run {spec.run_id[:8]} is run {spec.link} of campaign {spec.parent[:8]}, and begins where the one before it ended",
+            f"run {spec.run_id[:8]} is run {spec.link} of campaign {spec.parent[:8]}{begins}: only all of it is replayed",
             suggestion=f"Replay the campaign: backprop replay {spec.parent[:8]}",
             run_id=spec.run_id,
         )
