@@ -32,7 +32,7 @@ COMMANDS: dict[str, _Entry] = {
     "estimate": _Entry("estimate", "estimate", "Estimate memory, disk, time and energy of a training.", "Training"),
     "multi-run": _Entry("multi_run", "multi_run", "Train a campaign: several runs, merged after each.", "Training"),
     "resume": _Entry("train", "resume", "Go on with an interrupted or failed run.", "Training"),
-    "stop": _Entry("stop", "stop", "Stop a running run, so that it can be gone on with.", "Training"),
+    "stop": _Entry("stop", "stop", "Stop a running run: it saves, ends, and can be gone on with.", "Training"),
     "merge": _Entry("merge", "merge", "Merge a campaign's runs once more, by any rule, without training.", "Training"),
     "generate": _Entry("generate", "generate", "Ask a trained run, an adapter or a base model.", "Training"),
     "export": _Entry("export", "export", "Export a run, an adapter or a model: GGUF, merged, LoRA.", "Shipping"),
