@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -207,3 +208,23 @@ def test_the_table_says_of_every_row_whether_it_holds_and_of_a_bad_one_why() -> 
     assert why == "hang: process 99 was left"
     assert last == "1 of 3 rows do not hold; their runs are kept in kept"
     assert _document([good, bad], Path("kept"))["holds"] is False
+
+
+def test_a_row_of_real_training_is_marked_as_one() -> None:
+    toy = Result("oom", "out of memory", "completed", 0.01, 0.5, 1, True, True, 0)
+    real = Result("real_oom", "out of memory", "completed", 0.1, 5.0, 1, True, True, 1, ("process 9 was left",), "tiny")
+    assert not any("toy" in line for line in _table([toy], None))
+    _, first, second, why, *_ = _table([toy, real], Path("kept"))
+    assert ("  toy  " in first, "  real, of tiny  " in second) == (True, True)
+    assert why == "out of memory, real training: process 9 was left"
+    rows = _document([toy, real], Path("kept"))["rows"]
+    assert isinstance(rows, list)
+    assert [(row["real"], row["base"]) for row in rows] == [(False, None), (True, "tiny")]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="rows that need POSIX signals are left out")
+def test_the_page_tells_how_many_faults_there_are() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "drill.md").read_text(encoding="utf-8")
+    assert f"# {len(toy_rows(quick=False))} faults, no card needed" in page
+    assert (len(toy_rows(quick=True)), len(real_rows(quick=False)), len(real_rows(quick=True))) == (8, 6, 2)
+    assert all(words in page for words in ("# the eight most important", "# six more in real training", "two faults"))

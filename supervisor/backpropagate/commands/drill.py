@@ -73,15 +73,26 @@ def _results(screen: Screen, folder: Path, quick: bool, model: str | None, given
 def _document(results: list[Result], kept: Path | None) -> dict[str, object]:
     from dataclasses import asdict
 
-    rows = [{**asdict(result), "holds": result.holds} for result in results]
+    rows = [{**asdict(result), "real": result.base is not None, "holds": result.holds} for result in results]
     return {"holds": kept is None, "rows": rows, "kept": None if kept is None else str(kept)}
 
 
 def _table(results: list[Result], kept: Path | None) -> list[str]:
-    head = ("fault", "noticed after", "recovered after", "steps lost", "samples exact", "orphans", "")
+    real = any(result.base for result in results)
+    head = (
+        "fault",
+        *(["training"] if real else []),
+        "noticed after",
+        "recovered after",
+        "steps lost",
+        "samples exact",
+        "orphans",
+        "",
+    )
     rows = [
         (
             result.fault,
+            *([f"real, of {result.base}" if result.base else "toy"] if real else []),
             _seconds(result.noticed),
             _seconds(result.recovered) if result.ended == "completed" else "ends, as it must" if result.holds else "-",
             str(result.steps_lost),
@@ -95,7 +106,7 @@ def _table(results: list[Result], kept: Path | None) -> list[str]:
     lines = [
         "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
     ]
-    lines += [f"{result.fault}: {wrong}" for result in results for wrong in result.wrong]
+    lines += [f"{_named(result)}: {wrong}" for result in results for wrong in result.wrong]
     failed = sum(not result.holds for result in results)
     lines.append("")
     lines.append(
@@ -104,6 +115,10 @@ def _table(results: list[Result], kept: Path | None) -> list[str]:
         else f"{failed} of {len(results)} rows do not hold; their runs are kept in {kept}"
     )
     return lines
+
+
+def _named(result: Result) -> str:
+    return f"{result.fault}, real training" if result.base else result.fault
 
 
 def _seconds(value: float | None) -> str:

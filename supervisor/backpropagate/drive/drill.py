@@ -49,6 +49,7 @@ class Result:
     weights_identical: bool | None  # None: there is no result, or the batch was halved
     orphans: int
     wrong: tuple[str, ...] = field(default=())
+    base: str | None = None  # of a real training; None: of the toy trainer
 
     @property
     def holds(self) -> bool:
@@ -130,6 +131,7 @@ class Drill:
             weights_identical=self._same_weights(row, scene),
             orphans=len(orphans),
             wrong=tuple(wrong),
+            base=None if self._backend == "toy" else self._model.name,
         )
 
     def _forget_card(self) -> None:
