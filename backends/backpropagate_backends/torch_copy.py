@@ -127,7 +127,9 @@ class _Copies:
         self._made: dict[tuple[object, ...], torch.Tensor] = {}
 
     def let_go(self) -> None:
-        self._spare.give_back(self._made.values())
+        """Once: what is given back twice would be given out twice, too, and two saves would write into each other."""
+        made, self._made = self._made, {}
+        self._spare.give_back(made.values())
 
     def each(self, values: Mapping[str, object]) -> dict[str, object]:
         return {name: self.of(value) for name, value in values.items()}

@@ -101,6 +101,18 @@ def test_a_copy_that_is_written_lends_its_memory_to_the_next_and_never_before(
     )
 
 
+def test_a_copy_that_is_written_twice_lends_its_memory_once(
+    trained: tuple[PeftModel, torch.optim.Optimizer], tmp_path: Path
+) -> None:
+    model, optimizer = trained
+    spare = Spare()
+    first = take(model, optimizer, spare)
+    first.write(tmp_path)
+    second = take(model, optimizer, spare)
+    first.write(tmp_path)
+    assert not _places(second) & _places(take(model, optimizer, spare))
+
+
 def test_the_first_copy_finds_memory_that_was_touched_before(
     trained: tuple[PeftModel, torch.optim.Optimizer],
 ) -> None:
