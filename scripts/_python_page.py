@@ -106,7 +106,7 @@ _ENDS = """\
 | the run fails | raises the exception of its code; `run_id` is set on it, and `trainer.runs[-1]` has what was reached |
 | the training is done, its export fails | raises; the training is kept, in `trainer.runs[-1]` and on the disk |
 | your program ends or is killed | the supervisor sees the closed pipe, saves a checkpoint and stops; `Trainer(…).resume()` or `backprop resume RUN` goes on |
-| a function of yours raises | Python's warnings tell it; that callback is not called again, and the run goes on |
+| a function of yours raises | Python's warnings tell it with your file and line, `run.callback_error` in one line; the run goes on, and only `on_complete` and `on_error` are still called |
 | another run trains into the folder or on the card | raises `BusyError`; with `wait=True` it waits |
 
 An argument that could not take effect is refused before anything is loaded (`InvalidSettingError`), and so is one that is not
