@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,13 @@ def test_an_interpreter_that_cannot_be_started_is_named(tmp_path: Path) -> None:
 
     assert error.code == "CONFIG_INVALID_SETTING"
     assert "nobody" in error.message
+
+
+def test_a_machine_that_takes_no_file_for_the_last_words_is_an_error_with_a_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    assert "gone" in refused(tmp_path, sys.executable).message
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the impostor is a shell script")

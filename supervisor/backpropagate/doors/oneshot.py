@@ -67,11 +67,11 @@ async def ask_job(
     deadline: float | None = None,
 ) -> Result:
     """As `run_job`, in an event loop of the main thread. Cancelled, it ends the child."""
-    with tempfile.TemporaryFile() as log:
-        try:
+    try:
+        with tempfile.TemporaryFile() as log:
             result = await _ask_in_time(deadline, job, backend, runner_python, on_message, log)
-        except (OSError, ProtocolError, ExceptionGroup) as error:
-            raise coded(error, runner_python) from error
+    except (OSError, ProtocolError, ExceptionGroup) as error:
+        raise coded(error, runner_python) from error
     if isinstance(result, BackpropagateError):
         raise result
     if not isinstance(result, answer):

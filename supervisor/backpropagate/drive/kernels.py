@@ -30,9 +30,10 @@ class Kernels:
         spec: RunSpec,
         say: Callable[[str], None],
         attempt: Callable[[str], Awaitable[ProbeReport]] | None = None,
+        today: Callable[[], str] = probed.today,
     ) -> None:
         """`say`: is told before anything is tried. `attempt`: tries one; raises BackpropagateError if that does not answer."""
-        self._python, self._say = spec.runner_python, say
+        self._python, self._say, self._today = spec.runner_python, say, today
         self._attempt = attempt or partial(_attempt, spec.runner_python)
         train = spec.train
         chooses = train.attention == "auto" or train.liger is None
@@ -43,7 +44,7 @@ class Kernels:
     async def working(self, packages: Mapping[str, str], card: str) -> tuple[str, ...]:
         """TrainJob.kernels for an environment with these `packages`, on the card of this name; empty: none is seen."""
         async with self._one_at_a_time:
-            known = probed.known(self._python, packages, card)
+            known = probed.known(self._python, packages, card, self._today())
             if known is None and self._found is None and card and self._chooses:
                 self._found = await self._tried(packages, card)
             return known or self._found or ()
@@ -52,16 +53,21 @@ class Kernels:
         names = [name for name, package in _PACKAGES.items() if package in packages]
         if not names:
             return ()
-        self._say(f"trying out what works on this {card}, once for this environment: {', '.join(names)}")
+        self._say(f"trying out what works on this {card}: {', '.join(names)}")
         answers: dict[str, str] = {}
+        made = True
         for name in names:
             try:
                 answers[name] = (await self._attempt(name)).state
-            except BackpropagateError:
-                pass  # it died or hung: not for this run, and the next one may find it otherwise
+            except BackpropagateError as error:
+                made = made and error.code == "RUNTIME_CHILD_DIED"
+            except (OSError, ExceptionGroup):
+                made = False  # no descriptor left, a full disk: no reason to end a run that can do without
         found = tuple(name for name, state in answers.items() if state == WORKS)
-        if len(answers) == len(names):
-            probed.remember(self._python, packages, card, found)
+        if made:
+            # What hangs costs its whole deadline: not again for each run of a campaign and each resume, but tomorrow.
+            day = "" if len(answers) == len(names) else self._today()
+            probed.remember(self._python, packages, card, found, day)
         return found
 
 

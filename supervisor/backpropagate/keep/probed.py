@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Mapping
 
 import msgspec
@@ -14,17 +15,23 @@ from backpropagate_protocol import durable
 _MOST = 32  # environments; the oldest is forgotten
 
 
-def known(python: str | None, packages: Mapping[str, str], card: str) -> tuple[str, ...] | None:
+def today() -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime())
+
+
+def known(python: str | None, packages: Mapping[str, str], card: str, day: str = "") -> tuple[str, ...] | None:
     """Names of `probes.PROBES` that work. Empty: none does. None: nobody asked in an environment like this one.
 
-    card: its name; empty where none is seen.
+    card: its name; empty where none is seen. day: what was remembered for this day alone counts, too.
     """
-    return _load().get(_key(python, packages, card))
+    kept = _load()
+    lasting = kept.get(_key(python, packages, card))
+    return kept.get(_key(python, packages, card, day)) if lasting is None else lasting
 
 
-def remember(python: str | None, packages: Mapping[str, str], card: str, names: Iterable[str]) -> None:
-    """A failure to do so is of no consequence: a training then keeps to what torch itself brings."""
-    key = _key(python, packages, card)
+def remember(python: str | None, packages: Mapping[str, str], card: str, names: Iterable[str], day: str = "") -> None:
+    """For good, or for this `day` alone. A failure to do so is of no consequence: it is tried once more."""
+    key = _key(python, packages, card, day)
     kept = {other: found for other, found in _load().items() if other != key} | {key: tuple(names)}
     try:
         state_dir().mkdir(parents=True, exist_ok=True)
@@ -34,9 +41,9 @@ def remember(python: str | None, packages: Mapping[str, str], card: str, names: 
         pass
 
 
-def _key(python: str | None, packages: Mapping[str, str], card: str) -> str:
+def _key(python: str | None, packages: Mapping[str, str], card: str, day: str = "") -> str:
     installed = " ".join(f"{name}={packages[name]}" for name in sorted(packages) if name != "backpropagate")
-    return f"{python or sys.executable}|{environment().get('CUDA_VISIBLE_DEVICES', '')}|{card}|{installed}"
+    return f"{python or sys.executable}|{environment().get('CUDA_VISIBLE_DEVICES', '')}|{card}|{installed}{day and '|' + day}"
 
 
 def _load() -> dict[str, tuple[str, ...]]:
