@@ -30,6 +30,19 @@ def test_what_one_that_waits_writes_is_not_taken_for_the_words_of_the_one_that_w
         assert apart.read_text() == ""
 
 
+def test_one_that_waits_writes_into_a_file_of_its_own_after_another_that_waited_there_works(tmp_path: Path) -> None:
+    log, apart = tmp_path / "runner.log", tmp_path / "standby.log"
+    with waiting_log(apart, log) as works:
+        os.write(works.descriptor, b"imported\n")
+        works.begin()
+        log.write_text("step 7\n")
+        with waiting_log(apart, log) as waits:
+            os.write(waits.descriptor, b"Fatal Python error: of the one that waits\n" * 20)
+            assert works.last_words() == "step 7\n"
+            works.bound(limit=500, head=100, tail=200)
+            assert "dropped" not in waits.last_words()
+
+
 def test_a_disk_that_gives_no_log_does_not_keep_a_child_from_working(tmp_path: Path) -> None:
     with child_log(tmp_path / "no-folder" / "runner.log") as works:
         works.begin()

@@ -25,12 +25,17 @@ _MARK = re.compile(rb"\n\[(\d+) bytes were dropped here: the log had grown too l
 
 
 class ChildLog:
-    """Of one child: `descriptor` is for it to write to. Others may have written into the same files before it."""
+    """Of one child: `descriptor` is for it to write to. Others may have written into the same files before it.
 
-    def __init__(self, descriptor: int, paths: tuple[Path, ...]) -> None:
-        self.descriptor, self._paths = descriptor, paths
-        self._begins = (0,) * len(paths)
-        self._own = paths[:1]  # one that waits must not touch the log of the one that works
+    later: where one that waits goes on when it works. Its first file may then be another's, who waits for its place.
+    """
+
+    def __init__(self, descriptor: int, path: Path, later: Path | None = None) -> None:
+        self.descriptor = descriptor
+        self._paths = (path,) if later is None else (path, later)
+        self._first = None if later is None else os.fstat(descriptor)
+        self._begins = (0,) * len(self._paths)
+        self._own = self._paths[:1]  # one that waits must not touch the log of the one that works
         self._over = False
         self._lock = Lock()
 
@@ -42,7 +47,8 @@ class ChildLog:
     def last_words(self) -> str:
         """The end of what was written since."""
         with self._lock:
-            return "".join(map(_end, self._paths, self._begins))
+            own = zip(self._paths, self._begins, strict=True)
+            return "".join(_end(path, begin) for at, (path, begin) in enumerate(own) if self._still_its(at))
 
     def end(self) -> None:
         """Its descriptor is about to be closed, and its number may soon be another file's."""
@@ -53,7 +59,7 @@ class ChildLog:
         with self._lock:
             begins = list(self._begins)
             for at, path in enumerate(self._own):
-                cut = drop_middle(path, limit, head, tail)
+                cut = drop_middle(path, limit, head, tail) if self._still_its(at) else None
                 if cut is None:
                     continue
                 begins[at] = cut.now(begins[at])
@@ -61,6 +67,14 @@ class ChildLog:
                     # On Windows the child appends where this handle, which it shares, stands.
                     os.lseek(self.descriptor, 0, os.SEEK_END)
             self._begins = tuple(begins)
+
+    def _still_its(self, at: int) -> bool:
+        if at or self._first is None:
+            return True
+        try:
+            return os.path.samestat(self._first, self._paths[0].stat())
+        except OSError:
+            return False
 
 
 class Cut:
@@ -131,21 +145,26 @@ async def bounded(log: ChildLog) -> AsyncIterator[None]:
 def child_log(path: Path) -> Iterator[ChildLog]:
     """Of a child that works; a disk that gives no file must not keep it from training."""
     with _opened(path, os.O_APPEND) as descriptor:
-        yield ChildLog(descriptor, (path,))
+        yield ChildLog(descriptor, path)
 
 
 @contextmanager
 def waiting_log(path: Path, later: Path) -> Iterator[ChildLog]:
-    """Of one that waits, so that its words are not taken for those of the one that works; `later` is where it goes on."""
-    with _opened(path, os.O_APPEND | os.O_TRUNC) as descriptor:
-        yield ChildLog(descriptor, (path, later))
+    """Of one that waits, so that its words are not taken for those of the one that works; `later` is where it goes on.
+
+    The one that works may have waited before it, and written into the file that was here: this one gets a new file.
+    """
+    with _opened(path, os.O_APPEND | os.O_EXCL, anew=True) as descriptor:
+        yield ChildLog(descriptor, path, later)
 
 
 @contextmanager
-def _opened(path: Path, how: int) -> Iterator[int]:
+def _opened(path: Path, how: int, *, anew: bool = False) -> Iterator[int]:
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | how, 0o644)
-    except OSError:
+        if anew:
+            path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | how | getattr(os, "O_BINARY", 0), 0o644)
+    except OSError:  # also on Windows, which keeps the name of a file for as long as somebody has it open
         descriptor = os.open(os.devnull, os.O_WRONLY)
     try:
         yield descriptor
