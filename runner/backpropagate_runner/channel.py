@@ -39,7 +39,8 @@ def claim() -> tuple[int, int]:
 def write_on_in(path: str) -> None:
     """What is printed here, by whatever library, goes into this file from now on. One that does not open changes nothing."""
     try:
-        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        # Windows: descriptors take their mode with them, and one for text would put a second \r before each \n.
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
     except OSError:
         return
     os.dup2(log, 2)
