@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from backpropagate.doors import helpers, process
+from backpropagate.doors import line_helper, process
 from backpropagate.doors.environ import environment
 from backpropagate.judge.vitals import Recovery, Throttle, action_in_words, throttled_by
 from backpropagate.sensors.gpu import FIRST_SAMPLE_SECONDS, Sample, helper_command
@@ -115,7 +115,7 @@ def get_gpu_status(
     seen = _device(device)
     if seen is None:
         return None
-    answer = helpers.ask(helper_command(seen, 0.0, script, count=1), FIRST_SAMPLE_SECONDS)
+    answer = line_helper.ask(helper_command(seen, 0.0, script, count=1), FIRST_SAMPLE_SECONDS)
     try:
         sample = msgspec.json.decode(answer.split(b"\n")[0], type=Sample)
     except msgspec.DecodeError:
@@ -149,7 +149,7 @@ class GPUMonitor:
     ) -> None:
         self._config, self._device, self._script = config or GPUSafetyConfig(), _device(device), script
         self._on_status, self._on_change = on_status, on_change
-        self._helper: helpers.LineHelper | None = None
+        self._helper: line_helper.LineHelper | None = None
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
         self.latest: GPUStatus | None = None
@@ -160,7 +160,7 @@ class GPUMonitor:
         if self._device is None:
             raise GPUMonitoringError("no GPU is visible to CUDA: CUDA_VISIBLE_DEVICES hides all of them")
         try:
-            self._helper = helpers.LineHelper(helper_command(self._device, self._config.interval, self._script))
+            self._helper = line_helper.LineHelper(helper_command(self._device, self._config.interval, self._script))
         except OSError as error:
             raise GPUMonitoringError(f"the sensors' helper process cannot be started: {error}") from error
         self._stopped, self.error = threading.Event(), ""
@@ -183,7 +183,7 @@ class GPUMonitor:
     def __exit__(self, *error: object) -> None:
         self.stop()
 
-    def _watch(self, helper: helpers.LineHelper, stopped: threading.Event) -> None:
+    def _watch(self, helper: line_helper.LineHelper, stopped: threading.Event) -> None:
         for line in _until(stopped, helper.lines()):
             try:
                 sample = msgspec.json.decode(line, type=Sample)

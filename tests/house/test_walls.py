@@ -130,11 +130,14 @@ def test_pyproject_names_the_same_parts_everywhere() -> None:
 _DOORS: dict[str, set[str]] = {
     "subprocess": {
         "supervisor/backpropagate/doors/process.py",
-        "supervisor/backpropagate/doors/helpers.py",
+        "supervisor/backpropagate/doors/line_helper.py",
         "supervisor/backpropagate/doors/launch.py",
         "supervisor/backpropagate/doors/attendant.py",
     },
-    "anyio.open_process": {"supervisor/backpropagate/doors/process.py", "supervisor/backpropagate/doors/helpers.py"},
+    "anyio.open_process": {
+        "supervisor/backpropagate/doors/process.py",
+        "supervisor/backpropagate/doors/line_helper.py",
+    },
     "multiprocessing": set(),
     "os.system": set(),
     "os.fork": set(),

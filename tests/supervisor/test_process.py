@@ -177,12 +177,12 @@ def test_a_runner_sees_none_of_our_settings_and_one_card(tmp_path: Path, monkeyp
 _CTRL_C = """
 import anyio, os, signal, sys
 from anyio.streams.buffered import BufferedByteReceiveStream
-from backpropagate.doors import helpers, process
+from backpropagate.doors import line_helper, process
 signal.signal(signal.SIGINT, lambda number, frame: None)  # what is ignored would be ignored by the helper, too
 wish = ["-c", "import sys; print('ready', flush=True); print(sys.stdin.readline().strip(), flush=True)"]
 
 async def main():
-    async with helpers.helper(wish) as helper:
+    async with line_helper.helper(wish) as helper:
         lines = BufferedByteReceiveStream(helper.stdout)
         await lines.receive_until(b"\\n", 100)
         os.killpg(0, signal.SIGINT)
@@ -208,7 +208,7 @@ def test_an_interpreter_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 _SIGNALS = """
 import os, signal, sys
-from backpropagate.doors import helpers, process
+from backpropagate.doors import line_helper, process
 heard = []
 with process.signals(heard.append):
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):

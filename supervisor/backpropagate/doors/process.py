@@ -25,7 +25,7 @@ from anyio.abc import Process
 
 from backpropagate.doors import death
 from backpropagate.doors.environ import environment
-from backpropagate.doors.helpers import buried
+from backpropagate.doors.line_helper import buried
 from backpropagate.doors.standing import standing
 from backpropagate.judge.decisions import Death
 from backpropagate_protocol.framing import decoder_for_parent, encode

@@ -9,7 +9,7 @@ import anyio
 import msgspec
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-from backpropagate.doors import helpers
+from backpropagate.doors import line_helper
 from backpropagate.judge.vitals import Vitals
 from backpropagate.sensors.holders import Holder
 
@@ -73,7 +73,7 @@ async def samples(
 ) -> AsyncGenerator[Sample]:
     """Readings, as they come; to be closed (aclosing) by who stops reading. Raises SensorError when there are no more, and after a silence."""
     try:
-        async with helpers.helper(helper_command(device, interval, script)) as helper:
+        async with line_helper.helper(helper_command(device, interval, script)) as helper:
             assert helper.stdout is not None
             lines = BufferedByteReceiveStream(helper.stdout)
             patience = FIRST_SAMPLE_SECONDS

@@ -10,7 +10,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from backpropagate.doors import helpers, process
+from backpropagate.doors import line_helper, process
 from backpropagate.gpu_safety import Condition, GPUMonitor, GPUSafetyConfig, assess, check_gpu_safe, get_gpu_status
 from backpropagate.sensors import gpu
 from backpropagate.sensors.gpu import Sample
@@ -182,7 +182,7 @@ def test_a_card_that_is_hidden_is_not_looked_at(setting: str, tmp_path: Path, mo
 
 
 def test_a_helper_that_says_nothing_is_given_up() -> None:
-    assert helpers.ask(["-c", "import time; time.sleep(600)"], 0.3) == b""
+    assert line_helper.ask(["-c", "import time; time.sleep(600)"], 0.3) == b""
 
 
 @pytest.mark.parametrize(
