@@ -32,10 +32,10 @@ class ChildLog:
 
     def __init__(self, descriptor: int, path: Path, later: Path | None = None) -> None:
         self.descriptor = descriptor
-        self._paths = (path,) if later is None else (path, later)
+        self._paths: tuple[Path, ...] = (path,) if later is None else (path, later)
         self._first = None if later is None else os.fstat(descriptor)
         self._begins = (0,) * len(self._paths)
-        self._own = self._paths[:1]  # one that waits must not touch the log of the one that works
+        self._own: tuple[Path, ...] = self._paths[:1]  # one that waits must not touch the log of the one that works
         self._over = False
         self._lock = Lock()
 
