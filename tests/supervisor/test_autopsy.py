@@ -175,3 +175,33 @@ def test_neither_the_next_child_nor_the_end_waits_for_a_record_that_cannot_be_wr
     never.set()
     assert took_over == [[], []]
     assert [(told.record, told.attempt) for told in recorded(run_dir)] == [("", 1), ("", 1)]
+
+
+def test_a_record_that_comes_late_has_the_number_that_was_told_and_what_was_done(
+    report: Reporter, run_dir: RunDir
+) -> None:
+    asked, answers = threading.Event(), threading.Event()
+
+    def slow(_pid: int, _since: float) -> tuple[str, ...]:
+        asked.set()
+        answers.wait()
+        return ("Killed process",)
+
+    async def main() -> None:
+        autopsy = Autopsy(run_dir, report, look=slow)
+        async with anyio.create_task_group() as tasks:
+            autopsy.born(os.getpid())
+            autopsy.died(KILLED, "")
+            autopsy.saw(FAULT)
+            tasks.start_soon(autopsy.bury)
+            await until(asked.is_set)
+            tasks.cancel_scope.cancel()
+        autopsy.saw(AGAIN)
+        answers.set()
+        await until(lambda: faults.read_all(run_dir))
+
+    anyio.run(main)
+    [told], [record] = recorded(run_dir), faults.read_all(run_dir)
+    assert (told.number, told.record, record.number) == (1, "", 1)
+    assert record.done == "recovering: from the start, batch 4 × 2"
+    assert record.kernel == ("Killed process",)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from threading import Lock
 from typing import TypeVar
 
 import anyio
@@ -51,6 +52,7 @@ class Autopsy:
         self._dead: Case | None = None  # from its end until that was judged
         self._cases: list[Case] = []  # those that were judged
         self._number = 0  # of the newest record
+        self._counting = Lock()  # a thread that was given up may go on beside the next one's
         self._pen = anyio.Lock()  # one writes at a time, so the numbers follow the deaths
 
     def begin(self) -> None:
@@ -142,7 +144,7 @@ class Autopsy:
                 async with self._pen:
                     written = await self._within(partial(self._write, case))
             finally:
-                record, path = written or (record_of(case, 0, ()), "")
+                record, path = written or (record_of(case, case.number, ()), "")
                 self._tell(record, path)
             if path and not record.done:
                 await case.settled.wait()
@@ -153,8 +155,11 @@ class Autopsy:
 
     def _write(self, case: Case) -> tuple[FaultRecord, str]:
         life = case.life
-        number = self._number = max(self._number + 1, faults.next_number(self._run_dir))
-        record = record_of(case, number, self._look(life.pid, life.born) if life.pid else ())
+        with self._counting:
+            case.number = self._number = max(self._number + 1, faults.next_number(self._run_dir))
+        kernel = self._look(life.pid, life.born) if life.pid else ()
+        # Only now: if the kernel's log took its time, it is known by now what was done.
+        record = record_of(case, case.number, kernel)
         return record, faults.write(self._run_dir, record)
 
     async def _within(self, work: Callable[[], _T]) -> _T | None:

@@ -45,6 +45,7 @@ class Case:
     seconds: float  # that it lasted
     done: str = ""
     advice: str = ""
+    number: int = 0  # of its record; 0: it has none yet
     settled: anyio.Event = field(default_factory=anyio.Event)  # it is known what was done
     closed: anyio.Event = field(default_factory=anyio.Event)  # nothing more will be written of it
 
