@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import psutil
 
-import _bench_memory
 from backpropagate.events import Event
 from backpropagate.keep import runs
 from backpropagate.keep.journal import Follower
@@ -55,14 +56,18 @@ def a_spec(output: Path, rows: Path, *, backend: str, model: str, steps: int, sa
 class Supervised:
     """A run under its real supervisor, in a process of its own, and what its journal says."""
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, spec: RunSpec, blocked: Set[signal.Signals] = frozenset()) -> None:
+        """`blocked`: signals that neither the supervisor nor its children will ever receive; not on Windows."""
         self.run: RunDir = runs.create(spec)
         command = [sys.executable, "-P", "-m", "backpropagate", "_supervise", str(self.run.path)]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=partial(_block, blocked) if blocked else None,
         )
         self._follower = Follower(self.run.events)
-        self.peak_rss = 0  # bytes, of the supervisor alone
 
     def events(self, every: float = 0.02) -> Iterator[Event]:
         """Every event as it is written, until the supervisor is gone; looked for each `every` seconds.
@@ -72,7 +77,6 @@ class Supervised:
         deadline = time.monotonic() + PATIENCE
         while True:
             gone = self._process.poll() is not None
-            self._look_at_memory()
             yield from self._follower.poll()
             if gone:
                 return
@@ -80,6 +84,14 @@ class Supervised:
                 self._process.kill()
                 raise TimeoutError(f"the run in {self.run.path} did not end")
             time.sleep(every)
+
+    @property
+    def pid(self) -> int:
+        """The supervisor's."""
+        return self._process.pid
+
+    def interrupt(self) -> None:
+        self._process.send_signal(signal.SIGINT)
 
     def stop(self) -> None:
         self._process.terminate()
@@ -89,9 +101,8 @@ class Supervised:
         found: list[psutil.Process] = psutil.Process(self._process.pid).children()
         return found
 
-    def cpu_seconds(self) -> float:
-        times = psutil.Process(self._process.pid).cpu_times()
-        return float(times.user + times.system)
 
-    def _look_at_memory(self) -> None:
-        self.peak_rss = max(self.peak_rss, _bench_memory.held(self._process.pid))
+def _block(signals: Set[signal.Signals]) -> None:
+    """What is blocked stays so in the programs that a process becomes and starts."""
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
