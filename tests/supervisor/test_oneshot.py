@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,11 +53,17 @@ def test_an_interpreter_that_cannot_be_started_is_named(tmp_path: Path) -> None:
     assert "nobody" in error.message
 
 
+@pytest.fixture
+def no_temporary_folder(tmp_path: Path) -> Iterator[Path]:
+    before, tempfile.tempdir = tempfile.tempdir, str(tmp_path / "gone")
+    yield tmp_path / "gone"
+    tempfile.tempdir = before
+
+
 def test_a_machine_that_takes_no_file_for_the_last_words_is_an_error_with_a_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, no_temporary_folder: Path
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
-    assert "gone" in refused(tmp_path, sys.executable).message
+    assert str(no_temporary_folder) in refused(tmp_path, sys.executable).message
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the impostor is a shell script")
