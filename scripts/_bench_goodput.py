@@ -12,7 +12,7 @@ from _bench_figure import Figure
 from _bench_run import Supervised, a_spec
 from _bench_saves import held_up
 from _bench_takeover import Pairs
-from backpropagate.events import AttemptStarted, CheckpointCommitted, Recovering, RunEnded, Step
+from backpropagate.events import AttemptStarted, Recovering, RunEnded, Step
 from backpropagate_protocol.spec import SafetySpec
 
 _SAVE_SECONDS = 0.4  # of the toy: a scaled copy of the default
@@ -58,21 +58,24 @@ def _redone(folder: Path, rows: Path, kills: int) -> float:
     spec = a_spec(folder / "redone", rows, backend="toy", model=model, steps=10**6, save_steps=10**6)
     run = Supervised(patient(spec, save_steps=None, save_seconds=_SAVE_SECONDS))
     lost: list[float] = []
+    paces: list[float] = []
     pid, first_step, due = 0, 0.0, 0.0
     for event in run.events(every=0.002):
         match event:
             case AttemptStarted():
                 pid, first_step = event.pid, 0.0
             case Recovering() if pid == 0:
-                lost.append((event.steps_lost + 0.5) * _STEP)  # and half of the step that it was in
+                lost.append((event.steps_lost + 0.5) * statistics.fmean(paces))  # and half of the step that it was in
                 if len(lost) == kills:
                     break
             case Step() if not first_step:
                 first_step = event.time
                 due = first_step + _SETTLED + _SAVE_SECONDS * (len(lost) * _GOLDEN % 1)
-            case Step() | CheckpointCommitted() if pid and event.time > due:
-                psutil.Process(pid).kill()
-                pid = 0
+            case Step():
+                paces.append(event.step_seconds)
+                if pid and event.time > due:
+                    psutil.Process(pid).kill()
+                    pid = 0
             case RunEnded():
                 raise RuntimeError(f"the run ended as {event.status!r}: {event.message}; see {run.run.log}")
             case _:

@@ -35,8 +35,10 @@ def million(folder: Path) -> list[Figure]:
     spec = a_spec(folder / "million", rows, backend="toy", model="toy", steps=last + 1, save_steps=5, faults=faults)
     run = Supervised(spec)
     held: list[tuple[int, int]] = []  # bytes, at most and at that moment, after so many floods
+    began = ended = 0.0
     for event in run.events():
         if isinstance(event, Noticed) and announced(event.text) in ("flood", "hold"):
+            began, ended = began or event.time, event.time
             held.append((_bench_memory.held(run.pid), _bench_memory.holds(run.pid)))
             if len(held) == _FLOODS + 1:
                 break
@@ -48,7 +50,8 @@ def million(folder: Path) -> list[Figure]:
     return [
         Figure(
             f"parent after {frames:,} frames",
-            f"{late / _MIB:.1f} MiB {_bench_memory.WORDS} ({now / _MIB:.1f} MiB then)",
+            f"{late / _MIB:.1f} MiB {_bench_memory.WORDS} ({now / _MIB:.1f} MiB then); read at "
+            f"{frames / (ended - began):,.0f} / s",
             "≤ 40 MiB",
             late <= 40 * _MIB,
         ),
