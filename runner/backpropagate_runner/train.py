@@ -94,11 +94,6 @@ def _data(
             return backend, open_prepared(job.prepared), open_prepared(job.held_out) if job.held_out else None
         except ValueError:
             voice.notice("the prepared data are gone; they are made again from the source")
-        _, data, held_out = _prepare(job, model, channel, voice, frameworks)
-        found = [part.manifest.digest if part else None for part in (data, held_out)]
-        if found != [job.prepared.digest, job.held_out.digest if job.held_out else None]:
-            raise error_for("STATE_RUN_MISMATCH", f"{job.spec.data.source} is not what this run began with")
-        return backend, data, held_out
     return _prepare(job, model, channel, voice, frameworks)
 
 
@@ -123,6 +118,10 @@ def _prepare(
         ready = msgspec.structs.replace(
             ready, held_out_path=scored.path, held_out_digest=scored.digest, held_out_rows=scored.rows
         )
+    if job.prepared is not None:
+        begun_with = (job.prepared.digest, job.held_out.digest if job.held_out else "")
+        if (ready.digest, ready.held_out_digest) != begun_with:  # unsaid: what was said is what the next child gets
+            raise error_for("STATE_RUN_MISMATCH", f"{spec.data.source} is not what this run began with")
     channel.send(ready)
     return backend, open_prepared(PreparedRef(ready.path, ready.digest)), held_out
 

@@ -30,7 +30,7 @@ class Stood:
 def where_it_stood(spec: RunSpec, run_dir: RunDir) -> Stood:
     record, past = Record(spec, run_dir), Past()
     facts = Facts.of(spec) if spec.campaign else None
-    attempts, micro, prepared, held_out = 0, None, None, None
+    attempts, micro, prepared, held_out, source = 0, None, None, None, ""
     checkpointing = spec.train.gradient_checkpointing
     saves: list[float] = []
     for event in journal.read(run_dir.events):
@@ -47,11 +47,13 @@ def where_it_stood(spec: RunSpec, run_dir: RunDir) -> Stood:
             micro = event.micro_batch
         elif isinstance(event, DataPrepared):
             prepared, held_out = PreparedRef(event.path, event.digest), telling.held_out(event)
+            source = event.source_digest
     start = Start(
         micro_batch=micro or first_micro_batch(spec),
         gradient_checkpointing=checkpointing,
         prepared=prepared,
         held_out=held_out,
+        source_digest=source,
         attempts=attempts,
         slowest_save=max(saves, default=None),
     )

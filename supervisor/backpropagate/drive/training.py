@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import anyio
+
 from backpropagate.doors.environ import environment
+from backpropagate.drive import changed_data
+from backpropagate.drive.aside import aside
 from backpropagate.drive.driver import Driver
 from backpropagate.drive.reporter import Reporter
 from backpropagate.drive.stops import Stops
+from backpropagate.events import Noticed
 from backpropagate.judge.decisions import Finish
 from backpropagate.judge.estimate import Gpu, Sizing
 from backpropagate.judge.policy import Policy
@@ -21,10 +28,12 @@ from backpropagate.wishes.estimating import sizing_of
 from backpropagate_protocol import durable
 from backpropagate_protocol.catalogue import CATALOGUE, ExitCode
 from backpropagate_protocol.durable import NotWhole
+from backpropagate_protocol.redact import redact
 from backpropagate_protocol.rundir import Manifest, RunDir
 from backpropagate_protocol.spec import RunSpec
 
 _ADAPTER = "adapter_config.json"
+_ASK_AGAIN = 0.5  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +88,7 @@ class Training:
         gpu_script: Path | None,
         reserved: Reservation | None = None,
     ) -> None:
-        self._spec, self._run_dir, self._report, self._stops = spec, run_dir, report, stops
+        self._spec, self._run_dir, self._report, self._stops, self._start = spec, run_dir, report, stops, start
         known = start.micro_batch if start.attempts else None
         self.card = Card(spec, gpu_script, known, reserved=reserved, sizing=self._sizing)
         self._policy = Policy(spec, replace(start, wait_for_card=self.card.wanted), random.random())
@@ -94,7 +103,10 @@ class Training:
         wish = self._spec.safety.standby
         driver = Driver(self._spec, self._run_dir, self._policy, self._report, self.card, self._stops, standby=wish)
         try:
-            finish = await driver.drive()
+            async with anyio.create_task_group() as beside:
+                beside.start_soon(self._tell_of_changed_data)
+                finish = await driver.drive()
+                beside.cancel_scope.cancel()
         finally:
             self.card.release()
         refused, busy = self.card.refused, self.card.busy
@@ -107,6 +119,15 @@ class Training:
         if not self._report.begun:
             raise busy
         return Finish("interrupted", busy.info.exit, busy.info.code, busy.message, busy.suggestion)
+
+    async def _tell_of_changed_data(self) -> None:
+        """Once in the life of a supervisor. A run that is not told of yet may still be turned away."""
+        text = await aside(partial(changed_data.warning, self._spec, self._start))
+        if text is None:
+            return
+        while not self._report.begun:
+            await anyio.sleep(_ASK_AGAIN)
+        self._report.event(Noticed(time=time.time(), run_id=self._spec.run_id, level="warning", text=redact(text)))
 
     def _sizing(self, gpu: Gpu) -> Sizing | None:
         return sizing_of(self._spec, gpu, environment())

@@ -22,6 +22,7 @@ class Start:
     attempts: int = 0
     wait_for_card: bool = False
     held_out: PreparedRef | None = None  # the rows that are scored meanwhile, if there are any
+    source_digest: str = ""  # of the files that `prepared` was made of
     slowest_save: float | None = None  # of this run, seconds; None: there was none yet
 
 

@@ -19,6 +19,7 @@ from backpropagate.events import (
     ExportProved,
     FaultSeen,
     ModelReady,
+    Noticed,
     Recovering,
     RunCreated,
     RunEnded,
@@ -36,6 +37,7 @@ from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import RunSpec
 
 LOSS_POINTS = 200
+WARNINGS = 20
 
 
 class RunRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +68,7 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     micro_batch_history: list[tuple[int, int]] = []  # (step, micro-batch from there on)
     faults: list[dict[str, object]] = []
     gpu_troubles: list[dict[str, object]] = []  # what the card and its driver reported: code, text, what followed
+    warnings: list[str] = []  # each once, the newest of them
     recoveries: int = 0
     packages: dict[str, str] = {}
     exit_code: int | None = None
@@ -186,6 +189,9 @@ class Record:
         elif isinstance(event, CardTrouble):
             trouble: dict[str, object] = {"code": event.code, "text": event.text, "deed": event.deed}
             row = msgspec.structs.replace(row, gpu_troubles=[*row.gpu_troubles, trouble][-50:])
+        elif isinstance(event, Noticed) and event.level == "warning":
+            if event.text not in row.warnings:
+                row = msgspec.structs.replace(row, warnings=[*row.warnings, event.text][-WARNINGS:])
         elif isinstance(event, Recovering):
             row = msgspec.structs.replace(row, recoveries=row.recoveries + 1)
         elif isinstance(event, StageStarted | StageEnded | ExportProved | Exported):
