@@ -5,9 +5,10 @@
     python scripts/bench_gpu.py --unsloth-python PATH  Unsloth from an environment of its own (see `backprop setup --unsloth`)
     python scripts/bench_gpu.py --tiny                 the bench itself, tried out with tiny models on the CPU
 
-Models have the real shapes and random weights, rows are made up: nothing is downloaded. Every training is a process of its own;
-ours run under their real supervisor. "Bound to 16 GB" is a limit on what torch may allocate, half a GiB less than that for the
-CUDA context: whether a training ends in it is judged, its peak is told. A step counts from the end of the one before to its own end; the first ones are left out.
+Models have the real shapes and random weights, rows are made up: nothing is downloaded. Every training is a process of its
+own; ours run under their real supervisor. "Bound to 16 GB" is a limit on what torch may allocate, half a GiB less than that
+for the CUDA context: whether a training ends in it is judged, its peak is told. A step counts from the end of the one before
+to its own end; the first ones are left out.
 """
 
 from __future__ import annotations
