@@ -8,6 +8,7 @@ The implementation of `backpropagate_backends.base.Session`. Invariants, beside 
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ from backpropagate_protocol import weights
 from backpropagate_protocol.durable import DISK, Disk, discard
 from backpropagate_protocol.errors import LossDivergedError
 from backpropagate_protocol.jobs import TrainJob
+from backpropagate_protocol.landmarks import IMPORTED
 from backpropagate_protocol.messages import (
     Phase,
     Progress,
@@ -122,6 +124,8 @@ class TrainSession:
             model_revision=started.model_revision,
         )
         self._channel.send(started)
+        sys.stderr.write(f"{IMPORTED}\n")
+        sys.stderr.flush()
         self.phase(Phase.FIRST_STEP)
         self._channel.settle(SETTLE_SECONDS)
         self._control.begin_training()

@@ -94,6 +94,7 @@ def record_of(case: Case, number: int, kernel: Iterable[str]) -> FaultRecord:
         card=tuple(dict.fromkeys(life.card)),
         kernel=tuple(redact(line) for line in kernel),
         last_lines=tuple(lines),
+        earlier_lines=said.earlier,
         stacks=said.stacks or redact(first.traceback).strip(),
         done=case.done,
         advice=case.advice,

@@ -41,7 +41,8 @@ class FaultRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     free: int = 0
     card: tuple[str, ...] = ()  # what the GPU's driver reported while it lived
     kernel: tuple[str, ...] = ()  # what the kernel wrote of it
-    last_lines: tuple[str, ...] = ()
+    last_lines: tuple[str, ...] = ()  # since its imports; of one that died in them, all
+    earlier_lines: tuple[str, ...] = ()  # until then: what libraries warn of, mostly
     stacks: str = ""  # of all its threads, or the traceback that it sent
     done: str = ""  # what the supervisor did; empty: it was gone before it could do anything
     advice: str = ""

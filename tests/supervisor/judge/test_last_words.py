@@ -6,6 +6,7 @@ import faulthandler
 import tempfile
 
 from backpropagate.judge.last_words import LINES, part
+from backpropagate_protocol.landmarks import IMPORTED
 
 
 def test_a_real_dump_is_parted_from_what_was_said_before_it() -> None:
@@ -59,3 +60,16 @@ def test_a_dump_of_endless_depth_keeps_both_ends() -> None:
 def test_nothing_said_is_nothing() -> None:
     assert part("") == part("\n\n")
     assert not part("").lines
+
+
+def test_what_libraries_warned_of_in_its_imports_is_not_what_a_child_died_of() -> None:
+    words = part(f"Skipping import of cpp extensions\n{IMPORTED}\nstep 7\nFatal Python error: Aborted\n")
+    assert (words.lines, words.earlier) == (("step 7",), ("Skipping import of cpp extensions",))
+    assert words.stacks == "Fatal Python error: Aborted"
+    silent = part(f"Skipping import of cpp extensions\n{IMPORTED}\n")
+    assert (silent.lines, silent.earlier) == ((), words.earlier)
+
+
+def test_of_a_child_that_died_in_its_imports_all_words_are_the_last() -> None:
+    words = part("Skipping import of cpp extensions\nImportError: no torch\n")
+    assert (len(words.lines), words.earlier) == (2, ())

@@ -65,6 +65,13 @@ def test_what_nobody_knows_takes_no_line() -> None:
     assert [line.split()[0] for line in lines([bare], "faults")] == ["fault", "what", "done"]
 
 
+def test_a_child_that_wrote_nothing_since_its_imports_is_told_so() -> None:
+    silent = msgspec.structs.replace(DEAD, last_lines=(), earlier_lines=("a library warns",), stacks="")
+    told = "\n".join(lines([silent], "faults"))
+    assert "none since its imports" in told
+    assert "a library warns" not in told
+
+
 def test_a_stage_is_named_by_its_name() -> None:
     [title, *_] = lines([msgspec.structs.replace(DEAD, stage="convert")], "faults")
     assert "attempt 2 in convert" in title
