@@ -6,7 +6,6 @@ of an epoch, and 10 to 13 in the middle of the second.
 
 from __future__ import annotations
 
-import json
 import sys
 
 import psutil
@@ -17,7 +16,6 @@ from backpropagate.events import (
     CheckpointCommitted,
     CheckpointQuarantined,
     FaultSeen,
-    Heat,
     ModelReady,
     Recovering,
     Step,
@@ -25,7 +23,7 @@ from backpropagate.events import (
 from backpropagate_protocol import durable
 from tests.conftest import Oracle
 from tests.system.real import Trained, assert_bit_identical, assert_same_samples, distance, real_spec, trained
-from tests.system.supervised import At, run_here, supervisor
+from tests.system.supervised import run_here, supervisor
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -99,20 +97,3 @@ def test_a_training_that_really_diverges_stops_with_a_checkpoint_that_verifies(o
     assert len(story.of(AttemptStarted)) == 1
     assert outcome.step == story.of(CheckpointCommitted)[-1].step
     assert durable.verify_dir(oracle.output().run(spec.run_id).checkpoint(outcome.step)).loss is not None
-
-
-def test_a_hot_card_is_rested_and_real_training_goes_on_halved_with_the_same_samples(
-    oracle: Oracle, untroubled: Trained
-) -> None:
-    warm = oracle.home / "warm"
-    script = oracle.home / "card.json"
-    script.write_text(json.dumps({"celsius": [60, 82, 91, 91, 85, 70], "interval": 0.1, "begin": str(warm)}))
-    spec = real_spec(oracle.output(), "hold:10")
-    heating = At(lambda event: isinstance(event, Step) and event.step == 9, warm.touch)
-    outcome, story = run_here(spec, script, sinks=[heating])
-    assert [heat.level for heat in story.of(Heat)] == ["warning", "pause", "cool"]
-    assert [(ready.micro_batch, ready.accumulation) for ready in story.of(ModelReady)] == [(4, 1), (2, 2)]
-    assert story.of(ModelReady)[1].step >= 10
-    run = trained(spec, outcome)
-    assert_same_samples(run, untroubled)
-    assert distance(run, untroubled) < 1e-5
