@@ -44,10 +44,11 @@ def milliseconds(values: Sequence[float]) -> str:
     return f"p99 {high:.0f} ms (median {middle:.0f}, most {top:.0f}, of {len(values)})"
 
 
-def machine() -> str:
+def machine(when: str) -> str:
+    """What was measured on; `when` the load was looked at."""
     memory = psutil.virtual_memory().total / 2**30
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     return (
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, Python "
-        f"{platform.python_version()}; load {load:.1f} when the bench began, {datetime.now(UTC):%Y-%m-%d}"
+        f"{platform.python_version()}; load {load:.1f} {when}, {datetime.now(UTC):%Y-%m-%d}"
     )

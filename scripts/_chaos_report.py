@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-
-import psutil
 
 import _bench_memory
+from _bench_figure import machine
 from _chaos_seen import Seen, Sort
 
 _MIB = 2**20
@@ -65,7 +61,7 @@ def report(seen: Seen, hang_floor: float, seconds: float) -> str:
     ]
     table = "\n".join(rows)
     besides = f" Besides, what ends nothing: {_kinds(seen.noise)}." if seen.noise else ""
-    return f"{machine()}\n\n| what | measured | goal | |\n|---|---|---|---|\n{table}\n\n{_kinds(seen.faults)}.{besides}"
+    return f"{machine('at the end')}\n\n| what | measured | goal | |\n|---|---|---|---|\n{table}\n\n{_kinds(seen.faults)}.{besides}"
 
 
 def _row(what: str, value: str, goal: str = "", met: bool | None = None) -> str:
@@ -119,12 +115,3 @@ def _lost(seen: Seen) -> str:
 
 def _kinds(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()) if count)
-
-
-def machine() -> str:
-    memory = psutil.virtual_memory().total / 2**30
-    load = f"; load {os.getloadavg()[0]:.1f} at the end" if hasattr(os, "getloadavg") else ""
-    return (
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, Python "
-        f"{platform.python_version()}{load}, {datetime.now(UTC):%Y-%m-%d}"
-    )

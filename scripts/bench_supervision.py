@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := sorted(set(wanted) - set(CASES)):
         parser.error(f"there is no row {unknown[0]!r}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # spinning threads on busy cores would drown every difference
-    print(f"{machine()}\n\n{HEAD}", flush=True)
+    print(f"{machine('when the bench began')}\n\n{HEAD}", flush=True)
     short = False
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         bench = Bench(Path(temporary), options.rounds, options.steps, options.kills, options.takeovers)

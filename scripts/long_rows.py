@@ -22,12 +22,12 @@ from pathlib import Path
 
 import psutil
 
+from _bench_figure import machine
 from backpropagate.events import Event, RunEnded
 from backpropagate.keep import journal, runs
 from backpropagate_protocol import durable
 from backpropagate_protocol.rundir import RunDir
 from backpropagate_protocol.spec import DataSpec, LoraSpec, ModelSpec, PlannedFault, RunSpec, TrainSpec
-from chaos import machine
 
 _REPLACES = 4_000
 _NOISE = 17_000  # times 66,000 bytes
@@ -138,7 +138,7 @@ def main() -> int:
         ("samples and weights as without it", "yes" if same else "NO", "yes"),
         ("time of the run", f"{noisy.seconds:.0f} s", ""),
     ]  # fmt: skip
-    print(f"{machine()}\n\n| what | measured | goal |\n|---|---|---|")
+    print(f"{machine('when they began')}\n\n| what | measured | goal |\n|---|---|---|")
     print("\n".join(f"| {what} | {value} | {goal} |" for what, value, goal in rows))
     return int(bool(failures or torn or not same or noisy.peak - quiet.peak > 8 << 20))
 
