@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from backpropagate import events as e
-from backpropagate.commands.drill import _document, _table
+from backpropagate.commands.drill import _document, _table, drill
 from backpropagate.drive import drill_reading
 from backpropagate.drive.drill import Result
 from backpropagate.drive.drill_reading import Struck, Truth
@@ -202,6 +202,8 @@ def test_the_table_says_of_every_row_whether_it_holds_and_of_a_bad_one_why() -> 
     assert _table([good, stopped], None)[-1] == "All 2 rows hold."
     head, first, second, third, why, _, last = _table([good, stopped, bad], Path("kept"))
     assert head.split("  ")[0] == "fault"
+    unmoved = Result("d", "libraries print", "completed", None, None, 0, True, True, 0)
+    assert "no harm done" in _table([unmoved], None)[1]
     assert first.split()[-1] == second.split()[-1] == "holds"
     assert "ends, as it must" in second
     assert third.endswith("DOES NOT HOLD")
@@ -227,4 +229,7 @@ def test_the_page_tells_how_many_faults_there_are() -> None:
     page = (Path(__file__).parents[2] / "docs" / "drill.md").read_text(encoding="utf-8")
     assert f"# {len(toy_rows(quick=False))} faults, no card needed" in page
     assert (len(toy_rows(quick=True)), len(real_rows(quick=False)), len(real_rows(quick=True))) == (8, 6, 2)
+    told = " ".join((drill.help or "").split())
+    assert f"36 faults ({len(toy_rows(quick=False))} where there are POSIX signals)" in told
+    assert all(words in told for words in ("the eight of --quick", "--real adds six, or with --quick two"))
     assert all(words in page for words in ("# the eight most important", "# six more in real training", "two faults"))

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from backpropagate.drive.drill import Drill
+from backpropagate.drive.drill import Drill, drilled
 from backpropagate.drive.drill_rows import Row, toy_rows
 from backpropagate.keep import userstate
+from backpropagate_protocol.errors import DiskFullError
 from backpropagate_protocol.spec import ModelSpec, PlannedFault
 from tests.conftest import Oracle
 
@@ -43,10 +44,14 @@ def test_the_quick_rows_hold_and_leave_nothing_behind(tmp_path: Path) -> None:
     assert [path for name in set(places.values()) for path in (tmp_path / name).iterdir()] == []
 
 
-def test_a_row_that_ends_otherwise_does_not_hold(oracle: Oracle) -> None:
+def test_a_row_that_ends_otherwise_does_not_hold_and_on_a_full_disk_nothing_is_judged(oracle: Oracle) -> None:
     drill = Drill(oracle.home / "drill", ModelSpec(name="toy", path="toy"), "toy")
-    drill.undisturbed()
-    result = drill.drill(Row("wrong", "killed", (PlannedFault("sigkill", 12),), code="RUNTIME_HANG"))
+    wrong = Row("wrong", "killed", (PlannedFault("sigkill", 12),), code="RUNTIME_HANG")
+    said: list[str] = []
+    with pytest.raises(DiskFullError):
+        next(drilled(drill, [wrong], said.append, lambda: DiskFullError("full")))
+    assert said == []
+    result = drill.drill(wrong)
     assert not result.holds
     assert result.wrong == ("RUNTIME_HANG was to be seen, and RUNTIME_CHILD_DIED was",)
     assert (result.ended, result.samples_exact, result.weights_identical, result.orphans) == (

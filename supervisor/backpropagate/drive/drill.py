@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ from backpropagate.drive.drill_reading import Truth
 from backpropagate.drive.drill_rows import REAL, TOY, End, Pace, Row
 from backpropagate.drive.drill_scene import PlayedCard, Scene
 from backpropagate.keep import locks, userstate
-from backpropagate_protocol.errors import TrainingError
+from backpropagate_protocol.errors import BackpropagateError, TrainingError
 from backpropagate_protocol.rundir import OutputDir
 from backpropagate_protocol.spec import DataSpec, LoraSpec, ModelSpec, RunSpec, SafetySpec, TrainSpec
 
@@ -134,6 +135,10 @@ class Drill:
             base=None if self._backend == "toy" else self._model.name,
         )
 
+    def forget(self, row: Row) -> None:
+        """What the row left on the disk goes: nobody has to look at it."""
+        shutil.rmtree(self._folder / row.key, ignore_errors=True)
+
     def _forget_card(self) -> None:
         """Of a card that is not there nothing stays with the user."""
         userstate.forget(self._uuid)
@@ -200,15 +205,22 @@ class Drill:
         )
 
 
-def drilled(drill: Drill, rows: Sequence[Row], say: Callable[[str], None]) -> list[Result]:
-    """All rows, one after the other: side by side they would spoil each other's times. `say` hears of each as it ends."""
+def drilled(
+    drill: Drill, rows: Sequence[Row], say: Callable[[str], None], full: Callable[[], BackpropagateError | None]
+) -> Iterator[Result]:
+    """All rows, one after the other: side by side they would spoil each other's times. `say` hears of each as it ends.
+
+    full: what is to be said if the disk is. On one that is, nothing is judged: it is raised.
+    """
     drill.undisturbed()
-    results = []
     for number, row in enumerate(rows, start=1):
         result = drill.drill(row)
+        if result.holds:
+            drill.forget(row)
+        elif (error := full()) is not None:
+            raise error
         say(f"{number}/{len(rows)} {row.name}: {'holds' if result.holds else 'does not hold'}")
-        results.append(result)
-    return results
+        yield result
 
 
 def _rounded(seconds: float | None) -> float | None:

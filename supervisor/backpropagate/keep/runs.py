@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from backpropagate_protocol import durable
-from backpropagate_protocol.errors import BackpropagateError, ConfigurationError, RunNotFoundError, error_for
+from backpropagate_protocol.errors import BackpropagateError, RunNotFoundError, code_of_write, error_for
 from backpropagate_protocol.rundir import OutputDir, RunDir
 from backpropagate_protocol.spec import RunSpec
 
@@ -26,7 +26,7 @@ def as_output(output: Output) -> OutputDir:
 def create(spec: RunSpec) -> RunDir:
     """Makes the run directory of a new run and writes its `spec.json`.
 
-    Raises ConfigurationError (CONFIG_OUTPUT_UNWRITABLE) if that cannot be done; nothing half-made stays behind.
+    Raises ConfigurationError (CONFIG_OUTPUT_UNWRITABLE) or DiskFullError if that cannot be done; nothing half-made stays behind.
     """
     run_dir = OutputDir(Path(spec.output)).run(spec.run_id)
     try:
@@ -75,11 +75,11 @@ def _discard_unbegun(run_dir: RunDir) -> bool:
     return True
 
 
-def _unwritable(output: OutputDir, error: OSError) -> ConfigurationError:
-    """Without the run's id: nothing of it is there to be found by it."""
-    return ConfigurationError(
-        f"{output.path} cannot be written: {error.strerror or error}", code="CONFIG_OUTPUT_UNWRITABLE"
-    )
+def _unwritable(output: OutputDir, error: OSError) -> BackpropagateError:
+    """Without the run's id: nothing of it is there to be found by it, or to be resumed."""
+    code, text = code_of_write(error), f"{output.path} cannot be written: {error.strerror or error}"
+    full = "Free space there, or choose another folder with --output." if code == "RUNTIME_DISK_FULL" else None
+    return error_for(code, text, suggestion=full)
 
 
 def find(output: Output, prefix: str) -> RunDir:
