@@ -36,6 +36,7 @@ class DataReport(msgspec.Struct, frozen=True, array_like=True, tag="report"):
     notices: tuple[str, ...] = ()
     statistics: DataStatistics | None = None  # with a model only
     shown: tuple[ShownRow, ...] = ()
+    unparsed: int = 0  # of the bad ones: could not even be read
 
 
 class Spread(msgspec.Struct, frozen=True, array_like=True):

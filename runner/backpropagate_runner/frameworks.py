@@ -33,6 +33,11 @@ class Frameworks:
         except BaseException as error:  # noqa: BLE001 - raised again where the backend is asked for
             self._error = error
 
+    @property
+    def over(self) -> bool:
+        """Whether what was begun is done, well or not: one that stood by has nothing left to import."""
+        return self._name != "none" and not self._thread.is_alive()
+
     def backend(self, name: str) -> Backend:
         """The backend that the Job wants, its frameworks imported. Raises what went wrong with that."""
         if self._name != "none":

@@ -25,7 +25,14 @@ def report(
     found = scan(job.data, phase, max_errors=job.max_errors, lenient=True)
     errors = tuple(redact(error) for error in found.errors)
     plain = DataReport(
-        found.format or "unknown", found.rows, found.bad, errors, found.counts, found.dropped, found.notices
+        found.format or "unknown",
+        found.rows,
+        found.bad,
+        errors,
+        found.counts,
+        found.dropped,
+        found.notices,
+        unparsed=found.unparsed,
     )
     return plain if tokenizer is None or not found.taken else _measured(job, found, plain, tokenizer(), phase)
 
@@ -66,4 +73,5 @@ def _measured(job: ValidateJob, found: Scan, plain: DataReport, tokenizer: Token
         (*plain.notices, *measured.notices),
         measured.statistics,
         measured.shown,
+        plain.unparsed,
     )

@@ -147,7 +147,8 @@ def _tokenise(data: DataSpec, tokenizer: Tokenizer, found: Scan, job: TrainJob, 
 
 
 def _backend(job: TrainJob, voice: Voice, frameworks: Frameworks) -> Backend:
-    voice.phase(Phase.IMPORT)
+    if not frameworks.over:
+        voice.phase(Phase.IMPORT)
     backend = frameworks.backend(rail(job.spec))
     backend.check(job)
     return backend

@@ -45,6 +45,7 @@ class Scan:
     portions: tuple[Scan, ...] = ()
     dropped: dict[str, int] = field(default_factory=dict)
     left_out: array[int] = field(default_factory=lambda: array("q"))
+    unparsed: int = 0  # of the bad ones
 
     @property
     def taken(self) -> int:
@@ -155,6 +156,7 @@ def _pass(data: DataSpec, phase: PhaseReport, max_errors: int, lenient: bool, po
         chosen,
         dropped=dict(sieve.dropped),
         left_out=sieve.positions,
+        unparsed=unparsed,
     )
 
 

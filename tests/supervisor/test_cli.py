@@ -278,7 +278,7 @@ def test_validate_reports_what_is_wrong_and_fails(tmp_path: Path) -> None:
     assert json.loads(good.stdout)["rows"] == 1
     assert bad.returncode == 1
     assert json.loads(bad.stdout)["bad"] == 1
-    assert json.loads(bad.stdout)["error"]["code"] == "INPUT_DATASET_VALIDATION_FAILED"
+    assert json.loads(bad.stdout)["error"]["code"] == "INPUT_DATASET_PARSE_FAILED"
 
 
 def test_without_the_training_packages_train_names_the_extra_in_one_line(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import click
 from backpropagate.commands.flags import Command, from_table
 from backpropagate.screen import current
 from backpropagate.wishes.options import Value
-from backpropagate_protocol.errors import DatasetValidationError, InvalidSettingError
+from backpropagate_protocol.errors import DatasetParseError, DatasetValidationError, InvalidSettingError
 
 if TYPE_CHECKING:
     from backpropagate.wishes.settings import Settings
@@ -75,7 +75,8 @@ def validate(data: str, max_errors: int, show: int, **given: Value) -> int:
     if not screen.json:
         screen.data(None, "\n".join(report.errors) + more)
         screen.data(None, words(report))
-    wrong = DatasetValidationError(
+    kind = DatasetParseError if report.unparsed else DatasetValidationError  # as the training that meets them
+    wrong = kind(
         f"{report.bad} of {report.bad + report.rows} rows of {spec.source} cannot be used (format {report.format})",
         suggestion="Repair these rows, or train without them: backprop train --on-bad-row skip.",
     )

@@ -126,8 +126,12 @@ def show_run(run: str, output_dir: Value) -> None:
         shown.pop(name, None)
     if row.runs:
         shown["runs"] = [_run_of_campaign(run) for run in row.runs]
-    lines = [line for name, value in shown.items() for line in _field(name, value)]
+    if "order" in shown:
+        shown["order"] = f"{row.order} (a checksum over the ids of all samples seen, in their order)"
     records = faults.read_all(run_dir)
+    if len(records) >= len(row.faults):
+        shown.pop("faults", None)  # each is told below
+    lines = [line for name, value in shown.items() for line in _field(name, value)]
     if records:
         document["faults"] = msgspec.to_builtins(records)
         lines += ["", *faults_in_words.lines(records, str(run_dir.faults))]

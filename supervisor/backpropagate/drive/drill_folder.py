@@ -19,7 +19,7 @@ from backpropagate_protocol.errors import DiskFullError
 
 PREFIX = "backprop-drill-"
 LOCK = ".drill.lock"  # held as long as the drill lives; a folder without one was kept for its user
-TOY_ROOM, REAL_ROOM = 16 << 20, 256 << 20  # bytes: several times what was seen, of the bundled base
+TOY_ROOM, REAL_ROOM = 16 << 20, 64 << 20  # bytes: several times what was seen, of the bundled base
 _PROBE = 1 << 20
 _YOUNG = 60.0  # seconds: who made a lock may be about to take it
 

@@ -19,6 +19,7 @@ from backpropagate.watch.stages import StageView
 
 _WINDOW = 64  # steps that speed and ETA are judged by
 BARS = "▁▂▃▄▅▆▇█"
+_NEARLY = 1.1  # times: two ends so close are one
 _LOSSES = 512  # points kept for the sparkline
 
 
@@ -209,10 +210,10 @@ def duration(seconds: float) -> str:
 
 
 def span(low: float, high: float) -> str:
-    """A range of durations: `3–5 min`, or one value where both ends read the same."""
+    """A range of durations: `3–5 min`, or one value where both ends read the same or nearly so."""
     first, last = duration(low), duration(high)
-    if first == last:
-        return first
+    if first == last or 0 < low <= high < _NEARLY * low:
+        return last
     first_number, _, first_unit = first.partition(" ")
     last_number, _, last_unit = last.partition(" ")
     return f"{first_number}–{last_number} {last_unit}" if first_unit == last_unit else f"{first} – {last}"

@@ -21,7 +21,7 @@ def counted_by_child(python: str | None) -> Counter:
 
     def count(data: DataSpec) -> int:
         report = run_job(ValidateJob(data=every_row(data)), DataReport, backend="none", runner_python=python)
-        return usable(data, report.rows, report.bad, report.errors)
+        return usable(data, report.rows, report.bad, report.errors, parse=report.unparsed > 0)
 
     return count
 
@@ -59,7 +59,8 @@ def counted_by_command(python: str | None) -> Counter:
         if answer.rows is None:
             refused = answer.error
             raise error_for(refused.code, refused.message, suggestion=refused.suggestion) if refused else DatasetError(f"{data.source} could not be checked")  # fmt: skip
-        return usable(data, answer.rows, answer.bad, answer.errors)
+        parse = answer.error is not None and answer.error.code == DatasetParseError.default_code
+        return usable(data, answer.rows, answer.bad, answer.errors, parse=parse)
 
     return count
 
@@ -69,13 +70,13 @@ def every_row(data: DataSpec) -> DataSpec:
     return msgspec.structs.replace(data, start=0, holdout=0, part="train", replay=())
 
 
-def usable(data: DataSpec, rows: int, bad: int, errors: Sequence[str]) -> int:
-    """The number of rows, bad ones too: that is how positions in a file are counted.
+def usable(data: DataSpec, rows: int, bad: int, errors: Sequence[str], *, parse: bool = False) -> int:
+    """The number of rows, bad ones too: that is how positions in a file are counted. `parse`: some cannot even be read.
 
     Raises for bad rows that nobody said should be left out: better now than in the run that meets them.
     """
     if bad and (rows == 0 or data.on_bad_row != "skip"):
-        kind = DatasetParseError if any("is not JSON" in error for error in errors) else DatasetValidationError
+        kind = DatasetParseError if parse else DatasetValidationError
         more = [f"… and {bad - len(errors)} more"] if bad > len(errors) else []
         raise kind("\n  ".join([f"{data.source}: {bad} of {rows + bad} rows cannot be used", *errors, *more]))
     return rows + bad

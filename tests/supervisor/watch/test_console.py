@@ -244,6 +244,7 @@ def test_durations_in_words(seconds: float, words: str) -> None:
 
 def test_a_range_with_equal_ends_is_one_value() -> None:
     assert span(10.1, 10.2) == "10 s"
+    assert span(58, 61) == "1 min"
     assert span(50, 70) == "50 s – 1 min"
 
 

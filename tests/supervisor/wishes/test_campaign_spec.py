@@ -175,7 +175,7 @@ def test_dora_is_trained_where_nothing_is_merged(tmp_path: Path) -> None:
 def test_bad_rows_are_refused_now_rather_than_in_the_run_that_meets_them() -> None:
     data = DataSpec(source="d.jsonl")
     with pytest.raises(DatasetParseError, match="2 of 10 rows cannot be used"):
-        usable(data, 8, 2, ["line 3: is not JSON: that"])
+        usable(data, 8, 2, ["line 3: is not JSON: that"], parse=True)
     with pytest.raises(DatasetValidationError, match="line 3"):
         usable(data, 8, 2, ["line 3: has no answer"])
     assert usable(DataSpec(source="d.jsonl", on_bad_row="skip"), 8, 2, []) == 10
