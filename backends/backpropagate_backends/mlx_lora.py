@@ -69,7 +69,9 @@ def put_on(
     made = []
     for path in chosen:
         if dora and isinstance(modules[path], nn.QuantizedLinear) and modules[path].bits not in (2, 4, 8):
-            raise InvalidSettingError(f"mlx-lm has no DoRA on weights of {modules[path].bits} bits; leave --use-dora out")
+            raise InvalidSettingError(
+                f"mlx-lm has no DoRA on weights of {modules[path].bits} bits; leave --use-dora out"
+            )
         made.append((path, kind.from_base(modules[path], r=r, scale=scale, dropout=dropout)))
     net.update_modules(tree_unflatten(made))
 
